@@ -7,6 +7,7 @@ temperature of the posterior `exp(-n_beta L_n(w) - gamma/2 |w - w_star|^2)` (Lau
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -255,7 +256,9 @@ class DataConfig:
             _positive_int(f"data.{key}", getattr(self, key))
         _choice("data.input_law", self.input_law, INPUT_LAWS)
         _choice("data.noise", self.noise, NOISES)
-        _require(math.isfinite(self.anisotropy) and self.anisotropy >= 1, "data.anisotropy", self.anisotropy, "at least 1")
+        _require(
+            math.isfinite(self.anisotropy) and self.anisotropy >= 1, "data.anisotropy", self.anisotropy, "at least 1"
+        )
         _non_negative("data.separation", self.separation)
         _non_negative("data.noise_std", self.noise_std)
         _positive("data.noise_df", self.noise_df)
@@ -327,10 +330,27 @@ class BuildConfig:
         """Rows that the full-data loss reads; 0 for a closed-form loss."""
         return 0
 
+    @property
+    def label(self) -> str:
+        """A few words that tell the target from others in a table or a picture."""
+        raise NotImplementedError
+
+
+def _monomial_label(blocks: list[list[int]], point: list[float] | None) -> str:
+    names = itertools.count(1)
+    terms = ["".join(f"w{next(names)}^{2 * k}" for k in block) for block in blocks]
+    where = "" if point is None or not any(point) else f" at ({', '.join(f'{x:g}' for x in point)})"
+    return " + ".join(terms) + where
+
 
 @dataclass(frozen=True)
 class QuadraticBuild(BuildConfig):
     target: QuadraticTarget = field(default_factory=QuadraticTarget)
+
+    @property
+    def label(self) -> str:
+        rank = self.target.dim if self.target.rank is None else self.target.rank
+        return f"quadratic d={self.target.dim} rank {rank}"
 
     @property
     def dim(self) -> int:
@@ -345,6 +365,10 @@ class MonomialBuild(BuildConfig):
     def dim(self) -> int:
         return len(self.target.exponents)
 
+    @property
+    def label(self) -> str:
+        return _monomial_label(self.target.blocks, self.target.point)
+
 
 @dataclass(frozen=True)
 class MonomialSumBuild(BuildConfig):
@@ -353,6 +377,10 @@ class MonomialSumBuild(BuildConfig):
     @property
     def dim(self) -> int:
         return sum(map(len, self.target.blocks))
+
+    @property
+    def label(self) -> str:
+        return _monomial_label(self.target.blocks, self.target.point)
 
 
 @dataclass(frozen=True)
@@ -376,17 +404,22 @@ class DlnBuild(RegressionBuild):
     @property
     def dim(self) -> int:
         widths = self.target.widths
-        return sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+        return sum(a * b for a, b in itertools.pairwise(widths))
 
     @property
     def num_data(self) -> int:
         return self.target.n if self.target.data == "empirical" else 0
 
+    @property
+    def label(self) -> str:
+        rank = min(self.target.widths) if self.target.rank is None else self.target.rank
+        return f"dln {'-'.join(map(str, self.target.widths))} rank {rank}, {self.target.data}"
+
 
 def mlp_num_params(widths: list[int], input_dim: int, output_dim: int, bias: bool) -> int:
     """Number of parameters of a network with the given hidden widths."""
     sizes = [input_dim, *widths, output_dim]
-    return sum((a + bias) * b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+    return sum((a + bias) * b for a, b in itertools.pairwise(sizes))
 
 
 def mlp_widths(model: ModelConfig, input_dim: int, output_dim: int) -> list[int]:
@@ -430,6 +463,11 @@ class MlpBuild(RegressionBuild):
     @property
     def num_data(self) -> int:
         return self.data.n
+
+    @property
+    def label(self) -> str:
+        sizes = [self.data.input_dim, *self.widths, self.data.output_dim]
+        return f"mlp {'-'.join(map(str, sizes))} {self.model.activation}"
 
 
 BUILD_SCHEMAS: dict[str, type[BuildConfig]] = {
@@ -488,7 +526,10 @@ class SampleConfig:
             )
         _choice("precision", self.precision, PRECISIONS)
         _require(
-            self.format == SAMPLE_FORMAT, "format", self.format, f"{SAMPLE_FORMAT}, the format that this version samples"
+            self.format == SAMPLE_FORMAT,
+            "format",
+            self.format,
+            f"{SAMPLE_FORMAT}, the format that this version samples",
         )
 
     @property

@@ -47,7 +47,9 @@ class BuildFailed(LambdaHatError):
 
 
 class LaunchError(LambdaHatError):
-    """The MPI world is not the one that the launcher was asked for."""
+    """The MPI world is not the one that the launcher was asked for; nothing was started."""
+
+    exit_code = EXIT_USAGE
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

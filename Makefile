@@ -1,0 +1,38 @@
+# make run    set up .venv and run the default study in packs
+# make test   set up .venv with the test extras and run the whole test suite
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test lint clean
+
+run: $(VENV)/.run
+	$(BIN)/python flows/packed.py --pack 32
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "lambda_hat needs Python 3.11 or newer, $(PYTHON) is older or missing: make PYTHON=/path/to/python3.11"; exit 1; }
+	@# Debian keeps venv's pip in a package of its own (python3-venv); a pip beside the interpreter does as well.
+	@$(PYTHON) -m venv $(VENV) >$(VENV).log 2>&1 || \
+	  { $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(VENV) install -q pip; } >>$(VENV).log 2>&1 || \
+	  { cat $(VENV).log; rm -rf $(VENV); \
+	    echo "no virtual environment could be made: apt install python3-venv, or make PYTHON=another interpreter"; exit 1; }
+	@rm -f $(VENV).log
+
+$(VENV)/.run: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[mpi]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[mpi,test]'
+	@touch $(VENV)/.run $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

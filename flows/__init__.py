@@ -1,0 +1,1 @@
+"""Parsl flows: scripts in a checkout, not an installed package. Never imports jax or mpi4py."""

@@ -1,0 +1,55 @@
+"""The Parsl apps. They run on workers: everything they need comes as an argument, and they live in an importable
+module, because a name of the driver's `__main__` would not exist there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from parsl import python_app
+
+
+@python_app(executors=["tasks"])
+def run_task(argv: list[str], stdout: str, stderr: str, env: dict[str, str], inputs: tuple = ()) -> int:
+    """Run one process to its end; returns its exit status. What happened is in the store."""
+    from flows.apps import run_process
+
+    return run_process(argv, stdout, stderr, env)
+
+
+@python_app(executors=["packs"])
+def run_pack(
+    pack_file: str,
+    program: list[str],
+    flavour: str,
+    mpi: str,
+    stdout: str,
+    stderr: str,
+    env: dict[str, str],
+    inputs: tuple = (),
+    parsl_resource_specification: dict[str, Any] | None = None,
+) -> int:
+    """Launch `program pack_file` over the nodes that Parsl gave this task; returns the launcher's exit status.
+
+    `inputs` are futures that are settled once the pack's targets have been built or have failed.
+    """
+    import os
+
+    from flows.apps import run_process
+    from mpi.launch import find_mpiexec, launch_line
+
+    # Parsl tells a task its place through these variables alone.
+    nodes = os.environ["PARSL_MPI_NODELIST"].split(",")
+    ranks_per_node = int(os.environ["PARSL_RANKS_PER_NODE"])
+    launcher = find_mpiexec(mpi)
+    argv = launch_line(flavour, nodes, ranks_per_node, [*program, pack_file], launcher.mpiexec)
+    return run_process(argv, stdout, stderr, {**env, **launcher.environment})
+
+
+def run_process(argv: list[str], stdout: str, stderr: str, env: dict[str, str]) -> int:
+    """Run `argv` with its output in two files, without standard input; returns its exit status."""
+    import os
+    import subprocess
+
+    with open(stdout, "ab") as out, open(stderr, "ab") as err:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env={**os.environ, **env})
+    return done.returncode

@@ -1,0 +1,70 @@
+"""`lambda-hat-build-target`: build one target from its configuration."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from lambda_hat.cores import bind_process
+from lambda_hat.errors import ConfigError, StoreError, run_command
+from lambda_hat.id_utils import target_id_for
+from lambda_hat.lease import LEASE_VARIABLE, exit_when_lost
+from lambda_hat.omegaconf_support import load_build_config
+from lambda_hat.store import Store
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config-yaml", type=Path, required=True, metavar="F", help="the target's configuration")
+    parser.add_argument("--target-id", metavar="ID", help="refuse to build anything else")
+    parser.add_argument(
+        "--target-dir", type=Path, metavar="D", help="where to build; default: its folder in the configured store"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build into `--target-dir`; 0 also where the target is already there."""
+    cfg = load_build_config(args.config_yaml)
+    target_id = target_id_for(cfg)
+    if args.target_id and args.target_id != target_id:
+        raise ConfigError(f"--target-id {args.target_id}: {args.config_yaml} describes {target_id}")
+    store = Store(cfg.store.root)
+    directory = args.target_dir.absolute() if args.target_dir else store.target_dir(target_id)
+    if (directory / "meta.json").is_file():
+        print(f"{target_id} is already built in {directory}")
+        return 0
+    make_folder(directory)
+    exit_when_lost(os.environ.get(LEASE_VARIABLE), target_id)
+    bind_process(cfg.runtime.cores_per_rank)
+    from lambda_hat.execute import build_into, recording_failure
+
+    started = time.monotonic()
+    with recording_failure(directory):
+        target = build_into(directory, cfg)
+    exact = "" if target.true_llc is None else f", lambda = {target.true_llc:g}"
+    print(
+        f"built {target_id} ({cfg.label}) in {time.monotonic() - started:.1f} s: dim = {target.dim}, n = {target.n}, "
+        f"L_n(w_star) = {target.loss_at_w_star:.6g}{exact}; {directory}"
+    )
+    return 0
+
+
+def make_folder(directory: Path) -> None:
+    """Make `directory`; StoreError where that cannot be."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{directory}: cannot be made: {error.strerror or error}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="lambda-hat-build-target", description=__doc__)
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    run_command(lambda: run(args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""`lambda-hat`: build a target, sample a run, collect the table, list the store."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import lambda_hat
+from lambda_hat.entrypoints import build_target, sample
+from lambda_hat.errors import EXIT_OK, StoreError, run_command
+from lambda_hat.store import Store
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="lambda-hat", description=lambda_hat.__doc__)
+    parser.add_argument("--version", action="version", version=lambda_hat.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    build = commands.add_parser("build-target", help="build one target from its configuration")
+    build_target.add_arguments(build)
+    build.set_defaults(run=build_target.run)
+
+    run = commands.add_parser("sample", help="sample one run of one target")
+    sample.add_arguments(run)
+    run.set_defaults(run=sample.run)
+
+    results = commands.add_parser("results", help="collect the table of estimates from the store, at any time")
+    results.add_argument("--store", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    results.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    results.add_argument(
+        "--experiments", type=Path, metavar="FILE", help="a row per run of this study, instead of per run in the store"
+    )
+    results.set_defaults(run=_results)
+
+    ls = commands.add_parser("ls", help="what the store holds")
+    ls.add_argument("--store", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    ls.set_defaults(run=_ls)
+
+    args = parser.parse_args(argv)
+    run_command(lambda: args.run(args))
+
+
+def _existing_store(root: Path) -> Store:
+    store = Store(root)
+    if not store.targets_dir.is_dir():
+        raise StoreError(f"{store.root}: no store there; name one with --store DIR, or run python flows/packed.py")
+    return store
+
+
+def _results(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from lambda_hat.report import PICTURE_NAME, draw_estimates
+    from lambda_hat.results import RunRef, collect, runs_in_store, write_table
+    from lambda_hat.workflow_config import compose_study
+
+    if args.experiments:
+        study = compose_study(args.experiments)
+        store = Store(args.store)
+        refs = [RunRef(r.target_id, r.run_id, study.targets[r.target_id], r.cfg) for r in study.runs]
+    else:
+        store = _existing_store(args.store)
+        refs = runs_in_store(store)
+    table = collect(store, refs)
+    path = write_table(table, args.results)
+    picture = draw_estimates(table, args.results / PICTURE_NAME)
+    statuses = table.column("status").to_pylist()
+    Console().print(
+        f"{path}: {len(refs)} runs, {statuses.count('finished')} finished"
+        + (f"; picture: {picture}" if picture else ""),
+        soft_wrap=True,
+        highlight=False,
+    )
+    return EXIT_OK
+
+
+def _ls(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lambda_hat.omegaconf_support import load_build_config
+
+    store = _existing_store(args.store)
+    view = Table(box=None, padding=(0, 1), header_style="bold")
+    for name in ("target", "what", "status", "runs", "finished", "failed"):
+        view.add_column(name, justify="right" if name in ("runs", "finished", "failed") else "left", no_wrap=True)
+    for target_id in store.target_ids():
+        config = store.target_dir(target_id) / "config.yaml"
+        label = load_build_config(config).label if config.is_file() else "?"
+        states = [store.run_status(target_id, run_id) for run_id in store.run_ids(target_id)]
+        view.add_row(
+            target_id,
+            label,
+            store.target_status(target_id),
+            str(len(states)),
+            str(states.count("finished")),
+            str(states.count("failed")),
+        )
+    console = Console()
+    console.print(view)
+    console.print(f"store: {store.root}", soft_wrap=True, highlight=False)
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    main()

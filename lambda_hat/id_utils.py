@@ -1,0 +1,39 @@
+"""Content hashes: what a target or a run is called follows from its configuration alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+from lambda_hat.config import BuildConfig, SampleConfig
+
+NOT_IDENTITY = ("runtime", "store")
+"""Sections that say where and how something is computed, never what."""
+
+
+def canonical_json(payload: Any) -> str:
+    """JSON with sorted keys and no white space; non-finite numbers are refused (ValueError)."""
+    return json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def identity_payload(cfg: BuildConfig | SampleConfig) -> dict[str, Any]:
+    """The part of a configuration that decides its numbers."""
+    return {key: value for key, value in asdict(cfg).items() if key not in NOT_IDENTITY}
+
+
+def target_id_for(cfg: BuildConfig) -> str:
+    """`tgt_` and 12 hex digits of sha256 over the canonical JSON of the configuration."""
+    return "tgt_" + hashlib.sha256(canonical_json(identity_payload(cfg)).encode()).hexdigest()[:12]
+
+
+def run_id_for(cfg: SampleConfig) -> str:
+    """`run_<sampler>_` and 8 hex digits of sha1 over the canonical JSON of the configuration."""
+    digest = hashlib.sha1(canonical_json(identity_payload(cfg)).encode()).hexdigest()
+    return f"run_{cfg.name}_{digest[:8]}"
+
+
+def random_identity(cfg: SampleConfig) -> int:
+    """31 bits that set a run's random numbers apart from those of any other run with the same seed."""
+    return int(hashlib.sha1(canonical_json(identity_payload(cfg)).encode()).hexdigest()[8:16], 16) >> 1

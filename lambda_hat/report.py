@@ -1,0 +1,176 @@
+"""What a person sees of a study: the summary on the terminal and the picture of its estimates."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from lambda_hat.results import to_frame
+from lambda_hat.store import read_events, write_bytes_atomic
+
+PICTURE_NAME = "llc.png"
+MOST_ROWS = 100
+BIASED_SAMPLERS = {"sgld": "by its step size", "mclmc": "by its step size"}
+BIAS_ALLOWED = 0.05
+STD_ERRORS_ALLOWED = 3.0
+
+
+def rank_usage(pack_dirs: Iterable[Path]) -> dict[str, float]:
+    """How busy the ranks of some packs were: `ranks`, `busy` (seconds inside runs), `total` (seconds of life)."""
+    ranks, busy, total = 0, 0.0, 0.0
+    for directory in pack_dirs:
+        for log in sorted(directory.glob("rank-*.jsonl")):
+            for event in read_events(log)[0]:
+                if event["event"] == "end":
+                    ranks += 1
+                    busy += event["seconds_busy"]
+                    total += event["seconds_total"]
+    return {"ranks": ranks, "busy": busy, "total": total}
+
+
+def agreement(row: dict[str, Any]) -> str | None:
+    """Whether an estimate agrees with its exact finite-n value, None where that is not known.
+
+    Unbiased samplers should lie within 3 standard errors; those biased by their step within 3 standard errors + 5 %.
+    """
+    exact, estimate, error = row.get("true_llc_t"), row.get("llc_mean"), row.get("llc_std_error")
+    if exact is None or estimate is None or error is None:
+        return None
+    slack = BIAS_ALLOWED * abs(exact) if row["sampler"] in BIASED_SAMPLERS else 0.0
+    return "agrees" if abs(estimate - exact) <= STD_ERRORS_ALLOWED * error + slack + 1e-12 else "off"
+
+
+def print_summary(
+    table: pa.Table, console: Console, *, seconds: float, usage: dict[str, float], where: dict[str, Path]
+) -> None:
+    """Print the study's table, its counts, how busy the ranks were, and where everything lies."""
+    rows = table.to_pylist()
+    shown = rows if len(rows) <= MOST_ROWS else [r for r in rows if r["status"] != "finished" or r["verdict"] != "ok"]
+    console.print(_run_table(shown[:MOST_ROWS]))
+    if len(shown) < len(rows) or len(shown) > MOST_ROWS:
+        console.print(f"(the table shows {min(len(shown), MOST_ROWS)} of {len(rows)} runs: those that are not ok)")
+
+    counts = {s: sum(r["status"] == s for r in rows) for s in ("finished", "failed", "blocked", "pending")}
+    verdicts: dict[str, int] = {}
+    for row in rows:
+        if row["verdict"] is not None:
+            verdicts[row["verdict"]] = verdicts.get(row["verdict"], 0) + 1
+    exact = [agreement(r) for r in rows if agreement(r) is not None]
+    parts = [f"{count} {status}" for status, count in counts.items() if count or status == "finished"]
+    console.print(f"targets   {len({r['target_id'] for r in rows})}")
+    console.print(f"runs      {', '.join(parts)}")
+    console.print(f"verdicts  {', '.join(f'{n} {v}' for v, n in sorted(verdicts.items())) or 'none'}")
+    if exact:
+        console.print(
+            f"truth     {exact.count('agrees')} of {len(exact)} runs with an exact λ_t agree with it (within 3 standard "
+            "errors; sgld and mclmc, which are biased by their step size: + 5 %)"
+        )
+    if usage["ranks"]:
+        busy = usage["busy"] / usage["total"] if usage["total"] else 0.0
+        console.print(
+            f"ranks     {usage['ranks']:.0f} rank processes were sampling {busy:.0%} of their time "
+            f"({usage['busy']:.0f} of {usage['total']:.0f} s, start-up included)"
+        )
+    console.print(f"time      {seconds:.1f} s")
+    for name, path in where.items():
+        console.print(f"{name:<10}{path}", soft_wrap=True, highlight=False)
+
+
+def _run_table(rows: list[dict[str, Any]]) -> Table:
+    view = Table(box=None, padding=(0, 1), header_style="bold")
+    for name in ("target", "run"):
+        view.add_column(name, no_wrap=True)
+    for name in ("λ̂", "± s.e.", "λ_t", "λ"):
+        view.add_column(name, justify="right", no_wrap=True)
+    view.add_column("verdict")
+    view.add_column("s", justify="right", no_wrap=True)
+    for row in rows:
+        mark = {"agrees": "", "off": " [red]✗[/red]", None: ""}[agreement(row)]
+        verdict = row["verdict"] if row["status"] == "finished" else row["status"]
+        style = "" if verdict == "ok" else "red" if row["status"] == "failed" or verdict == "diverged" else "yellow"
+        seconds = (row["seconds_compile"] or 0) + (row["seconds_sample"] or 0)
+        view.add_row(
+            row["target"],
+            row["run_id"],
+            _number(row["llc_mean"]) + mark,
+            _number(row["llc_std_error"]),
+            _number(row["true_llc_t"]),
+            _number(row["true_llc"]),
+            f"[{style}]{verdict}[/{style}]" if style else verdict,
+            f"{seconds:.1f}" if row["status"] == "finished" else "",
+        )
+    return view
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def draw_estimates(table: pa.Table, path: Path) -> Path | None:
+    """A PNG with every finished estimate and its standard error by target, exact values as lines.
+
+    Returns the path, or None where nothing is finished.
+    """
+    frame = to_frame(table)
+    frame = frame[(frame["status"] == "finished") & frame["llc_mean"].notna()]
+    if frame.empty:
+        return None
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    targets = list(dict.fromkeys(frame["target_id"]))
+    samplers = sorted(frame["sampler"].unique())
+    columns = min(3, len(targets))
+    shown = targets[:30]
+    lines = math.ceil(len(shown) / columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 2.9 * lines), squeeze=False)
+    colours = dict(zip(samplers, plt.get_cmap("tab10").colors, strict=False))
+    for axis, target_id in zip(axes.flat, shown, strict=False):
+        group = frame[frame["target_id"] == target_id].sort_values(["sampler", "run_id"])
+        for sampler, part in group.groupby("sampler"):
+            at = [list(group["run_id"]).index(run) for run in part["run_id"]]
+            axis.errorbar(
+                at,
+                part["llc_mean"],
+                yerr=2 * part["llc_std_error"],
+                fmt="o",
+                markersize=4,
+                capsize=2,
+                color=colours[sampler],
+                label=sampler,
+            )
+        exact_t, exact = group["true_llc_t"].iloc[0], group["true_llc"].iloc[0]
+        if not math.isnan(exact_t):
+            axis.axhline(exact_t, color="black", linewidth=1, label="exact λ$_t$ at this n")
+        if not math.isnan(exact):
+            axis.axhline(exact, color="grey", linewidth=1, linestyle=":", label="λ (n → ∞)")
+        axis.set_title(group["target"].iloc[0], fontsize=9)
+        axis.set_xticks([])
+        axis.set_xlim(-0.7, len(group) - 0.3)
+        axis.margins(y=0.15)
+        axis.tick_params(labelsize=8)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("λ̂ ± 2 s.e.", fontsize=9)
+    handles = {
+        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0.35 / (2.9 * lines), 1, 1))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    plt.close(figure)
+    write_bytes_atomic(path, buffer.getvalue())
+    return path

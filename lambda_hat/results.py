@@ -1,0 +1,206 @@
+"""The table of estimates: one typed row per run, finished or not, collected from the store."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lambda_hat.config import SAMPLE_SCHEMAS, BuildConfig, SampleConfig
+from lambda_hat.errors import LambdaHatError
+from lambda_hat.id_utils import canonical_json, identity_payload
+from lambda_hat.omegaconf_support import load_build_config, load_sample_config
+from lambda_hat.posterior import posterior_for
+from lambda_hat.store import Store, read_json, write_bytes_atomic
+
+TABLE_NAME = "llc_runs.parquet"
+
+_FLOATS = pa.list_(pa.float64())
+_COLUMNS: list[tuple[str, pa.DataType]] = [
+    ("target_id", pa.string()),
+    ("run_id", pa.string()),
+    ("target", pa.string()),
+    ("target_kind", pa.string()),
+    ("target_config", pa.string()),
+    ("sampler", pa.string()),
+    ("status", pa.string()),
+    ("reason", pa.string()),
+    ("llc_mean", pa.float64()),
+    ("llc_std_error", pa.float64()),
+    ("llc_per_chain", _FLOATS),
+    ("rhat_max", pa.float64()),
+    ("ess_bulk_min", pa.float64()),
+    ("ess_tail_min", pa.float64()),
+    ("acceptance", pa.float64()),
+    ("num_divergent", pa.int64()),
+    ("loss_at_w_star", pa.float64()),
+    ("loss_mean", pa.float64()),
+    ("n", pa.int64()),
+    ("dim", pa.int64()),
+    ("beta", pa.float64()),
+    ("gamma", pa.float64()),
+    ("n_beta", pa.float64()),
+    ("true_llc", pa.float64()),
+    ("true_multiplicity", pa.int64()),
+    ("true_llc_t", pa.float64()),
+    ("rel_error", pa.float64()),
+    ("verdict", pa.string()),
+    ("verdict_sentence", pa.string()),
+    ("notes", pa.list_(pa.string())),
+    ("step_size", _FLOATS),
+    ("fge", pa.float64()),
+    ("seconds_compile", pa.float64()),
+    ("seconds_sample", pa.float64()),
+    ("seconds_total", pa.float64()),
+    ("rank", pa.int64()),
+    ("host", pa.string()),
+    ("pack_id", pa.string()),
+    ("run_dir", pa.string()),
+]
+
+
+def _config_columns() -> Iterator[tuple[str, pa.DataType]]:
+    """`cfg.<key>` for every key that a sampler can have, flattened with dots."""
+    arrow = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+    def walk(schema: type, prefix: str) -> Iterator[tuple[str, pa.DataType]]:
+        hints = get_type_hints(schema)
+        for field in dataclasses.fields(schema):
+            hint = hints[field.name]
+            if dataclasses.is_dataclass(hint):
+                yield from walk(hint, f"{prefix}{field.name}.")
+            else:
+                plain = next(t for t in getattr(hint, "__args__", (hint,)) if t is not type(None))
+                yield f"{prefix}{field.name}", arrow[plain]
+
+    seen: dict[str, pa.DataType] = {}
+    for schema in SAMPLE_SCHEMAS.values():
+        seen |= {name: kind for name, kind in walk(schema, "cfg.") if name not in ("cfg.target_id", "cfg.name")}
+    yield from seen.items()
+
+
+SCHEMA = pa.schema([*_COLUMNS, *_config_columns()])
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """A run that a table should have a row for."""
+
+    target_id: str
+    run_id: str
+    build: BuildConfig
+    cfg: SampleConfig
+
+
+def runs_in_store(store: Store) -> list[RunRef]:
+    """Every run that has a readable configuration in the store."""
+    refs = []
+    for target_id in store.target_ids():
+        build_path = store.target_dir(target_id) / "config.yaml"
+        if not build_path.is_file():
+            continue
+        build = load_build_config(build_path)
+        for run_id in store.run_ids(target_id):
+            path = store.run_dir(target_id, run_id) / "config.yaml"
+            if path.is_file():
+                refs.append(RunRef(target_id, run_id, build, load_sample_config(path)))
+    return refs
+
+
+def collect(store: Store, refs: Iterable[RunRef]) -> pa.Table:
+    """The table with one row per run of `refs`, whatever its state."""
+    targets: dict[str, _TargetState] = {}
+    rows = []
+    for ref in refs:
+        if ref.target_id not in targets:
+            targets[ref.target_id] = _target_state(store, ref)
+        rows.append(_row(store, ref, targets[ref.target_id]))
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def write_table(table: pa.Table, results_root: Path) -> Path:
+    """Write `llc_runs.parquet` atomically; returns its path."""
+    path = results_root / TABLE_NAME
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer)
+    write_bytes_atomic(path, buffer.getvalue().to_pybytes())
+    return path
+
+
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """The table as pandas, whole numbers that may be missing as nullable integers."""
+    integers = {pa.int64(): pd.Int64Dtype()}
+    return table.to_pandas(types_mapper=integers.get)
+
+
+@dataclass(frozen=True)
+class _TargetState:
+    columns: dict[str, Any]
+    error: str | None
+
+
+def _target_state(store: Store, ref: RunRef) -> _TargetState:
+    directory = store.target_dir(ref.target_id)
+    status = store.target_status(ref.target_id)
+    columns: dict[str, Any] = {
+        "target": ref.build.label,
+        "target_kind": ref.build.kind,
+        "target_config": canonical_json(identity_payload(ref.build)),
+        "n": ref.build.n,
+        "dim": ref.build.dim,
+    }
+    if status == "built":
+        meta = read_json(directory / "meta.json")
+        columns |= {key: meta[key] for key in ("loss_at_w_star", "true_llc", "true_multiplicity")}
+        return _TargetState(columns, None)
+    return _TargetState(columns, error_line(directory / "error.json") if status == "failed" else None)
+
+
+def _row(store: Store, ref: RunRef, target: _TargetState) -> dict[str, Any]:
+    directory = store.run_dir(ref.target_id, ref.run_id)
+    posterior = posterior_for(ref.cfg, ref.build.n, ref.build.dim)
+    row: dict[str, Any] = {
+        "target_id": ref.target_id,
+        "run_id": ref.run_id,
+        "sampler": ref.cfg.name,
+        "run_dir": str(directory),
+        **target.columns,
+        "beta": posterior.n_beta / ref.build.n,
+        "gamma": posterior.gamma,
+        "n_beta": posterior.n_beta,
+    }
+    row |= {f"cfg.{key}": value for key, value in _flatten(dataclasses.asdict(ref.cfg))}
+    status = store.run_status(ref.target_id, ref.run_id)
+    if status == "finished":
+        analysis = read_json(directory / "analysis.json")
+        return row | {key: value for key, value in analysis.items() if key in SCHEMA.names} | {"status": "finished"}
+    if status == "failed":
+        return row | {"status": "failed", "reason": error_line(directory / "error.json")}
+    if target.error is not None:
+        return row | {"status": "blocked", "reason": f"its target could not be built: {target.error}"}
+    return row | {"status": "pending", "reason": "not sampled yet"}
+
+
+def error_line(path: Path) -> str:
+    """One line of an `error.json`: the kind of error, its message, and where."""
+    try:
+        record = read_json(path)
+        message = record["message"].strip().splitlines() or [""]
+        where = f" (rank {record['rank']} on {record['host']})" if "rank" in record else ""
+        return f"{record['type']}: {message[0]}{where}"
+    except (LambdaHatError, OSError, KeyError, AttributeError):
+        return f"{path} cannot be read"
+
+
+def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,26 @@
+"""Samplers of the localised posterior: `sample` runs the one that a configuration names."""
+
+from __future__ import annotations
+
+import jax
+
+from lambda_hat.config import SampleConfig
+from lambda_hat.posterior import posterior_for
+from lambda_hat.samplers import hmc, mclmc, sgld
+from lambda_hat.samplers.base import Draws
+from lambda_hat.targets.base import Target
+
+__all__ = ["Draws", "sample"]
+
+_SAMPLERS = {"sgld": sgld.sample, "hmc": hmc.sample, "mclmc": mclmc.sample}
+
+
+def sample(target: Target, cfg: SampleConfig, identity: int = 0) -> Draws:
+    """Sample the localised posterior of `target` at its `w_star` as `cfg` says.
+
+    identity: a number below 2^32 that tells this run from others with the same seed; with `cfg.seed` it makes every
+    random number of the run. Trouble of single chains is in the result (`chain_alive`), never an exception.
+    Everything is traced and run in the precision of `cfg`.
+    """
+    with jax.enable_x64(cfg.precision == "float64"):
+        return _SAMPLERS[cfg.name](target, cfg, identity, posterior_for(cfg, target.n, target.dim))

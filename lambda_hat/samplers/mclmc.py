@@ -1,0 +1,83 @@
+"""Unadjusted microcanonical Langevin Monte Carlo (Robnik et al. 2023, arXiv 2212.08549), with blackjax's tuner.
+
+Nothing is accepted or rejected: the energy error per step sets the bias. A step that becomes non-finite is reverted.
+"""
+
+from __future__ import annotations
+
+import blackjax
+import jax
+import jax.numpy as jnp
+
+from lambda_hat.config import MclmcConfig
+from lambda_hat.posterior import Posterior
+from lambda_hat.samplers.base import LOSS_COST, Algorithm, Draws, Info, Model, Sampler, Work
+from lambda_hat.samplers.run import run
+from lambda_hat.targets.base import Target
+
+GRADIENTS_PER_STEP = 2
+"""McLachlan's integrator."""
+TUNING_SHARES = (0.4, 0.3, 0.2)
+"""Shares of `num_tuning` for step size, preconditioner and decoherence length; with a preconditioner the tuner adds a
+third of the second share to settle the step size again."""
+
+
+def tuning_steps(cfg: MclmcConfig) -> int:
+    """Transitions that the tuner makes, rounded as it rounds them."""
+    first, second, third = (round(cfg.num_tuning * share) for share in TUNING_SHARES)
+    if cfg.diagonal_preconditioning:
+        second += second // 3
+    return first + second + third
+
+
+def build(model: Model, cfg: MclmcConfig, arguments: dict) -> Algorithm:
+    """One chain of MCLMC, its tuner included."""
+    kernel = blackjax.mclmc.build_kernel()
+
+    def transition(key, state, tuned):
+        return kernel(key, state, model.log_density, tuned.inverse_mass_matrix, tuned.L, tuned.step_size)
+
+    def warm_up(key):
+        key_init, key_tune, key_burnin = jax.random.split(key, 3)
+        state = blackjax.mclmc.init(model.w_star, model.log_density, key_init)
+        state, tuned, _ = blackjax.mclmc_find_L_and_step_size(
+            kernel,
+            cfg.num_tuning,
+            state,
+            key_tune,
+            logdensity_fn=model.log_density,
+            frac_tune1=TUNING_SHARES[0],
+            frac_tune2=TUNING_SHARES[1],
+            frac_tune3=TUNING_SHARES[2],
+            desired_energy_var=arguments["desired_energy_var"],
+            diagonal_preconditioning=cfg.diagonal_preconditioning,
+        )
+        keys = jax.random.split(key_burnin, cfg.num_burnin)
+        state, _ = jax.lax.scan(lambda state, key: (transition(key, state, tuned)[0], None), state, keys)
+        return state, tuned
+
+    def step(key, state, tuned):
+        state, info = transition(key, state, tuned)
+        return state, Info(jnp.full((), jnp.nan, model.w_star.dtype), ~info.nonans)
+
+    return Algorithm(
+        warm_up, step, lambda state: state.position, lambda key, w: model.full_loss(w), lambda tuned: tuned.step_size
+    )
+
+
+def work(cfg: MclmcConfig, target: Target) -> Work:
+    """Two gradients per transition, tuning included, and one for the first state."""
+    before = 1.0 + GRADIENTS_PER_STEP * (tuning_steps(cfg) + cfg.num_burnin)
+    return Work(before=before, per_step=float(GRADIENTS_PER_STEP), per_record=LOSS_COST)
+
+
+def notes(cfg: MclmcConfig, target: Target) -> tuple[str, ...]:
+    return ("unadjusted: biased by its step size",)
+
+
+MCLMC = Sampler("mclmc", ("desired_energy_var",), strict=False, build=build, work=work, notes=notes)
+
+
+def sample(target: Target, cfg: MclmcConfig, identity: int, posterior: Posterior) -> Draws:
+    """Run the chains."""
+    return run(MCLMC, target, cfg, identity, posterior, {"desired_energy_var": cfg.desired_energy_var})

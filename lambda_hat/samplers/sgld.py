@@ -1,0 +1,152 @@
+"""Stochastic gradient Langevin dynamics, optionally preconditioned.
+
+`dw = -(eps/2) P (gamma (w - w_star) + n_beta grad L_B(w)) + sqrt(eps P) xi` (Welling & Teh 2011; Li et al. 2016,
+arXiv 1512.07666; Lau et al. 2023, arXiv 2308.12108). blackjax's `sgld` takes `eps/2` for this `eps`.
+
+There is no accept-reject step, so the law is off by the step: on a quadratic of curvature `h` the variance comes out
+as `1 / (h (1 - eps h / 4))`. With `adapt: burnin` P is constant once draws are recorded and adds no error of its own;
+kept adapting, the dynamics lack the divergence of P and converge to another law.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lambda_hat.config import SgldConfig
+from lambda_hat.posterior import Posterior
+from lambda_hat.samplers import precond as preconditioning
+from lambda_hat.samplers.base import LOSS_COST, Algorithm, Draws, Info, Model, Sampler, Work
+from lambda_hat.samplers.pilot import run_pilot
+from lambda_hat.samplers.precond import Moments, preconditioner
+from lambda_hat.samplers.run import run
+from lambda_hat.targets.base import Target
+
+
+class State(NamedTuple):
+    w: Float[Array, " dim"]
+    moments: Moments | None
+
+
+class Tuned(NamedTuple):
+    step_size: Float[Array, ""]
+    scale: Float[Array, " dim"] | None
+    """The frozen diagonal of P; None where P is 1 or keeps adapting."""
+
+
+def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorithm:
+    """One chain of SGLD. The number of the step size is `arguments["step_size"]`."""
+    step_size = arguments["step_size"]
+    precond = preconditioner(cfg, arguments)
+    n_beta, gamma = model.posterior
+
+    def move(key, w, loss_gradient, scale):
+        drift = gamma * (w - model.w_star) + n_beta * loss_gradient
+        noise = jax.random.normal(key, w.shape, w.dtype)
+        if scale is None:
+            return w - 0.5 * step_size * drift + jnp.sqrt(step_size) * noise
+        return w - 0.5 * step_size * scale * drift + jnp.sqrt(step_size * scale) * noise
+
+    def transition(key, state: State, frozen_scale) -> State:
+        key_batch, key_noise = jax.random.split(key)
+        g = model.loss_gradient(key_batch, state.w, cfg.batch_size)
+        if precond is None:
+            return State(move(key_noise, state.w, g, None), None)
+        moments = precond.update(state.moments, g)
+        scale = precond.scale(precond.second_moment(moments)) if frozen_scale is None else frozen_scale
+        drift = precond.momentum(moments) if cfg.momentum_in_drift else g
+        return State(move(key_noise, state.w, drift, scale), moments)
+
+    def warm_up(key):
+        # What is frozen is the second moment averaged over the second half of burn-in: the moving average alone
+        # remembers 1 / (1 - decay) steps, in which a slow chain sees a single place.
+        averaged_from = cfg.num_burnin // 2
+
+        def burn_in(carry, index):
+            state, total = carry
+            state = transition(jax.random.fold_in(key, index), state, None)
+            if precond is not None:
+                total = total + jnp.where(index >= averaged_from, precond.second_moment(state.moments), 0)
+            return (state, total), None
+
+        w = model.w_star
+        state = State(w, None if precond is None else precond.init(w))
+        indices = jnp.arange(cfg.num_burnin, dtype=jnp.uint32)
+        (state, total), _ = jax.lax.scan(burn_in, (state, jnp.zeros_like(w)), indices)
+        if precond is None or cfg.adapt == "always":
+            return state, Tuned(step_size, None)
+        return state, Tuned(step_size, precond.scale(total / (cfg.num_burnin - averaged_from)))
+
+    def step(key, state: State, tuned: Tuned):
+        nan = jnp.full((), jnp.nan, state.w.dtype)
+        return transition(key, state, tuned.scale), Info(acceptance=nan, is_divergent=jnp.zeros((), bool))
+
+    def record(key, w):
+        if not _paired(cfg, model.population):
+            return model.full_loss(w)
+        batch = model.batch(key, cfg.batch_size)
+        return model.batch_loss(w, batch) - model.batch_loss(model.w_star, batch)
+
+    return Algorithm(warm_up, step, lambda state: state.w, record, lambda tuned: tuned.step_size)
+
+
+def _paired(cfg: SgldConfig, population: bool) -> bool:
+    return cfg.loss_estimate == "paired" and cfg.batch_size is not None and not population
+
+
+def batch_fraction(cfg: SgldConfig, target: Target) -> float:
+    """A batch in units of the full data; 1 where there are no batches."""
+    if cfg.batch_size is None or target.population:
+        return 1.0
+    return cfg.batch_size / target.num_data
+
+
+def work(cfg: SgldConfig, target: Target) -> Work:
+    """One gradient per transition; a recorded loss is one forward pass, two of a batch when paired."""
+    fraction = batch_fraction(cfg, target)
+    per_record = 2 * fraction * LOSS_COST if _paired(cfg, target.population) else LOSS_COST
+    return Work(before=cfg.num_burnin * fraction, per_step=fraction, per_record=per_record)
+
+
+def notes(cfg: SgldConfig, target: Target) -> tuple[str, ...]:
+    """What a reader of the estimate should know."""
+    found = ["unadjusted: biased by its step size"]
+    if cfg.precond != "none" and cfg.adapt == "always":
+        found.append("biased: the preconditioner keeps adapting (adapt: always), so the chain converges to another law")
+    if cfg.momentum_in_drift:
+        found.append("biased: the drift uses the first moment in place of the gradient (momentum_in_drift: true)")
+    if not target.population and cfg.batch_size is not None and cfg.batch_size > target.num_data:
+        found.append(
+            f"batch_size {cfg.batch_size} exceeds the {target.num_data} rows of the data; rows are drawn with replacement"
+        )
+    return tuple(found)
+
+
+SGLD = Sampler(
+    name="sgld",
+    arguments=("step_size", "pilot_c", "pilot_steps", *preconditioning.ARGUMENTS),
+    strict=True,
+    build=build,
+    work=work,
+    notes=notes,
+    records_differences=lambda cfg, target: _paired(cfg, target.population),
+)
+
+
+def sample(target: Target, cfg: SgldConfig, identity: int, posterior: Posterior) -> Draws:
+    """Run the chains, after a pilot chain where `cfg` leaves the step size open."""
+    arguments = {name: getattr(cfg, name) for name in preconditioning.ARGUMENTS}
+    if cfg.step_size is not None:
+        return run(SGLD, target, cfg, identity, posterior, {**arguments, "step_size": cfg.step_size})
+    pilot = run_pilot(target, cfg, identity, posterior, arguments)
+    draws = run(SGLD, target, cfg, identity, posterior, {**arguments, "step_size": pilot.step_size})
+    return draws._replace(
+        fge=draws.fge + pilot.fge,
+        seconds_compile=draws.seconds_compile + pilot.seconds_compile,
+        seconds_sample=draws.seconds_sample + pilot.seconds_sample,
+        cache_hit=draws.cache_hit and pilot.cache_hit,
+        notes=(*draws.notes, *pilot.notes),
+    )

@@ -1,0 +1,399 @@
+"""The program under mpirun: runs the runs of one pack, every rank working, each run published as it finishes.
+
+    mpirun -n 4 python mpi/run_pack.py PACK.json
+    mpirun -n 4 python mpi/run_pack.py --experiments conf/smoke.yaml [--store DIR] [key=value ...]
+
+The second form needs no driver: it composes the study, builds the targets that are missing, and runs what is left.
+
+A pack file is JSON: `format` (1), `pack_id`, `store_root` (absolute), `cores_per_rank`, `expected_ranks` (or null),
+`force` (run again what is finished), `runs` (target_id, run_id, config, cost in seconds), and `builds` (target_id,
+config) where the ranks are to build as well.
+
+Logs go to the pack's folder in the store: `rank-0000.log` has what the rank printed, native libraries included, and
+`rank-0000.jsonl` its events: `start`, `ready`, `build_start`, `build_end`, `run_start`, `run_end` and `end`. Every run
+has one `run_end`, with `status` (finished, failed or blocked), `seconds`, and the `reason` where it is not finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import hashlib
+import os
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS, BuildConfig, SampleConfig
+from lambda_hat.cores import Binding
+from lambda_hat.errors import EXIT_FAILED, EXIT_OK, ConfigError, LambdaHatError, LaunchError, run_command
+from lambda_hat.id_utils import canonical_json, run_id_for, target_id_for
+from lambda_hat.lease import LEASE_VARIABLE, exit_when_lost
+from lambda_hat.omegaconf_support import build_dataclass, schema_for
+from lambda_hat.store import EventLog, Store, read_json, write_json_atomic
+from lambda_hat.workflow_config import Study, compose_study
+from mpi.devices import (
+    bind_cores,
+    check_world,
+    launcher_local_rank,
+    launcher_local_size,
+    launcher_rank,
+    launcher_size,
+)
+from mpi.dispatch import Item, World, dispatch, install_abort_hooks, start_mpi, to_stderr
+
+PACK_FORMAT = 1
+PACK_KEYS = ("format", "pack_id", "store_root", "cores_per_rank", "expected_ranks", "force", "runs")
+
+Pack = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one pack; the same exit status on every rank.
+
+    A pack file: 0 when every run was dealt with, the outcome being in the store. `--experiments`: 0 when every run of
+    the study is finished, 1 otherwise.
+    """
+    started = time.monotonic()
+    first = launcher_rank(os.environ) == 0
+    with contextlib.nullcontext() if first else _silence():
+        args = _parse(argv)
+    if args.dry_run:
+        if first:
+            print(describe_pack(load_pack(args)))
+        return EXIT_OK
+    launched = launcher_size(os.environ)
+    try:
+        world = start_mpi(launched[1] if launched else None)
+        check_world(world.size, None, os.environ)
+    except LaunchError as error:
+        if first:
+            raise
+        return error.exit_code
+    install_abort_hooks(world)
+    try:
+        pack = load_pack(args) if world.rank == 0 else None
+        if pack is not None:
+            check_world(world.size, pack["expected_ranks"], os.environ)
+    except LambdaHatError as error:
+        if world.size == 1:
+            raise
+        to_stderr(f"error: {error}")
+        world.abort(error.exit_code)
+    if world.comm is not None:
+        pack = world.comm.bcast(pack)
+    assert pack is not None
+    outcomes = run_pack(world, pack, started)
+    if args.experiments is None:
+        return EXIT_OK
+    return EXIT_FAILED if outcomes["failed"] + outcomes["blocked"] else EXIT_OK
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="run_pack.py", description="Run one pack of runs, under mpirun or alone.")
+    parser.add_argument("pack", nargs="?", type=Path, metavar="PACK.json", help="the pack, as the driver wrote it")
+    parser.add_argument("--experiments", type=Path, metavar="FILE", help="compose, build and run this study instead")
+    parser.add_argument("--store", metavar="DIR", help="with --experiments: the store to use")
+    parser.add_argument("--cores-per-rank", type=int, default=1, metavar="N", help="with --experiments; default 1")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be built and run, and start nothing")
+    parser.add_argument("words", nargs="*", metavar="key=value", help="with --experiments: overrides of the file")
+    args = parser.parse_intermixed_args(argv)
+    if args.experiments is not None and args.pack is not None:
+        # argparse gives the first key=value word to the pack.
+        args.words.insert(0, str(args.pack))
+        args.pack = None
+    if (args.pack is None) == (args.experiments is None):
+        parser.error("give either PACK.json or --experiments FILE")
+    if args.pack is not None and (args.words or args.store or args.cores_per_rank != 1):
+        parser.error("a pack file says all; --store, --cores-per-rank and key=value go with --experiments")
+    return args
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    # Every rank would print the same usage message.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
+# --------------------------------------------------------------------------------------------------------------
+# What there is to do
+
+
+def load_pack(args: argparse.Namespace) -> Pack:
+    """The pack of the file, or of the study, as the options say. Raises ConfigError or StoreError."""
+    if args.pack is not None:
+        return read_pack(args.pack)
+    settings = {} if args.store is None else {"store_root": args.store}
+    study = compose_study(args.experiments, args.words, settings)
+    if study.site_overrides:
+        raise ConfigError(f"site.{study.site_overrides[0]}: the launcher is the site here; give mpirun's own options")
+    pack = pack_of_study(study, args.cores_per_rank)
+    if pack["runs"] and not args.dry_run:
+        store = Store(pack["store_root"])
+        store.ensure_writable()
+        write_json_atomic(store.pack_dir(pack["pack_id"]) / "pack.json", pack)
+    return pack
+
+
+def read_pack(path: Path) -> Pack:
+    """Read and check a pack file.
+
+    Raises ConfigError naming the file and the key, CorruptArtifact where it is no JSON.
+    """
+    try:
+        pack = read_json(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not isinstance(pack, dict) or pack.get("format") != PACK_FORMAT:
+        raise ConfigError(f"{path}: not a pack file of format {PACK_FORMAT}; start flows/packed.py again to write one")
+    missing = [key for key in PACK_KEYS if key not in pack]
+    if missing:
+        raise ConfigError(f"{path}: {missing[0]}: missing; a pack file has the keys {', '.join(PACK_KEYS)}")
+    for entry in pack.setdefault("builds", []):
+        _same_id(path, entry["target_id"], target_id_for(_build_config(entry)))
+    for entry in pack["runs"]:
+        _same_id(path, entry["run_id"], run_id_for(_sample_config(entry)))
+    return pack
+
+
+def _same_id(path: Path, written: str, computed: str) -> None:
+    if written != computed:
+        raise ConfigError(f"{path}: {written}: its configuration is that of {computed}; the file was edited")
+
+
+def _build_config(entry: dict[str, Any]) -> BuildConfig:
+    where = entry["target_id"]
+    kind = entry["config"]["target"]["kind"]
+    return build_dataclass(schema_for(BUILD_SCHEMAS, kind, f"{where}: target.kind"), [(where, entry["config"])])
+
+
+def _sample_config(entry: dict[str, Any]) -> SampleConfig:
+    where = entry["run_id"]
+    schema = schema_for(SAMPLE_SCHEMAS, entry["config"]["name"], f"{where}: name")
+    return build_dataclass(schema, [(where, entry["config"])])
+
+
+def pack_of_study(study: Study, cores_per_rank: int) -> Pack:
+    """One pack of everything that the store lacks. Raises StoreError where it holds something else under an id."""
+    store = Store(study.settings.store_root)
+    runs = []
+    for run in study.runs:
+        store.check_run_config(run.target_id, run.run_id, run.cfg)
+        if store.run_status(run.target_id, run.run_id) != "finished":
+            config = asdict(run.cfg)
+            runs.append({"target_id": run.target_id, "run_id": run.run_id, "config": config, "cost": run.cost})
+    builds = []
+    for target_id in dict.fromkeys(run["target_id"] for run in runs):
+        store.check_target_config(target_id, study.targets[target_id])
+        if store.target_status(target_id) != "built":
+            builds.append({"target_id": target_id, "config": asdict(study.targets[target_id])})
+    content = canonical_json([[run["target_id"], run["run_id"]] for run in runs])
+    return {
+        "format": PACK_FORMAT,
+        "pack_id": f"pack_{hashlib.sha1(content.encode()).hexdigest()[:8]}",
+        "store_root": str(store.root),
+        "cores_per_rank": cores_per_rank,
+        "expected_ranks": None,
+        "force": False,
+        "builds": builds,
+        "runs": runs,
+    }
+
+
+def items_of(pack: Pack) -> list[Item]:
+    """The pack's work in the order of hand-out: builds that much depends on first, then runs, longest first."""
+    waiting: Counter[str] = Counter()
+    for run in pack["runs"]:
+        waiting[run["target_id"]] += run["cost"]
+    builds = sorted((entry["target_id"] for entry in pack["builds"]), key=lambda t: (-waiting[t], t))
+    runs = sorted(pack["runs"], key=lambda run: (-run["cost"], run["target_id"], run["run_id"]))
+    items = [Item(target_id) for target_id in builds]
+    for run in runs:
+        items.append(Item(_key(run), needs=run["target_id"] if run["target_id"] in builds else None))
+    return items
+
+
+def _key(run: dict[str, Any]) -> str:
+    return f"{run['target_id']}/{run['run_id']}"
+
+
+def describe_pack(pack: Pack) -> str:
+    """What `--dry-run` prints."""
+    cost = sum(run["cost"] for run in pack["runs"])
+    lines = [
+        f"{pack['pack_id']}: {len(pack['builds'])} targets to build, {len(pack['runs'])} runs, about "
+        f"{cost * pack['cores_per_rank'] / 3600:.2g} core-hours, in {pack['store_root']}"
+    ]
+    costs = {_key(run): run["cost"] for run in pack["runs"]}
+    for item in items_of(pack):
+        lines.append(f"  run {item.key} ({costs[item.key]:.1f} s)" if item.key in costs else f"  build {item.key}")
+    return "\n".join(lines)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Doing it
+
+
+def run_pack(world: World, pack: Pack, started: float) -> Counter[str]:
+    """This rank's part of the pack; returns how many items of all ranks had which outcome.
+
+    `started` is the monotonic time at which the rank began.
+    """
+    if not pack["runs"]:
+        if world.rank == 0:
+            print("nothing to do: every run is finished in the store")
+        return Counter()
+    local_size = launcher_local_size(os.environ)
+    binding = bind_cores(launcher_local_rank(os.environ), pack["cores_per_rank"], local_size)
+    store = Store(pack["store_root"])
+    folder = store.pack_dir(pack["pack_id"])
+    events = EventLog(folder / f"rank-{world.rank:04d}.jsonl")
+    console = Console(folder / f"rank-{world.rank:04d}.log", f"[rank {world.rank}]")
+    install_abort_hooks(world, console.alarm)
+    rank = Rank(world, pack, store, events, console)
+    rank.begin(binding)
+    exit_when_lost(os.environ.get(LEASE_VARIABLE), f"rank {world.rank}")
+    outcomes = dispatch(world, items_of(pack), rank.do)
+    rank.finish(time.monotonic() - started)
+    if world.rank == 0:
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+        console.say(f"{pack['pack_id']}: {counts}, on {world.size} ranks; {folder}")
+    return outcomes
+
+
+class Console:
+    """Sends all that this process prints, native libraries included, to a file; `say` goes to the old stdout too."""
+
+    def __init__(self, path: Path, prefix: str):
+        self._prefix = prefix
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._stdout = os.fdopen(os.dup(1), "w", buffering=1)
+        self._stderr = os.fdopen(os.dup(2), "w", buffering=1)
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(line_buffering=True)
+        faulthandler.enable()
+
+    def say(self, line: str) -> None:
+        """Print one line, with the rank before it, to the log and to where the process was started."""
+        for stream in (sys.stdout, self._stdout):
+            # One write, so that the lines of different ranks stay whole.
+            stream.write(f"{self._prefix} {line}\n")
+
+    def alarm(self, text: str) -> None:
+        """Print `text` to the log and to the old stderr."""
+        for stream in (sys.stderr, self._stderr):
+            stream.write(f"{text}\n")
+            stream.flush()
+
+
+class Rank:
+    """One rank's work: does its items, each inside a guard, and writes the events."""
+
+    def __init__(self, world: World, pack: Pack, store: Store, events: EventLog, console: Console):
+        self._world, self._store, self._events, self._console = world, store, events, console
+        self._force = pack["force"]
+        self._builds = {entry["target_id"]: entry for entry in pack["builds"]}
+        self._runs = {_key(entry): entry for entry in pack["runs"]}
+        self._context = {"rank": world.rank, "pack_id": pack["pack_id"]}
+        self._busy = 0.0
+
+    def begin(self, binding: Binding) -> None:
+        """Write `start`, import what samples, write `ready`."""
+        self._events.append(
+            "start",
+            **self._context,
+            size=self._world.size,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            binding=asdict(binding),
+        )
+        begun = time.monotonic()
+        # Only now: XLA counts the cores that the process may use when it starts.
+        from lambda_hat import execute
+
+        self._execute = execute
+        self._events.append("ready", seconds=time.monotonic() - begun, **execute.where_am_i())
+
+    def finish(self, seconds: float) -> None:
+        """Write `end`: seconds inside builds and runs, and of the whole process."""
+        self._events.append("end", rank=self._world.rank, busy=self._busy, seconds=seconds)
+
+    def do(self, key: str) -> str:
+        """Build the target or run the run `key`, and return its outcome: `finished`, `failed` or `blocked`, with
+        `build` before it for a target."""
+        begun = time.monotonic()
+        try:
+            return f"build {self._build(key)}" if key in self._builds else self._run(key)
+        finally:
+            self._busy += time.monotonic() - begun
+
+    def _build(self, target_id: str) -> str:
+        directory = self._store.target_dir(target_id)
+        end = self._begin("build", target_id=target_id)
+        if self._store.target_status(target_id) == "built":
+            return end("finished", cached=True)
+        try:
+            self._execute.build_into(directory, _build_config(self._builds[target_id]))
+        except Exception as error:
+            self._execute.record_failure(directory, error, self._context)
+            return end("failed", reason=_sentence(error), see=str(directory / "error.json"))
+        return end("finished")
+
+    def _run(self, key: str) -> str:
+        entry = self._runs[key]
+        target_id, run_id = entry["target_id"], entry["run_id"]
+        run_dir, target_dir = self._store.run_dir(target_id, run_id), self._store.target_dir(target_id)
+        end = self._begin("run", target_id=target_id, run_id=run_id)
+        if self._store.run_status(target_id, run_id) == "finished" and not self._force:
+            return end("finished", cached=True)
+        if self._store.target_status(target_id) != "built":
+            return end("blocked", reason=self._why_blocked(target_id))
+        try:
+            analysis = self._execute.sample_into(run_dir, target_dir, _sample_config(entry), self._context)
+        except Exception as error:
+            self._execute.record_failure(run_dir, error, self._context)
+            return end("failed", reason=_sentence(error), see=str(run_dir / "error.json"))
+        return end("finished", verdict=analysis["verdict"])
+
+    def _begin(self, what: str, **names: str) -> Callable[..., str]:
+        """Write `<what>_start`; the function that is returned writes `<what>_end` and a line, and returns the status."""
+        self._events.append(f"{what}_start", rank=self._world.rank, **names)
+        begun = time.monotonic()
+
+        def end(status: str, **details: Any) -> str:
+            seconds = time.monotonic() - begun
+            record = {"status": status, "seconds": seconds, **details}
+            self._events.append(f"{what}_end", rank=self._world.rank, **names, **record)
+            more = "".join(f", {key}: {value}" for key, value in details.items())
+            self._console.say(f"{what} {'/'.join(names.values())}: {status} in {seconds:.1f} s{more}")
+            return status
+
+        return end
+
+    def _why_blocked(self, target_id: str) -> str:
+        if self._store.target_status(target_id) == "failed":
+            error = read_json(self._store.target_dir(target_id) / "error.json")
+            return f"its target could not be built: {error['type']}: {error['message']}"
+        return "its target is not built: no meta.json"
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    run_command(main)

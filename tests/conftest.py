@@ -1,0 +1,29 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+AWKWARD_NAMES = ["plain", "with space", 'quo\'te "double"', "-dash $(touch pwned) `x`"]
+
+
+@pytest.fixture(params=AWKWARD_NAMES)
+def awkward_dir(request, tmp_path) -> Path:
+    """A folder whose name would do harm in an unquoted shell line."""
+    directory = tmp_path / request.param
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def repo_env() -> dict[str, str]:
+    """An environment in which child processes find the checkout."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}

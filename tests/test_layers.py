@@ -1,0 +1,123 @@
+"""Every import of every file, held against the layers of the design."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+THIRD_PARTY = {
+    "arviz", "arviz_stats", "blackjax", "equinox", "h5netcdf", "jax", "jaxtyping", "matplotlib", "mpi4py", "numpy",
+    "omegaconf", "optax", "pandas", "parsl", "pyarrow", "rich", "scipy", "yaml",
+}  # fmt: skip
+L0 = {
+    "config", "cores", "cost", "errors", "id_utils", "lease", "omegaconf_support", "packing", "store", "workflow_config",
+}  # fmt: skip
+LAYERS = {
+    0: L0,
+    1: {"targets", "posterior"},
+    2: {"samplers"},
+    3: {"llc", "diagnostics"},
+    4: {"execute"},
+    5: {"entrypoints", "report", "results"},
+}
+MAY_IMPORT = {
+    0: {"omegaconf", "yaml"},
+    1: {"equinox", "jax", "jaxtyping", "numpy", "optax", "scipy"},
+    2: {"blackjax", "jax", "jaxtyping", "numpy"},
+    3: {"arviz_stats", "numpy"},
+    4: {"h5netcdf", "jax", "numpy"},
+    5: {"matplotlib", "pandas", "pyarrow", "rich"},
+}
+JAX_FREE_LATER = {"posterior", "report", "results"}
+"""Above L0, yet imported by the driver: they may not reach jax either."""
+
+
+def _imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _part(name: str) -> str:
+    """The module of lambda_hat that a dotted name belongs to."""
+    words = name.split(".")
+    return words[1] if len(words) > 1 else ""
+
+
+def _layer(part: str) -> int | None:
+    return next((layer for layer, parts in LAYERS.items() if part in parts), None)
+
+
+def _sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", _sources("lambda_hat"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_library_imports_only_its_own_layer_and_below(path):
+    part = path.relative_to(ROOT / "lambda_hat").parts[0].removesuffix(".py")
+    if part == "__init__":
+        assert not _imports(path)
+        return
+    layer = _layer(part)
+    assert layer is not None, f"{part} is in no layer of the table"
+    third_party = set().union(*(MAY_IMPORT[i] for i in range(layer + 1)))
+    for name in _imports(path):
+        top = name.split(".")[0]
+        if top == "lambda_hat":
+            inner = _layer(_part(name))
+            assert inner is None or inner <= layer, f"{path} (L{layer}) imports {name} (L{inner})"
+        elif top in THIRD_PARTY:
+            assert top in third_party, f"{path} (L{layer}) imports {top}"
+        else:
+            assert top in sys.stdlib_module_names, f"{path} imports {top}, which is in no layer"
+
+
+@pytest.mark.parametrize("path", _sources("mpi"), ids=lambda p: p.name)
+def test_fan_out_imports_mpi4py_and_l0_and_l4(path):
+    for name in _imports(path):
+        top = name.split(".")[0]
+        assert top not in THIRD_PARTY - {"mpi4py"}, f"{path} imports {top}"
+        if top == "lambda_hat" and _part(name):
+            assert _layer(_part(name)) in (0, 4, None), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", _sources("flows"), ids=lambda p: p.name)
+def test_flows_import_neither_jax_nor_mpi4py(path):
+    for name in _imports(path):
+        top = name.split(".")[0]
+        assert top not in THIRD_PARTY - {"pandas", "parsl", "rich"}, f"{path} imports {top}"
+        if top == "lambda_hat" and _part(name):
+            assert _part(name) in L0 | {"report", "results"}, f"{path} imports {name}"
+        if top == "mpi":
+            assert name.split(".")[1:2] in (["launch"], []), f"{path} imports {name}"
+
+
+def test_driver_reaches_neither_jax_nor_mpi4py():
+    modules = ["flows.packed", "flows.parsl_llc", "flows.apps", "lambda_hat.entrypoints.cli", "mpi.launch"]
+    modules += [f"lambda_hat.{name}" for name in sorted(L0 | JAX_FREE_LATER)]
+    code = f"import {', '.join(modules)}, sys; print([m for m in ('jax', 'mpi4py', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_ranks_import_neither_pandas_nor_matplotlib_nor_arviz_with_the_library():
+    code = "import lambda_hat.execute, sys; print([m for m in ('arviz', 'pandas', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+@pytest.mark.parametrize("path", [*_sources("flows"), *_sources("mpi")], ids=lambda p: p.name)
+def test_no_script_shadows_a_module(path):
+    """`python flows/packed.py` puts `flows/` first on the path."""
+    assert path.stem == "__init__" or path.stem not in sys.stdlib_module_names | THIRD_PARTY | {"lambda_hat", "flows"}
