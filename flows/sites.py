@@ -133,7 +133,8 @@ def parsl_config(site: SiteConfig, run_dir: Path, packs: bool) -> Iterator[Confi
     if site.parsl_config:
         yield _python_config(site, packs)
         return
-    from parsl import Config, HighThroughputExecutor, MPIExecutor
+    from parsl import Config
+    from parsl.executors import HighThroughputExecutor, MPIExecutor
     from parsl.launchers import SimpleLauncher
     from parsl.providers import LocalProvider
 
@@ -196,7 +197,8 @@ def parsl_config(site: SiteConfig, run_dir: Path, packs: bool) -> Iterator[Confi
 
 
 def _python_config(site: SiteConfig, packs: bool) -> Config:
-    from parsl import Config, MPIExecutor
+    from parsl import Config
+    from parsl.executors import MPIExecutor
 
     config = getattr(_load_python_site(Path(site.parsl_config)), "config", None)
     if not isinstance(config, Config):

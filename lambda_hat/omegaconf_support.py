@@ -15,6 +15,7 @@ from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS, BuildConfig, Sample
 from lambda_hat.errors import ConfigError, nearest
 
 Schema = TypeVar("Schema")
+_ABSENT = object()
 
 
 def load_yaml(path: Path | str) -> dict[str, Any]:
@@ -63,9 +64,21 @@ def build_dataclass(schema: type[Schema], layers: Sequence[tuple[str, dict[str, 
     try:
         return OmegaConf.to_object(node)
     except ConfigError as error:
-        raise ConfigError(f"{layers[-1][0]}: {error}" if layers else str(error)) from None
+        raise ConfigError(f"{_source_of(str(error), layers)}: {error}") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{layers[-1][0] if layers else schema.__name__}: {_first_line(error)}") from None
+
+
+def _source_of(message: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """Where the key that a dataclass complains of (`key: got ...`) was last set; the last layer if nowhere."""
+    words = message.partition(":")[0].split(".")
+    for source, layer in reversed(layers):
+        inside: Any = layer
+        for word in words:
+            inside = inside.get(word, _ABSENT) if isinstance(inside, dict) else _ABSENT
+        if inside is not _ABSENT:
+            return source
+    return next((source for source, layer in reversed(layers) if layer), "configuration")
 
 
 def _check_keys(schema: type, layer: Any, source: str, prefix: str) -> None:

@@ -67,9 +67,9 @@ def check_world(size: int, expected: int | None, environment: Mapping[str, str])
     if told is not None and told[1] > 1:
         raise LaunchError(
             f"the launcher started {told[1]} processes ({told[0]}={told[1]}), but the MPI world of this one has size "
-            "1: each would do the whole work alone. The launcher and mpi4py's MPI library do not belong together: start "
-            "the ranks with the mpiexec of that library (mpi: bundled is the one beside this python), or under srun "
-            "with the --mpi plugin it was built for (mpich: pmi2, Open MPI: pmix)"
+            "1: each would do the whole work alone. The launcher and mpi4py's MPI library do not belong together. "
+            "Start the ranks with the mpiexec of that library (mpi: bundled is the one beside this python), or under "
+            "srun with the --mpi plugin that the library was built for (mpich: pmi2, Open MPI: pmix)"
         )
     if expected is not None and expected > 1:
         raise LaunchError(

@@ -34,7 +34,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS, BuildConfig, SampleConfig
 from lambda_hat.cores import Binding
-from lambda_hat.errors import EXIT_FAILED, EXIT_OK, ConfigError, LambdaHatError, LaunchError, run_command
+from lambda_hat.errors import (
+    EXIT_FAILED,
+    EXIT_OK,
+    ConfigError,
+    CorruptArtifact,
+    LambdaHatError,
+    LaunchError,
+    run_command,
+)
 from lambda_hat.id_utils import canonical_json, run_id_for, target_id_for
 from lambda_hat.lease import LEASE_VARIABLE, exit_when_lost
 from lambda_hat.omegaconf_support import build_dataclass, schema_for
@@ -136,6 +144,8 @@ def load_pack(args: argparse.Namespace) -> Pack:
     study = compose_study(args.experiments, args.words, settings)
     if study.site_overrides:
         raise ConfigError(f"site.{study.site_overrides[0]}: the launcher is the site here; give mpirun's own options")
+    if args.cores_per_rank < 1:
+        raise ConfigError(f"--cores-per-rank: got {args.cores_per_rank}, expected an integer of at least 1")
     pack = pack_of_study(study, args.cores_per_rank)
     if pack["runs"] and not args.dry_run:
         store = Store(pack["store_root"])
@@ -147,10 +157,12 @@ def load_pack(args: argparse.Namespace) -> Pack:
 def read_pack(path: Path) -> Pack:
     """Read and check a pack file.
 
-    Raises ConfigError naming the file and the key, CorruptArtifact where it is no JSON.
+    Raises ConfigError naming the file and the key.
     """
     try:
         pack = read_json(path)
+    except CorruptArtifact as error:
+        raise ConfigError(str(error)) from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
     if not isinstance(pack, dict) or pack.get("format") != PACK_FORMAT:
@@ -172,13 +184,13 @@ def _same_id(path: Path, written: str, computed: str) -> None:
 
 def _build_config(entry: dict[str, Any]) -> BuildConfig:
     where = entry["target_id"]
-    kind = entry["config"]["target"]["kind"]
+    kind = entry["config"].get("target", {}).get("kind")
     return build_dataclass(schema_for(BUILD_SCHEMAS, kind, f"{where}: target.kind"), [(where, entry["config"])])
 
 
 def _sample_config(entry: dict[str, Any]) -> SampleConfig:
     where = entry["run_id"]
-    schema = schema_for(SAMPLE_SCHEMAS, entry["config"]["name"], f"{where}: name")
+    schema = schema_for(SAMPLE_SCHEMAS, entry["config"].get("name"), f"{where}: name")
     return build_dataclass(schema, [(where, entry["config"])])
 
 
@@ -370,7 +382,7 @@ class Rank:
         return end("finished", verdict=analysis["verdict"])
 
     def _begin(self, what: str, **names: str) -> Callable[..., str]:
-        """Write `<what>_start`; the function that is returned writes `<what>_end` and a line, and returns the status."""
+        """Write `<what>_start`. The function returned writes `<what>_end` and a line, and returns the status."""
         self._events.append(f"{what}_start", rank=self._world.rank, **names)
         begun = time.monotonic()
 

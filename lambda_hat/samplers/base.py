@@ -71,16 +71,18 @@ class Info(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-    """One chain's transition kernel and what comes before its first recorded draw.
+    """One chain's transition kernel and the adaptation that comes before.
 
-    warm_up: (key) -> (state, tuned); from `w_star`, burn-in and adaptation included.
+    adapt: (key) -> (state, tuned); starts at `w_star`.
+    num_burnin: transitions between adaptation and the first draw's `thin`.
     step: (key, state, tuned) -> (state, Info).
     position: state -> (dim,).
     record: (key, w) -> the loss of the estimate at a recorded draw.
     step_size: tuned -> scalar.
     """
 
-    warm_up: Callable[[Array], tuple[Any, Any]]
+    adapt: Callable[[Array], tuple[Any, Any]]
+    num_burnin: int
     step: Callable[[Array, Any, Any], tuple[Any, Info]]
     position: Callable[[Any], Array]
     record: Callable[[Array, Array], Array]

@@ -32,7 +32,7 @@ def build(model: Model, cfg: HmcConfig, arguments: dict[str, Array]) -> Algorith
     """One chain of HMC with `num_integration_steps` leapfrog steps per transition."""
     kernel = blackjax.hmc.build_kernel()
 
-    def warm_up(key):
+    def adapt(key):
         adaptation = blackjax.window_adaptation(
             blackjax.hmc,
             model.log_density,
@@ -58,7 +58,12 @@ def build(model: Model, cfg: HmcConfig, arguments: dict[str, Array]) -> Algorith
         return state, Info(info.acceptance_rate, info.is_divergent)
 
     return Algorithm(
-        warm_up, step, lambda state: state.position, lambda key, w: model.full_loss(w), lambda tuned: tuned.step_size
+        adapt=adapt,
+        num_burnin=0,  # all of it is adaptation
+        step=step,
+        position=lambda state: state.position,
+        record=lambda key, w: model.full_loss(w),
+        step_size=lambda tuned: tuned.step_size,
     )
 
 

@@ -34,11 +34,8 @@ def build(model: Model, cfg: MclmcConfig, arguments: dict) -> Algorithm:
     """One chain of MCLMC, its tuner included."""
     kernel = blackjax.mclmc.build_kernel()
 
-    def transition(key, state, tuned):
-        return kernel(key, state, model.log_density, tuned.inverse_mass_matrix, tuned.L, tuned.step_size)
-
-    def warm_up(key):
-        key_init, key_tune, key_burnin = jax.random.split(key, 3)
+    def adapt(key):
+        key_init, key_tune = jax.random.split(key)
         state = blackjax.mclmc.init(model.w_star, model.log_density, key_init)
         state, tuned, _ = blackjax.mclmc_find_L_and_step_size(
             kernel,
@@ -52,16 +49,19 @@ def build(model: Model, cfg: MclmcConfig, arguments: dict) -> Algorithm:
             desired_energy_var=arguments["desired_energy_var"],
             diagonal_preconditioning=cfg.diagonal_preconditioning,
         )
-        keys = jax.random.split(key_burnin, cfg.num_burnin)
-        state, _ = jax.lax.scan(lambda state, key: (transition(key, state, tuned)[0], None), state, keys)
         return state, tuned
 
     def step(key, state, tuned):
-        state, info = transition(key, state, tuned)
+        state, info = kernel(key, state, model.log_density, tuned.inverse_mass_matrix, tuned.L, tuned.step_size)
         return state, Info(jnp.full((), jnp.nan, model.w_star.dtype), ~info.nonans)
 
     return Algorithm(
-        warm_up, step, lambda state: state.position, lambda key, w: model.full_loss(w), lambda tuned: tuned.step_size
+        adapt=adapt,
+        num_burnin=cfg.num_burnin,
+        step=step,
+        position=lambda state: state.position,
+        record=lambda key, w: model.full_loss(w),
+        step_size=lambda tuned: tuned.step_size,
     )
 
 

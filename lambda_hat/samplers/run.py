@@ -66,20 +66,29 @@ def base_key(seed: Array, identity: Array, stream: int) -> Array:
 
 
 def _chain(algorithm: Algorithm, num_draws: int, thin: int, key: Array) -> Chains:
-    """One chain: warm-up, then `num_draws` times `thin` transitions and one recorded loss."""
-    key_warm_up, key_draws = jax.random.split(key)
-    state, tuned = algorithm.warm_up(key_warm_up)
+    """One chain: adaptation, then burn-in, then `num_draws` times `thin` and one recorded loss.
 
-    def transition(carry, key):
-        state, acceptance, num_divergent = carry
-        state, info = algorithm.step(key, state, tuned)
-        return (state, acceptance + info.acceptance, num_divergent + info.is_divergent.astype(jnp.int32)), None
+    The transitions of burn-in belong to the first draw's loop, so that the kernel is compiled once for both.
+    """
+    key_adapt, key_draws = jax.random.split(key)
+    state, tuned = algorithm.adapt(key_adapt)
 
     def draw(carry, index):
-        key_steps, key_record = jax.random.split(jax.random.fold_in(key_draws, index))
-        carry, _ = jax.lax.scan(transition, carry, jax.random.split(key_steps, thin))
+        key_draw = jax.random.fold_in(key_draws, index)
+        skipped = jnp.where(index == 0, algorithm.num_burnin, 0)
+
+        def transition(i, carry):
+            state, acceptance, num_divergent = carry
+            state, info = algorithm.step(jax.random.fold_in(key_draw, i), state, tuned)
+            counted = i >= skipped
+            acceptance = acceptance + jnp.where(counted, info.acceptance, 0)
+            num_divergent = num_divergent + jnp.where(counted & info.is_divergent, 1, 0).astype(jnp.int32)
+            return state, acceptance, num_divergent
+
+        carry = jax.lax.fori_loop(0, skipped + thin, transition, carry)
         w = algorithm.position(carry[0])
-        loss = algorithm.record(key_record, w)
+        # No step is numbered 2^32 - 1, so the record's key is none of theirs.
+        loss = algorithm.record(jax.random.fold_in(key_draw, np.uint32(2**32 - 1)), w)
         return carry, jnp.where(finite(w), loss, jnp.nan)
 
     w = algorithm.position(state)

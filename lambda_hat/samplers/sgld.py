@@ -60,24 +60,25 @@ def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorit
         drift = precond.momentum(moments) if cfg.momentum_in_drift else g
         return State(move(key_noise, state.w, drift, scale), moments)
 
-    def warm_up(key):
+    # Only a preconditioner that will be frozen needs a burn-in of its own.
+    adapts = precond is not None and cfg.adapt == "burnin"
+
+    def adapt(key):
+        w = model.w_star
+        start = State(w, None if precond is None else precond.init(w))
+        if not adapts:
+            return start, Tuned(step_size, None)
         # What is frozen is the second moment averaged over the second half of burn-in: the moving average alone
         # remembers 1 / (1 - decay) steps, in which a slow chain sees a single place.
         averaged_from = cfg.num_burnin // 2
 
-        def burn_in(carry, index):
+        def burn_in(i, carry):
             state, total = carry
-            state = transition(jax.random.fold_in(key, index), state, None)
-            if precond is not None:
-                total = total + jnp.where(index >= averaged_from, precond.second_moment(state.moments), 0)
-            return (state, total), None
+            state = transition(jax.random.fold_in(key, i), state, None)
+            seen = precond.second_moment(state.moments)
+            return state, total + jnp.where(i >= averaged_from, seen, jnp.zeros_like(seen))
 
-        w = model.w_star
-        state = State(w, None if precond is None else precond.init(w))
-        indices = jnp.arange(cfg.num_burnin, dtype=jnp.uint32)
-        (state, total), _ = jax.lax.scan(burn_in, (state, jnp.zeros_like(w)), indices)
-        if precond is None or cfg.adapt == "always":
-            return state, Tuned(step_size, None)
+        state, total = jax.lax.fori_loop(0, cfg.num_burnin, burn_in, (start, jnp.zeros_like(w)))
         return state, Tuned(step_size, precond.scale(total / (cfg.num_burnin - averaged_from)))
 
     def step(key, state: State, tuned: Tuned):
@@ -90,7 +91,14 @@ def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorit
         batch = model.batch(key, cfg.batch_size)
         return model.batch_loss(w, batch) - model.batch_loss(model.w_star, batch)
 
-    return Algorithm(warm_up, step, lambda state: state.w, record, lambda tuned: tuned.step_size)
+    return Algorithm(
+        adapt=adapt,
+        num_burnin=0 if adapts else cfg.num_burnin,
+        step=step,
+        position=lambda state: state.w,
+        record=record,
+        step_size=lambda tuned: tuned.step_size,
+    )
 
 
 def _paired(cfg: SgldConfig, population: bool) -> bool:

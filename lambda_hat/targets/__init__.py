@@ -1,0 +1,152 @@
+"""L1: what is measured. Builds targets, writes them into the store, and reads them back."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import shlex
+import time
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+from lambda_hat.config import BuildConfig
+from lambda_hat.errors import BuildFailed, CorruptArtifact, TargetNotBuilt
+from lambda_hat.omegaconf_support import load_build_config
+from lambda_hat.store import read_json, write_bytes_atomic, write_config, write_json_atomic
+from lambda_hat.targets import analytic, linear, mlp
+from lambda_hat.targets.base import SLICE_ROWS, Loss, Target, full_loss
+from lambda_hat.targets.truth import true_llc, true_llc_t
+
+__all__ = ["Loss", "Target", "build_target", "full_loss", "load_target", "save_target", "true_llc", "true_llc_t"]
+
+META_FORMAT = 1
+
+_KINDS: dict[str, ModuleType] = {
+    "quadratic": analytic,
+    "monomial": analytic,
+    "monomial_sum": analytic,
+    "dln": linear,
+    "mlp": mlp,
+}
+
+
+def build_target(cfg: BuildConfig) -> tuple[Target, dict[str, Any]]:
+    """Build the target that `cfg` describes, in float64, from its configuration alone.
+
+    The second value is JSON-able: how training ended (`train_loss`, `grad_norm`, ...), `warnings` as sentences, and
+    `seconds`. Raises BuildFailed where training or the data go wrong.
+    """
+    started = time.perf_counter()
+    kind = _KINDS[cfg.kind]
+    population = cfg.num_data == 0
+    with jax.enable_x64(True):
+        loss = kind.make_loss(cfg)
+        made = kind.make(cfg)
+        at_w_star = float(_loss_at(loss, population, made.w_star, made.data))
+    if not math.isfinite(at_w_star):
+        raise BuildFailed(
+            f"the loss at w_star is {at_w_star:g}, expected a finite number; check the scales in the configuration"
+        )
+    llc, multiplicity = true_llc(cfg) or (None, None)
+    target = Target(loss, made.w_star, made.data, population, cfg.n, at_w_star, llc, multiplicity)
+    return target, {"warnings": [], **made.info, "seconds": time.perf_counter() - started}
+
+
+def _loss_at(loss: Loss, population: bool, params: dict[str, np.ndarray], data: dict[str, np.ndarray]) -> jax.Array:
+    if population:
+        return jax.jit(loss)(params, data)
+    return jax.jit(lambda params, data: full_loss(loss, params, data, SLICE_ROWS))(params, data)
+
+
+def save_target(directory: Path, target: Target, cfg: BuildConfig, info: dict[str, Any]) -> None:
+    """Publish a target in `directory`: params.npz, data.npz and config.yaml, then meta.json, which says it is whole."""
+    arrays = {"params.npz": _npz_bytes(target.w_star), "data.npz": _npz_bytes(target.data)}
+    for name, content in arrays.items():
+        write_bytes_atomic(directory / name, content)
+    write_config(directory, cfg)
+    meta = {
+        "format": META_FORMAT,
+        "kind": cfg.kind,
+        "n": target.n,
+        "dim": target.dim,
+        "num_data": target.num_data,
+        "population": target.population,
+        "loss_at_w_star": target.loss_at_w_star,
+        "true_llc": target.true_llc,
+        "true_multiplicity": target.true_multiplicity,
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in arrays.items()},
+        "build": info,
+        "versions": {"jax": jax.__version__, "numpy": np.__version__},
+    }
+    write_json_atomic(directory / "meta.json", meta)
+
+
+def load_target(directory: Path) -> Target:
+    """Read a target that `save_target` has published.
+
+    Raises TargetNotBuilt where meta.json is missing, CorruptArtifact where a file is missing or was changed.
+    """
+    directory = Path(directory)
+    if not (directory / "meta.json").is_file():
+        raise TargetNotBuilt(
+            f"{directory}: not built, meta.json is missing; put its configuration into config.yaml there and run "
+            f"{_build_command(directory)}"
+        )
+    meta = read_json(directory / "meta.json")
+    if not isinstance(meta, dict) or meta.get("format") != META_FORMAT:
+        got = meta.get("format") if isinstance(meta, dict) else meta
+        raise _corrupt(directory, "meta.json", f"its format is {got!r}, expected {META_FORMAT}")
+    try:
+        return Target(
+            loss=_KINDS[meta["kind"]].make_loss(load_build_config(directory / "config.yaml")),
+            w_star=_read_npz(directory, "params.npz", meta["sha256"]),
+            data=_read_npz(directory, "data.npz", meta["sha256"]),
+            population=meta["population"],
+            n=meta["n"],
+            loss_at_w_star=meta["loss_at_w_star"],
+            true_llc=meta["true_llc"],
+            true_multiplicity=meta["true_multiplicity"],
+        )
+    except KeyError as error:
+        raise _corrupt(directory, "meta.json", f"it has no entry {error}") from None
+
+
+def _npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    """An npz file; equal arrays give equal bytes (numpy writes no times)."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _read_npz(directory: Path, name: str, checksums: dict[str, str]) -> dict[str, np.ndarray]:
+    try:
+        content = (directory / name).read_bytes()
+    except FileNotFoundError:
+        raise _corrupt(directory, name, "it is missing") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != checksums[name]:
+        raise _corrupt(directory, name, f"its sha256 is {digest}, expected {checksums[name]}")
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise _corrupt(directory, name, str(error)) from None
+
+
+def _corrupt(directory: Path, name: str, reason: str) -> CorruptArtifact:
+    meta = shlex.quote(str(directory / "meta.json"))
+    return CorruptArtifact(
+        f"{directory / name}: not the file that the build wrote: {reason}; "
+        f"build it again: rm {meta} && {_build_command(directory)}"
+    )
+
+
+def _build_command(directory: Path) -> str:
+    config, quoted = shlex.quote(str(directory / "config.yaml")), shlex.quote(str(directory))
+    return f"lambda-hat-build-target --config-yaml {config} --target-dir {quoted}"

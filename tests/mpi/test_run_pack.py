@@ -1,0 +1,244 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lambda_hat.store import Store, read_events, read_json, write_json_atomic
+from lambda_hat.workflow_config import compose_study
+from mpi.launch import find_mpiexec, launch_line
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = str(ROOT / "mpi" / "run_pack.py")
+
+STUDY = """
+targets:
+  - {target: quadratic, overrides: {target: {dim: 4, rank: 3}}}
+  - {target: monomial}
+samplers:
+  - {name: sgld, overrides: {num_chains: 2, num_draws: 50, num_burnin: 50}, sweep: {seed: [0, 1]}}
+  - {name: hmc, overrides: {num_chains: 2, num_draws: 50, num_burnin: 50}}
+"""
+
+WHERE_AND_WHEN = {"rank", "host", "pid", "pack_id", "started", "cache_hit"}
+"""What an analysis says beside the numbers; every key with `seconds` in it too."""
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / 'a study\'s "file".yaml'
+    path.write_text(STUDY)
+    return path
+
+
+def run(*words, ranks=None, environment=None, timeout=240.0):
+    """`python mpi/run_pack.py` from another folder, under mpiexec when `ranks` are given."""
+    line = [sys.executable, PROGRAM, *map(str, words)]
+    if ranks is not None:
+        line = launch_line("hydra", ["localhost"], ranks, line, find_mpiexec("bundled").mpiexec)
+    env = {key: value for key, value in os.environ.items() if key != "NPROC"} | (environment or {})
+    return subprocess.run(line, capture_output=True, text=True, timeout=timeout, cwd="/", env=env)
+
+
+def pack_of(study, store, path, **changes):
+    """A pack file with every run of a study, as a driver writes it: targets are built by others."""
+    planned = compose_study(study).runs
+    runs = [{"target_id": r.target_id, "run_id": r.run_id, "config": asdict(r.cfg), "cost": r.cost} for r in planned]
+    pack = {
+        "format": 1,
+        "pack_id": "pack_test",
+        "store_root": str(store),
+        "cores_per_rank": 1,
+        "expected_ranks": None,
+        "force": False,
+        "runs": runs,
+        **changes,
+    }
+    write_json_atomic(path, pack)
+    return planned
+
+
+def numbers(store: Store, planned) -> dict:
+    """Every number of every run: the analysis without place and time, and the trace."""
+    import h5netcdf
+
+    found = {}
+    for run in planned:
+        directory = store.run_dir(run.target_id, run.run_id)
+        analysis = read_json(directory / "analysis.json")
+        kept = {k: v for k, v in analysis.items() if k not in WHERE_AND_WHEN and "seconds" not in k}
+        with h5netcdf.File(directory / "trace.nc") as trace:
+            loss = np.asarray(trace["posterior"]["loss"])
+        found[run.target_id, run.run_id] = (json.dumps(kept, sort_keys=True), loss.tobytes())
+    return found
+
+
+def events_of(store: Store, pack_id: str) -> list[dict]:
+    logs = sorted(store.pack_dir(pack_id).glob("rank-*.jsonl"))
+    return [event for log in logs for event in read_events(log)[0]]
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_the_numbers_are_the_same_under_1_2_and_4_ranks(study, tmp_path):
+    planned = compose_study(study).runs
+    found = {}
+    for ranks in (None, 2, 4):
+        store = Store(tmp_path / f'a store\'s "{ranks}" ranks')
+        done = run("--experiments", study, "--store", store.root, ranks=ranks)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found[ranks] = numbers(store, planned)
+        (folder,) = store.packs_dir.iterdir()
+        assert f"{folder.name}: 2 build finished, 6 finished, on {ranks or 1} ranks" in done.stdout
+        events = events_of(store, folder.name)
+        ended = [(e["target_id"], e["run_id"]) for e in events if e["event"] == "run_end"]
+        assert sorted(ended) == sorted(found[ranks])
+        assert [e["rank"] for e in events if e["event"] == "end"] == list(range(ranks or 1))
+        assert all(0 <= e["busy"] <= e["seconds"] for e in events if e["event"] == "end")
+        assert {e["binding"]["num_cores"] for e in events if e["event"] == "start"} == {1}
+        assert len(list(folder.glob("rank-*.log"))) == (ranks or 1)
+    assert found[None] == found[2] == found[4]
+
+    again = run("--experiments", study, "--store", store.root, ranks=2)
+    assert again.returncode == 0
+    assert again.stdout == "nothing to do: every run is finished in the store\n"
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_a_failing_and_a_blocked_run_leave_the_others_alone(study, tmp_path):
+    store = Store(tmp_path / "store")
+    planned = pack_of(study, store.root, tmp_path / "pack.json", expected_ranks=2)
+    broken, missing = dict.fromkeys(run.target_id for run in planned)
+    good_study = tmp_path / "good.yaml"
+    good_study.write_text(STUDY.replace("{target: monomial}", "{target: quadratic, seed: 1}"))
+    one = compose_study(good_study)
+    (spare,) = set(one.targets) - {broken}
+
+    # The first target is there but damaged, the second is not there; a third is sound.
+    assert run("--experiments", good_study, "--store", store.root).returncode == 0
+    params = store.target_dir(broken) / "params.npz"
+    params.write_bytes(params.read_bytes()[:-1])
+    pack = read_json(tmp_path / "pack.json")
+    sound = [r for r in one.runs if r.target_id == spare]
+    pack["runs"] += [
+        {"target_id": r.target_id, "run_id": r.run_id, "config": asdict(r.cfg), "cost": r.cost} for r in sound
+    ]
+    pack["force"] = True
+    write_json_atomic(tmp_path / "pack.json", pack)
+
+    done = run(tmp_path / "pack.json", ranks=2)
+    assert done.returncode == 0, done.stderr  # what happened is in the store
+    ends = {(e["target_id"], e["run_id"]): e for e in events_of(store, "pack_test") if e["event"] == "run_end"}
+    assert len(ends) == len(pack["runs"])
+    for run_ in planned:
+        end = ends[run_.target_id, run_.run_id]
+        run_dir = store.run_dir(run_.target_id, run_.run_id)
+        if run_.target_id == broken:
+            assert end["status"] == "failed"
+            error = read_json(run_dir / "error.json")
+            assert error["type"] == "CorruptArtifact" and "params.npz" in error["message"]
+            assert "Traceback" in error["traceback"] and error["rank"] == end["rank"] and error["host"]
+            assert f"run {run_.target_id}/{run_.run_id}: failed" in done.stdout
+        else:
+            assert run_.target_id == missing
+            assert end["status"] == "blocked" and "no meta.json" in end["reason"]
+            assert not run_dir.exists()
+    for run_ in sound:
+        assert ends[run_.target_id, run_.run_id]["status"] == "finished"
+        assert read_json(store.run_dir(run_.target_id, run_.run_id) / "analysis.json")["pack_id"] == "pack_test"
+
+
+@pytest.mark.parametrize("words", [["--experiments", "STUDY"], ["PACK"]])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_singleton_of_several_is_refused_before_any_work(study, tmp_path, words, rank):
+    pack_of(study, tmp_path / "store", tmp_path / "pack.json")
+    files = {"STUDY": study, "PACK": tmp_path / "pack.json"}
+    environment = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+    done = run(*(files.get(word, word) for word in words), environment=environment)
+    assert done.returncode == 2
+    # One of the four says it.
+    assert ("started 4 processes" in done.stderr and "has size 1" in done.stderr) == (rank == 0)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_pack_for_several_ranks_is_refused_by_one(study, tmp_path):
+    pack_of(study, tmp_path / "store", tmp_path / "pack.json", expected_ranks=4)
+    done = run(tmp_path / "pack.json")
+    assert done.returncode == 2
+    assert "meant for 4 ranks" in done.stderr and "mpiexec -n 4" in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_dry_run_says_what_would_be_done_and_does_nothing(study, tmp_path):
+    store = tmp_path / "store"
+    done = run("--experiments", study, "--store", store, "--dry-run", "samplers.0.sweep.seed=[5]")
+    assert done.returncode == 0, done.stderr
+    quadratic, monomial = compose_study(study).targets
+    lines = done.stdout.splitlines()
+    assert "2 targets to build, 4 runs, about" in lines[0] and str(store) in lines[0]
+    assert sorted(lines[1:3]) == sorted([f"  build {quadratic}", f"  build {monomial}"])
+    assert all(line.startswith("  run tgt_") for line in lines[3:]) and len(lines) == 7
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ([], "give either PACK.json or --experiments FILE"),
+        (["PACK", "--store", "x"], "a pack file says all"),
+        (["PACK", "a=b"], "a pack file says all"),
+        (["no such file.json"], "no such file.json: cannot be read: No such file"),
+        (["STUDY"], "not valid JSON"),
+        (["--experiments", "missing.yaml"], "missing.yaml: no such file"),
+        (["--experiments", "STUDY", "samplers.0.nam=hmc"], "unknown key 'nam'"),
+        (["--experiments", "STUDY", "site.ranks_per_node=2"], "the launcher is the site here"),
+        (["--experiments", "STUDY", "--cores-per-rank", "0"], "--cores-per-rank: got 0"),
+    ],
+)
+def test_bad_input_is_refused_with_one_message(study, tmp_path, words, told):
+    files = {"STUDY": study, "PACK": tmp_path / "pack.json"}
+    pack_of(study, tmp_path / "store", tmp_path / "pack.json")
+    store = ["--store", tmp_path / "store"] if "--experiments" in words else []
+    done = run(*(files.get(word, word) for word in words), *store)
+    assert done.returncode == 2
+    assert told in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"format": 7}, "not a pack file of format 1"),
+        ({"runs": None}, "runs: missing"),
+        ({"seed": 7}, "the file was edited"),
+    ],
+)
+def test_a_pack_file_that_was_not_written_by_us_is_refused(study, tmp_path, change, told):
+    path = tmp_path / "pack.json"
+    pack_of(study, tmp_path / "store", path)
+    pack = read_json(path)
+    if "seed" in change:
+        pack["runs"][0]["config"]["seed"] = 7
+    elif change.get("runs", True) is None:
+        del pack["runs"]
+    else:
+        pack.update(change)
+    write_json_atomic(path, pack)
+    done = run(path)
+    assert done.returncode == 2
+    assert told in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.mpi
+def test_bad_input_is_told_once_by_several_ranks(tmp_path):
+    done = run("--experiments", tmp_path / "missing.yaml", ranks=4)
+    assert done.returncode == 2
+    assert done.stderr.count("missing.yaml: no such file") == 1
+    done = run(ranks=4)
+    assert done.returncode == 2
+    assert done.stderr.count("give either PACK.json") == 1

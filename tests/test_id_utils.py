@@ -1,0 +1,90 @@
+"""Ids follow from what decides the numbers, and from nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, fields, replace
+
+import pytest
+
+from lambda_hat.config import (
+    BUILD_SCHEMAS,
+    SAMPLE_SCHEMAS,
+    DlnBuild,
+    HmcConfig,
+    QuadraticBuild,
+    QuadraticTarget,
+    RuntimeConfig,
+    SgldConfig,
+    StoreConfig,
+)
+from lambda_hat.id_utils import canonical_json, random_identity, run_id_for, target_id_for
+
+
+@pytest.mark.parametrize("schema", BUILD_SCHEMAS.values())
+def test_target_id_is_sha256_of_the_canonical_json(schema):
+    cfg = schema()
+    payload = {key: value for key, value in asdict(cfg).items() if key not in ("runtime", "store")}
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
+    assert target_id_for(cfg) == "tgt_" + hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize("schema", SAMPLE_SCHEMAS.values())
+def test_run_id_is_sha1_of_the_canonical_json(schema):
+    cfg = schema(target_id="tgt_0123456789ab")
+    payload = {key: value for key, value in asdict(cfg).items() if key != "runtime"}
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
+    assert run_id_for(cfg) == f"run_{cfg.name}_{hashlib.sha1(text.encode()).hexdigest()[:8]}"
+    assert re.fullmatch(r"run_[a-z_]+_[0-9a-f]{8}", run_id_for(cfg))
+
+
+def test_store_and_runtime_are_in_no_id():
+    build = QuadraticBuild()
+    elsewhere = replace(build, store=StoreConfig(root="/elsewhere"), runtime=RuntimeConfig(cores_per_rank=4))
+    assert target_id_for(elsewhere) == target_id_for(build)
+    run = SgldConfig(target_id="tgt_1")
+    assert run_id_for(replace(run, runtime=RuntimeConfig(cores_per_rank=4))) == run_id_for(run)
+
+
+@pytest.mark.parametrize("schema", SAMPLE_SCHEMAS.values())
+def test_every_number_of_a_run_is_in_its_id(schema):
+    base = schema(target_id="tgt_1")
+    changes = {
+        "target_id": "tgt_2", "precision": "float32" if base.precision == "float64" else "float64",
+        "beta": 0.5, "gamma": 2.0, "prior_radius": 2.0, "step_size": 1e-3, "batch_size": 8, "precond": "rmsprop",
+        "adapt": "always", "loss_estimate": "paired", "decay": 0.5, "momentum_decay": 0.5, "target_acceptance": 0.5,
+    }  # fmt: skip
+    seen = {run_id_for(base)}
+    for field in fields(schema):
+        if field.name in ("name", "format", "runtime", "momentum_in_drift"):
+            continue
+        value = getattr(base, field.name)
+        if field.name in changes:
+            other = changes[field.name]
+        else:
+            other = not value if isinstance(value, bool) else value * 2 + 1
+        run_id = run_id_for(replace(base, **{field.name: other}))
+        assert run_id not in seen, field.name
+        seen.add(run_id)
+
+
+def test_targets_of_different_content_differ():
+    ids = {
+        target_id_for(cfg)
+        for cfg in (QuadraticBuild(), QuadraticBuild(seed=1), QuadraticBuild(target=QuadraticTarget(dim=5)), DlnBuild())
+    }
+    assert len(ids) == 4
+
+
+def test_random_numbers_are_set_apart_by_the_whole_configuration():
+    one, two = SgldConfig(target_id="tgt_1"), SgldConfig(target_id="tgt_2")
+    identities = {random_identity(cfg) for cfg in (one, two, replace(one, thin=2), HmcConfig(target_id="tgt_1"))}
+    assert len(identities) == 4
+    assert all(0 <= i < 2**31 for i in identities)
+
+
+def test_non_finite_numbers_have_no_canonical_form():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json({"a": float("nan")})

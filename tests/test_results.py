@@ -1,0 +1,130 @@
+"""The table: typed, a row per run of the plan, finished or not."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from lambda_hat.config import HmcConfig, MlpBuild, QuadraticBuild, SgldConfig
+from lambda_hat.id_utils import run_id_for, target_id_for
+from lambda_hat.report import agreement, draw_estimates, print_summary
+from lambda_hat.results import SCHEMA, RunRef, collect, runs_in_store, write_table
+from lambda_hat.store import Store, write_config, write_json_atomic
+
+ASKED_FOR = """target_id run_id sampler status reason llc_mean llc_std_error llc_per_chain rhat_max ess_bulk_min
+acceptance num_divergent loss_at_w_star loss_mean n dim beta gamma n_beta true_llc true_llc_t rel_error verdict fge
+seconds_compile seconds_sample rank host pack_id run_dir""".split()
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def _ref(build, cfg_type, **values):
+    target_id = target_id_for(build)
+    cfg = cfg_type(target_id=target_id, **values)
+    return RunRef(target_id, run_id_for(cfg), build, cfg)
+
+
+def _finish(store, ref, **values):
+    target = store.target_dir(ref.target_id)
+    write_config(target, ref.build)
+    meta = {"loss_at_w_star": 0.0, "true_llc": 2.0, "true_multiplicity": 1}
+    write_json_atomic(target / "meta.json", meta)
+    run = store.run_dir(ref.target_id, ref.run_id)
+    write_config(run, ref.cfg)
+    analysis = {
+        "llc_mean": 1.98, "llc_std_error": 0.02, "llc_per_chain": [1.9, None], "verdict": "ok", "num_divergent": 0,
+        "verdict_sentence": "ok", "true_llc": 2.0, "true_llc_t": 1.99, "seconds_compile": 1.0, "seconds_sample": 2.0,
+        "rank": 0, "host": "here", "pack_id": "pack_1", "notes": [], "step_size": [0.1, 0.1], "unknown": 1,
+    }  # fmt: skip
+    write_json_atomic(run / "analysis.json", analysis | values)
+
+
+def test_the_columns_that_were_promised():
+    assert set(ASKED_FOR) <= set(SCHEMA.names)
+    for schema in (SgldConfig, HmcConfig):
+        keys = {field.name for field in fields(schema)} - {"target_id", "name", "runtime"}
+        assert {f"cfg.{key}" for key in keys} <= set(SCHEMA.names)
+    assert "cfg.runtime.cores_per_rank" in SCHEMA.names
+
+
+def test_an_empty_table_is_typed(store, tmp_path):
+    path = write_table(collect(store, []), tmp_path)
+    table = pq.read_table(path)
+    assert (table.num_rows, table.schema.names) == (0, SCHEMA.names)
+    assert table.schema.field("llc_mean").type == pa.float64()
+    assert table.schema.field("cfg.num_chains").type == pa.int64()
+    assert len(pd.read_parquet(path)) == 0
+
+
+def test_a_row_per_run_whatever_its_state(store, tmp_path):
+    good, other = QuadraticBuild(), MlpBuild(seed=3)
+    finished = _ref(good, SgldConfig)
+    failed = _ref(good, SgldConfig, seed=1)
+    pending = _ref(good, HmcConfig)
+    blocked = _ref(other, SgldConfig)
+    _finish(store, finished)
+    error = {"type": "ValueError", "message": "too\nlong", "rank": 2, "host": "here"}
+    write_json_atomic(store.run_dir(failed.target_id, failed.run_id) / "error.json", error)
+    write_json_atomic(store.target_dir(blocked.target_id) / "error.json", {"type": "BuildFailed", "message": "no"})
+    rows = pq.read_table(write_table(collect(store, [finished, failed, pending, blocked]), tmp_path)).to_pylist()
+    assert [row["status"] for row in rows] == ["finished", "failed", "pending", "blocked"]
+    assert rows[0]["llc_mean"] == 1.98
+    assert rows[0]["llc_per_chain"] == [1.9, None]
+    assert rows[0]["cfg.seed"] == 0
+    assert rows[0]["cfg.precond"] == "none"
+    assert rows[1]["reason"] == "ValueError: too (rank 2 on here)"
+    assert rows[2]["cfg.num_integration_steps"] == 10
+    assert rows[2]["n_beta"] == pytest.approx(1000 / 6.907755, rel=1e-6)
+    assert rows[3]["reason"] == "its target could not be built: BuildFailed: no"
+    assert [row["true_llc"] for row in rows] == [2.0, 2.0, 2.0, None]
+    assert rows[3]["dim"] == other.dim
+
+
+def test_runs_are_found_in_the_store_without_a_study(store):
+    refs = [_ref(QuadraticBuild(seed=seed), SgldConfig) for seed in (0, 1)]
+    for ref in refs:
+        _finish(store, ref)
+    assert sorted(r.run_id for r in runs_in_store(store)) == sorted(r.run_id for r in refs)
+
+
+def test_agreement_allows_for_bias_only_where_there_is_one():
+    row = {"true_llc_t": 1.0, "llc_mean": 1.04, "llc_std_error": 0.01}
+    assert agreement({**row, "sampler": "hmc"}) == "off"
+    assert agreement({**row, "sampler": "sgld"}) == "agrees"
+    assert agreement({**row, "sampler": "sgld", "llc_mean": 1.09}) == "off"
+    assert agreement({**row, "sampler": "hmc", "true_llc_t": None}) is None
+    assert agreement({"sampler": "hmc", "true_llc_t": 0.0, "llc_mean": 0.0, "llc_std_error": 0.0}) == "agrees"
+
+
+def test_summary_and_picture(store, tmp_path):
+    refs = [_ref(QuadraticBuild(), SgldConfig, seed=seed) for seed in range(3)]
+    _finish(store, refs[0])
+    _finish(store, refs[1], verdict="diverged", llc_mean=None, llc_std_error=None, true_llc_t=None)
+    table = collect(store, refs)
+    picture = draw_estimates(table, tmp_path / "llc.png")
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))
+    with console.file:
+        print_summary(
+            table, console, seconds=1.0, usage={"ranks": 2, "busy": 6.0, "total": 8.0}, where={"table": tmp_path}
+        )
+    text = console.export_text()
+    for expected in (
+        "1.980",
+        "0.020",
+        "1.990",
+        "diverged",
+        "2 finished, 1 pending",
+        "75% of their time",
+        str(tmp_path),
+    ):
+        assert expected in text
+    assert draw_estimates(collect(store, refs[2:]), tmp_path / "none.png") is None

@@ -1,0 +1,238 @@
+"""The grid: layers, sweeps, duplicates, and a sentence for everything that could not run."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from lambda_hat import workflow_config
+from lambda_hat.config import SAMPLE_SCHEMAS
+from lambda_hat.errors import ConfigError
+from lambda_hat.id_utils import target_id_for
+from lambda_hat.omegaconf_support import load_build_config, load_sample_config, load_yaml, to_yaml
+from lambda_hat.workflow_config import CONF_DIR, compose_build_cfg, compose_sample_cfg, compose_study
+
+SMALL = {"targets": [{"target": "quadratic"}], "samplers": [{"name": "sgld"}]}
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    def write(content):
+        path = tmp_path / "study.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["smoke.yaml", "experiments.yaml"])
+def test_shipped_studies_compose(name):
+    study = compose_study(CONF_DIR / name)
+    assert len(study.runs) == len({(r.target_id, r.run_id) for r in study.runs}) > 0
+
+
+@pytest.mark.parametrize("path", sorted((CONF_DIR / "target").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_target_group_round_trips_through_yaml(path, tmp_path):
+    entry = {"target": path.stem} | ({"model": "small", "data": "small"} if path.stem == "mlp" else {})
+    cfg = compose_build_cfg(entry)
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    assert load_build_config(tmp_path / "config.yaml") == cfg
+    assert cfg.label
+
+
+@pytest.mark.parametrize("name", SAMPLE_SCHEMAS)
+def test_every_sampler_round_trips_through_yaml(name, tmp_path):
+    cfg = compose_sample_cfg("tgt_1", {"name": name})
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    assert load_sample_config(tmp_path / "config.yaml") == cfg
+
+
+def test_layers_later_ones_win():
+    cfg = compose_build_cfg(
+        {
+            "model": "base",
+            "data": "small",
+            "teacher": "tiny",
+            "seed": 7,
+            "overrides": {"data": {"n": 50}, "loss": "mse"},
+        }
+    )
+    assert (cfg.seed, cfg.data.n, cfg.loss, cfg.teacher.widths) == (7, 50, "mse", [3])
+    assert (cfg.data.input_dim, cfg.model.activation) == (4, "gelu")
+    assert abs(cfg.dim - 1000) < 60
+    assert compose_build_cfg({"model": "base", "data": "small", "teacher": "_null"}).teacher is None
+
+
+def test_sweeps_multiply_and_lists_stay_lists(study_file):
+    study = compose_study(
+        study_file(
+            {
+                "targets": [
+                    {
+                        "target": "dln",
+                        "overrides": {"target": {"widths": [5, 3, 5], "rank": 1}},
+                        "sweep": {"seed": [0, 1, 2]},
+                    }
+                ],
+                "samplers": [
+                    {"name": "sgld", "overrides": {"thin": 5}, "sweep": {"step_size": [1e-6, 1e-5], "seed": [0, 1]}}
+                ],
+            }
+        )
+    )
+    assert (len(study.targets), len(study.runs)) == (3, 12)
+    assert all(cfg.target.widths == [5, 3, 5] for cfg in study.targets.values())
+    assert {run.cfg.thin for run in study.runs} == {5}
+    assert {(run.cfg.step_size, run.cfg.seed) for run in study.runs} == {(e, s) for e in (1e-6, 1e-5) for s in (0, 1)}
+
+
+def test_another_store_root_changes_no_id(study_file):
+    one = compose_study(study_file(SMALL))
+    two = compose_study(study_file(SMALL), ["store_root=/elsewhere"])
+    assert two.settings.store_root == "/elsewhere"
+    assert list(one.targets) == list(two.targets)
+    assert [r.run_id for r in one.runs] == [r.run_id for r in two.runs]
+    assert next(iter(two.targets.values())).store.root == "/elsewhere"
+
+
+def test_duplicates_are_one_target_and_one_run_reported_once(study_file):
+    study = compose_study(study_file({"targets": SMALL["targets"] * 2, "samplers": SMALL["samplers"] * 2}))
+    assert (len(study.targets), len(study.runs)) == (1, 1)
+    assert len(study.notes) == 2
+    assert "targets[1] is the same target as an earlier entry" in study.notes[0]
+    assert "samplers[1] is the same run as an earlier entry" in study.notes[1]
+
+
+@pytest.mark.parametrize("which", ["target_id_for", "run_id_for"])
+def test_two_configurations_with_one_id_are_an_error(study_file, monkeypatch, which):
+    monkeypatch.setattr(workflow_config, which, lambda cfg: "same")
+    content = {
+        "targets": [{"target": "quadratic"}, {"target": "monomial"}] if which == "target_id_for" else SMALL["targets"],
+        "samplers": [{"name": "sgld", "sweep": {"seed": [0, 1]}}],
+    }
+    with pytest.raises(ConfigError, match="same: two different configurations have this id"):
+        compose_study(study_file(content))
+
+
+def test_float32_throughout_without_x64(study_file):
+    content = {**SMALL, "samplers": [{"name": "hmc"}, {"name": "sgld", "overrides": {"precision": "float64"}}]}
+    runs = compose_study(study_file({**content, "jax_enable_x64": False})).runs
+    assert [run.cfg.precision for run in runs] == ["float32", "float64"]
+    assert [run.cfg.precision for run in compose_study(study_file(content)).runs] == ["float64", "float64"]
+
+
+def test_acceptance_follows_the_target(study_file):
+    content = {"targets": [{"target": "dln"}, {"model": "small"}], "samplers": [{"name": "hmc"}]}
+    assert [run.cfg.target_acceptance for run in compose_study(study_file(content)).runs] == [0.99, 0.9]
+    words = ["samplers.0.overrides.target_acceptance=.7"]
+    assert {run.cfg.target_acceptance for run in compose_study(study_file(content), words).runs} == {0.7}
+
+
+def test_a_batch_larger_than_the_data_is_allowed_and_said(study_file):
+    content = {
+        "targets": [{"model": "small", "data": "small", "overrides": {"data": {"n": 100}}}],
+        "samplers": [{"name": "sgld", "overrides": {"batch_size": 128}}],
+    }
+    (note,) = compose_study(study_file(content)).notes
+    assert "batch_size 128 is larger than the 100 data points" in note
+    assert "drawn with replacement" in note
+
+
+BAD = [
+    ({"targets.0.targt": 1}, r"targets\[0\]: unknown key 'targt'; did you mean 'target'"),
+    ({"targets.0.target": "quadratc"}, r"targets\[0\]: target: unknown 'quadratc'; did you mean 'quadratic'"),
+    ({"targets.0.model": "smal"}, r"only targets of kind mlp have a model"),
+    ({"targets.0": {"model": "smal"}}, r"targets\[0\]: model: unknown 'smal'; did you mean 'small'"),
+    ({"targets.0": {"data": "bas"}}, r"targets\[0\]: data: unknown 'bas'; did you mean 'base'"),
+    ({"targets.0.overrides.target.dims": 3}, r"targets\[0\]: unknown key 'target\.dims'; did you mean 'dim'"),
+    ({"targets.0.overrides.target.dim": "x"}, r"targets\[0\]: target\.dim: Value 'x' of type 'str' could not be"),
+    ({"targets.0.overrides.target.dim": 0}, r"target\.dim: got 0, expected an integer of at least 1"),
+    ({"targets.0.overrides.target": 5}, r"target: expected a mapping, got 5"),
+    ({"targets.0.overrides.seed": -1}, r"seed: got -1"),
+    ({"targets": []}, r"targets: the grid is empty"),
+    ({"samplers": []}, r"samplers: the grid is empty"),
+    ({"samplers.0.name": "sglt"}, r"samplers\[0\]: name: unknown 'sglt'; did you mean 'sgld'\? valid: hmc"),
+    ({"samplers.0": {}}, r"samplers\[0\]: name: missing"),
+    ({"samplers.0": "sgld"}, r"samplers\[0\]: expected a mapping"),
+    ({"samplers.0.overrides.stepsize": 1}, r"samplers\[0\]: unknown key 'stepsize'; did you mean 'step_size'"),
+    ({"samplers.0.overrides.step_size": -1e-3}, r"step_size: got -0\.001, expected a finite number above 0"),
+    ({"samplers.0.overrides.step_size": float("nan")}, r"step_size: got nan, expected a finite number above 0"),
+    ({"samplers.0.overrides.step_size": float("inf")}, r"step_size: got inf, expected a finite number above 0"),
+    ({"samplers.0.overrides.precond": "adma"}, r"precond: unknown 'adma'; did you mean 'adam'"),
+    ({"samplers.0.overrides": {"gamma": 1, "prior_radius": 2}}, r"got both gamma = 1\.0 and prior_radius = 2\.0"),
+    ({"samplers.0.overrides": {"precond": "rmsprop", "num_burnin": 0}}, r"num_burnin: got 0, but precond: rmsprop"),
+    ({"samplers.0.sweep": {"seed": 3}}, r"samplers\[0\]: sweep\.seed: expected a list of values, got 3"),
+    ({"samplers.0.sweep": {"seed": []}}, r"samplers\[0\]: sweep\.seed: expected a list of values, got \[\]"),
+    ({"packs": 3}, r"unknown key 'packs'; did you mean 'pack'"),
+    ({"pack": 0}, r"pack: got 0, expected an integer of at least 1"),
+    ({"samplers.0.name": "mclmc", "targets.0.overrides.target.dim": 1, "targets.0.overrides.target.rank": 1},
+     r"mclmc needs at least 2 parameters, but target tgt_\w+ \(quadratic\) has 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), BAD, ids=[str(sorted(change)) + str(i) for i, (change, _) in enumerate(BAD)]
+)
+def test_bad_input_is_one_sentence_with_the_key(study_file, change, message):
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.create(SMALL)
+    for key, value in change.items():
+        OmegaConf.update(node, key, value, merge=False, force_add=True)
+    path = study_file(OmegaConf.to_container(node))
+    with pytest.raises(ConfigError, match=message) as caught:
+        compose_study(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("pack", "'pack': expected key=value"),
+        ("=3", "'=3': expected key=value"),
+        ("targets.9.seed=1", "'targets.9.seed=1': list index out of range"),
+        ("pack=[1", r"'pack=\[1'"),
+        ("packs=1", "unknown key 'packs'"),
+    ],
+)
+def test_bad_words(study_file, word, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_study(study_file(SMALL), [word])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("targets: [", r"study\.yaml:\d: not plain YAML"),
+        (
+            "a: 1\nb: !!python/object/apply:os.system ['true']\n",
+            r"study\.yaml:2: not plain YAML: could not determine a",
+        ),
+        ("- 1\n- 2\n", "expected a mapping"),
+        ("targets: ${nope}\n", "Interpolation key 'nope' not found"),
+        ("pack: 1\npack: 2\n", r"study\.yaml:2: not plain YAML: found duplicate key pack"),
+    ],
+)
+def test_a_file_that_is_no_study(study_file, text, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_study(study_file(text))
+
+
+def test_a_missing_unreadable_or_binary_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.yaml: no such file"):
+        load_yaml(tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_yaml(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(ConfigError, match=r"binary\.yaml"):
+        load_yaml(tmp_path / "binary.yaml")
+
+
+def test_paths_with_spaces_and_quotes(awkward_dir):
+    path = awkward_dir / "study.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "store_root": str(awkward_dir / "store")}))
+    study = compose_study(path)
+    (target_id,) = study.targets
+    assert target_id == target_id_for(study.targets[target_id])
+    assert study.settings.store_root == str(awkward_dir / "store")
