@@ -3,17 +3,18 @@ module, because a name of the driver's `__main__` would not exist there."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from parsl import python_app
 
 
 @python_app(executors=["tasks"])
-def run_task(argv: list[str], stdout: str, stderr: str, env: dict[str, str], inputs: tuple = ()) -> int:
+def run_task(argv: list[str], out_file: str, err_file: str, env: dict[str, str], inputs: Sequence = ()) -> int:
     """Run one process to its end; returns its exit status. What happened is in the store."""
     from flows.apps import run_process
 
-    return run_process(argv, stdout, stderr, env)
+    return run_process(argv, out_file, err_file, env)
 
 
 @python_app(executors=["packs"])
@@ -22,10 +23,10 @@ def run_pack(
     program: list[str],
     flavour: str,
     mpi: str,
-    stdout: str,
-    stderr: str,
+    out_file: str,
+    err_file: str,
     env: dict[str, str],
-    inputs: tuple = (),
+    inputs: Sequence = (),
     parsl_resource_specification: dict[str, Any] | None = None,
 ) -> int:
     """Launch `program pack_file` over the nodes that Parsl gave this task; returns the launcher's exit status.
@@ -42,14 +43,14 @@ def run_pack(
     ranks_per_node = int(os.environ["PARSL_RANKS_PER_NODE"])
     launcher = find_mpiexec(mpi)
     argv = launch_line(flavour, nodes, ranks_per_node, [*program, pack_file], launcher.mpiexec)
-    return run_process(argv, stdout, stderr, {**env, **launcher.environment})
+    return run_process(argv, out_file, err_file, {**env, **launcher.environment})
 
 
-def run_process(argv: list[str], stdout: str, stderr: str, env: dict[str, str]) -> int:
+def run_process(argv: list[str], out_file: str, err_file: str, env: dict[str, str]) -> int:
     """Run `argv` with its output in two files, without standard input; returns its exit status."""
     import os
     import subprocess
 
-    with open(stdout, "ab") as out, open(stderr, "ab") as err:
+    with open(out_file, "ab") as out, open(err_file, "ab") as err:
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env={**os.environ, **env})
     return done.returncode

@@ -53,7 +53,7 @@ def submit(flow: Flow, round_: Round) -> None:
             str(directory / "stdout.log"),
             str(directory / "stderr.log"),
             round_.environment,
-            inputs=tuple(round_.settled({run.target_id for run in runs})),
+            inputs=round_.settled({run.target_id for run in runs}),
             parsl_resource_specification=site.resources,
         )
         follow = follow_pack(round_, directory, runs)

@@ -42,7 +42,7 @@ def submit(flow: Flow, round_: Round) -> None:
             str(directory / "sample.log"),
             str(directory / "sample.err"),
             round_.environment,
-            inputs=tuple(round_.settled({run.target_id})),
+            inputs=round_.settled({run.target_id}),
         )
         round_.on_done(future, run_ended(round_, run, directory))
 

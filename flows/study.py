@@ -30,6 +30,7 @@ from lambda_hat.workflow_config import CONF_DIR, PlannedRun, Study, compose_stud
 
 POLL = 0.1
 TAIL_LINES = 15
+LOG_WIDTH = 120
 
 
 def parse_options(description: str, argv: list[str] | None, *, packed: bool) -> argparse.Namespace:
@@ -67,7 +68,7 @@ class Flow:
     rerun: str | None
     quiet: bool
     packed: bool
-    console: Console = field(default_factory=Console)
+    console: Console = field(default_factory=lambda: Console(width=None if sys.stdout.isatty() else LOG_WIDTH))
 
     @classmethod
     def from_options(cls, args: argparse.Namespace, *, packed: bool) -> Flow:

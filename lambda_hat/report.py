@@ -30,8 +30,8 @@ def rank_usage(pack_dirs: Iterable[Path]) -> dict[str, float]:
             for event in read_events(log)[0]:
                 if event["event"] == "end":
                     ranks += 1
-                    busy += event["seconds_busy"]
-                    total += event["seconds_total"]
+                    busy += event["busy"]
+                    total += event["seconds"]
     return {"ranks": ranks, "busy": busy, "total": total}
 
 
@@ -84,13 +84,14 @@ def print_summary(
 
 
 def _run_table(rows: list[dict[str, Any]]) -> Table:
-    view = Table(box=None, padding=(0, 1), header_style="bold")
-    for name in ("target", "run"):
-        view.add_column(name, no_wrap=True)
+    view = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    # Only the target's name gives way on a narrow terminal.
+    view.add_column("target", overflow="ellipsis", no_wrap=True, ratio=1)
+    view.add_column("run", no_wrap=True, min_width=14)
     for name in ("λ̂", "± s.e.", "λ_t", "λ"):
-        view.add_column(name, justify="right", no_wrap=True)
-    view.add_column("verdict")
-    view.add_column("s", justify="right", no_wrap=True)
+        view.add_column(name, justify="right", no_wrap=True, min_width=6)
+    view.add_column("verdict", no_wrap=True, min_width=9)
+    view.add_column("s", justify="right", no_wrap=True, min_width=4)
     for row in rows:
         mark = {"agrees": "", "off": " [red]✗[/red]", None: ""}[agreement(row)]
         verdict = row["verdict"] if row["status"] == "finished" else row["status"]
@@ -98,7 +99,7 @@ def _run_table(rows: list[dict[str, Any]]) -> Table:
         seconds = (row["seconds_compile"] or 0) + (row["seconds_sample"] or 0)
         view.add_row(
             row["target"],
-            row["run_id"],
+            row["run_id"].removeprefix("run_").replace("_", " "),
             _number(row["llc_mean"]) + mark,
             _number(row["llc_std_error"]),
             _number(row["true_llc_t"]),

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,16 +102,23 @@ def install_abort_hooks(world: World, report: Callable[[str], None] = to_stderr)
 
 @dataclass(frozen=True)
 class Item:
-    """Something to be done once. `needs` names an item that must have ended before, however it ended."""
+    """Something to be done once."""
 
     key: str
     needs: str | None = None
+    """An item that must have ended before, however it ended."""
+    cost: float = 0.0
+    """Expected seconds."""
+    program: str | None = None
+    """Items of equal program share compiled code, so the second one on a rank is cheaper than the first."""
 
 
 class Handout:
     """The state of a hand-out, on rank 0; safe to use from several threads.
 
-    Items go out in the given order, except that one whose need is still under way is passed over.
+    Items go out in the given order, longest first, with two exceptions. One whose need is still under way is passed
+    over. And of the items that cost at least half as much as the next one, a rank gets one whose program it has
+    compiled already, else one whose program no rank has: compiling often costs more than sampling.
     """
 
     def __init__(self, items: Sequence[Item]):
@@ -125,6 +132,7 @@ class Handout:
         self._waiting = list(items)
         self._under_way: set[str] = set()
         self._ended: set[str] = set()
+        self._programs: dict[int, set[str]] = defaultdict(set)
         self._changed = threading.Condition()
         self.outcomes: Counter[str] = Counter()
 
@@ -141,21 +149,33 @@ class Handout:
             self.outcomes[outcome] += 1
             self._changed.notify_all()
 
-    def take(self) -> str | None:
-        """The next item whose need has ended, or None where there is none now."""
+    def take(self, rank: int) -> str | None:
+        """An item for `rank`, or None where there is none now."""
         with self._changed:
-            for index, item in enumerate(self._waiting):
-                if item.needs is None or item.needs in self._ended:
-                    del self._waiting[index]
-                    self._under_way.add(item.key)
-                    return item.key
-            return None
+            ready = [item for item in self._waiting if item.needs is None or item.needs in self._ended]
+            if not ready:
+                return None
+            item = self._choose(rank, ready)
+            self._waiting.remove(item)
+            self._under_way.add(item.key)
+            if item.program is not None:
+                self._programs[rank].add(item.program)
+            return item.key
 
-    def wait_and_take(self) -> str | None:
-        """The next item, waited for where its need is under way; None when every item has ended."""
+    def _choose(self, rank: int, ready: list[Item]) -> Item:
+        if ready[0].program is None:
+            return ready[0]
+        compiled = set().union(*self._programs.values())
+        similar = [item for item in ready if item.program is not None and item.cost >= ready[0].cost / 2]
+        own = (item for item in similar if item.program in self._programs[rank])
+        new = (item for item in similar if item.program not in compiled)
+        return next(own, None) or next(new, None) or ready[0]
+
+    def wait_and_take(self, rank: int) -> str | None:
+        """An item for `rank`, waited for where needs are under way; None when every item has ended."""
         with self._changed:
             while True:
-                key = self.take()
+                key = self.take(rank)
                 if key is not None or self.done:
                     return key
                 self._changed.wait()
@@ -176,7 +196,7 @@ def dispatch(world: World, items: Sequence[Item], do: Callable[[str], str]) -> C
             target=_answer_claims, args=(world.comm, world.size, handout), name="coordinator", daemon=True
         )
         coordinator.start()
-    while (key := handout.wait_and_take()) is not None:
+    while (key := handout.wait_and_take(world.rank)) is not None:
         handout.end(key, do(key))
     if world.size > 1:
         coordinator.join()
@@ -209,7 +229,7 @@ def _answer_claims(comm: Any, size: int, handout: Handout) -> None:
                 handout.end(*ended)
             idle.append(rank)
             pause = POLL_SHORTEST
-        while idle and (key := handout.take()) is not None:
+        while idle and (key := handout.take(idle[0])) is not None:
             comm.send((key, None), dest=idle.pop(0), tag=ANSWER)
         if handout.done and len(idle) == size - 1:
             for rank in idle:

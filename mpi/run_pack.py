@@ -6,8 +6,8 @@
 The second form needs no driver: it composes the study, builds the targets that are missing, and runs what is left.
 
 A pack file is JSON: `format` (1), `pack_id`, `store_root` (absolute), `cores_per_rank`, `expected_ranks` (or null),
-`force` (run again what is finished), `runs` (target_id, run_id, config, cost in seconds), and `builds` (target_id,
-config) where the ranks are to build as well.
+`force` (run again what is finished), `runs` (target_id, run_id, config, cost in seconds, and program, which runs that
+share compiled code have in common), and `builds` (target_id, config) where the ranks are to build as well.
 
 Logs go to the pack's folder in the store: `rank-0000.log` has what the rank printed, native libraries included, and
 `rank-0000.jsonl` its events: `start`, `ready`, `build_start`, `build_end`, `run_start`, `run_end` and `end`. Every run
@@ -201,8 +201,8 @@ def pack_of_study(study: Study, cores_per_rank: int) -> Pack:
     for run in study.runs:
         store.check_run_config(run.target_id, run.run_id, run.cfg)
         if store.run_status(run.target_id, run.run_id) != "finished":
-            config = asdict(run.cfg)
-            runs.append({"target_id": run.target_id, "run_id": run.run_id, "config": config, "cost": run.cost})
+            names = {"target_id": run.target_id, "run_id": run.run_id}
+            runs.append({**names, "config": asdict(run.cfg), "cost": run.cost, "program": run.program})
     builds = []
     for target_id in dict.fromkeys(run["target_id"] for run in runs):
         store.check_target_config(target_id, study.targets[target_id])
@@ -230,7 +230,8 @@ def items_of(pack: Pack) -> list[Item]:
     runs = sorted(pack["runs"], key=lambda run: (-run["cost"], run["target_id"], run["run_id"]))
     items = [Item(target_id) for target_id in builds]
     for run in runs:
-        items.append(Item(_key(run), needs=run["target_id"] if run["target_id"] in builds else None))
+        needs = run["target_id"] if run["target_id"] in builds else None
+        items.append(Item(_key(run), needs, run["cost"], run["program"]))
     return items
 
 

@@ -56,8 +56,8 @@ def run_in_threads(size, items, do):
 def item_lists(draw):
     """Builds, and runs that need one of them, or nothing."""
     builds = [f"build{i}" for i in range(draw(st.integers(0, 4)))]
-    needs = draw(st.lists(st.sampled_from([None, *builds]), max_size=12))
-    return [*(Item(build) for build in builds), *(Item(f"run{i}", need) for i, need in enumerate(needs))]
+    runs = draw(st.lists(st.tuples(st.sampled_from([None, *builds]), st.floats(0, 9), st.sampled_from("abc"))))
+    return [*(Item(build) for build in builds), *(Item(f"run{i}", *run) for i, run in enumerate(runs))]
 
 
 @settings(max_examples=40, deadline=None)
@@ -94,10 +94,21 @@ def test_alone_the_order_is_the_given_one():
 
 def test_an_item_whose_need_is_under_way_is_passed_over():
     handout = Handout([Item("build"), Item("run", needs="build"), Item("other")])
-    assert [handout.take(), handout.take(), handout.take()] == ["build", "other", None]
+    assert [handout.take(0), handout.take(1), handout.take(2)] == ["build", "other", None]
     handout.end("build", "failed")
-    assert handout.take() == "run"
+    assert handout.take(2) == "run"
     assert not handout.done
+
+
+def test_ranks_keep_to_their_programs_among_items_of_similar_cost():
+    items = [Item(f"{program}{i}", cost=10.0 - i, program=program) for i in range(3) for program in "ab"]
+    handout = Handout([*items, Item("short", cost=1.0, program="a")])
+    assert [handout.take(rank) for rank in (0, 1, 1, 0, 1)] == ["a0", "b0", "b1", "a1", "b2"]
+    # A rank goes on with another's program when its own has nothing left, and never puts a long item off for a short.
+    assert [handout.take(rank) for rank in (1, 0)] == ["a2", "short"]
+
+    handout = Handout([Item("a0", None, 8.0, "a"), Item("b0", None, 7.0, "b"), Item("a1", None, 1.0, "a")])
+    assert [handout.take(0), handout.take(0), handout.take(0)] == ["a0", "b0", "a1"]
 
 
 def test_nothing_to_do_ends_at_once():

@@ -1,0 +1,117 @@
+"""Targets on disk: what is written is what is read, and damage is told."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from lambda_hat.config import (
+    DlnBuild,
+    DlnTarget,
+    MlpBuild,
+    ModelConfig,
+    MonomialBuild,
+    MonomialSumBuild,
+    QuadraticBuild,
+    TrainingConfig,
+)
+from lambda_hat.errors import CorruptArtifact, TargetNotBuilt
+from lambda_hat.omegaconf_support import load_build_config
+from lambda_hat.targets import build_target, load_target, save_target
+
+MLP = MlpBuild(model=ModelConfig(widths=[2]), training=TrainingConfig(steps=20, polish_steps=2))
+CONFIGS = [
+    QuadraticBuild(),
+    MonomialBuild(),
+    MonomialSumBuild(),
+    DlnBuild(loss="mse"),
+    DlnBuild(target=DlnTarget(widths=[3, 2, 2], data="empirical", n=50), seed=3),
+    MLP,
+]
+
+
+@pytest.fixture
+def built(tmp_path):
+    cfg = DlnBuild()
+    directory = tmp_path / "it's a folder"
+    target, info = build_target(cfg)
+    save_target(directory, target, cfg, info)
+    return directory
+
+
+@pytest.mark.parametrize("cfg", CONFIGS, ids=[cfg.kind + str(cfg.num_data) for cfg in CONFIGS])
+def test_round_trip(cfg, tmp_path):
+    target, info = build_target(cfg)
+    save_target(tmp_path / "a", target, cfg, info)
+    again = load_target(tmp_path / "a")
+    assert load_build_config(tmp_path / "a" / "config.yaml") == cfg
+    for field in ("loss", "population", "n", "dim", "num_data", "loss_at_w_star", "true_llc", "true_multiplicity"):
+        assert getattr(again, field) == getattr(target, field), field
+    for stored, made in ((again.w_star, target.w_star), (again.data, target.data)):
+        assert stored.keys() == made.keys()
+        for name, array in made.items():
+            assert stored[name].dtype == np.float64
+            np.testing.assert_array_equal(stored[name], array)
+    with jax.enable_x64(True):
+        assert float(again.loss(again.w_star, again.data)) == pytest.approx(target.loss_at_w_star, rel=1e-14)
+
+    save_target(tmp_path / "b", *rebuilt(cfg))
+    for name in ("params.npz", "data.npz", "config.yaml"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def rebuilt(cfg):
+    target, info = build_target(cfg)
+    return target, cfg, info
+
+
+def test_meta(built):
+    meta = json.loads((built / "meta.json").read_text())
+    assert meta["kind"] == "dln" and meta["dim"] == 4 and meta["num_data"] == 0 and meta["population"]
+    assert meta["true_llc"] == 1.5 and meta["true_multiplicity"] == 1
+    assert set(meta["sha256"]) == {"params.npz", "data.npz"}
+    assert meta["build"]["seconds"] > 0 and meta["build"]["warnings"] == []
+    assert meta["versions"]["jax"] == jax.__version__
+
+
+def test_a_missing_target(tmp_path):
+    with pytest.raises(TargetNotBuilt, match="lambda-hat-build-target --config-yaml"):
+        load_target(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["params.npz", "data.npz"])
+def test_a_changed_file(built, name):
+    content = bytearray((built / name).read_bytes())
+    content[-40] ^= 1
+    (built / name).write_bytes(content)
+    with pytest.raises(CorruptArtifact) as caught:
+        load_target(built)
+    message = str(caught.value)
+    assert f"{built / name}: not the file that the build wrote: its sha256 is" in message
+    # The folder's name has a space and a quote in it: the line has to survive a paste into a shell.
+    quoted = str(built).replace("'", "'\"'\"'")
+    assert message.endswith(f"--config-yaml '{quoted}/config.yaml' --target-dir '{quoted}'")
+
+
+def test_a_missing_file(built):
+    (built / "data.npz").unlink()
+    with pytest.raises(CorruptArtifact, match=r"data\.npz: .* it is missing"):
+        load_target(built)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(lambda meta: meta | {"format": 99}, "its format is 99"), (lambda meta: {"format": 1}, "no entry 'kind'")],
+)
+def test_a_changed_meta(built, change, reason):
+    path = built / "meta.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(CorruptArtifact, match=reason):
+        load_target(built)
+
+
+def test_half_a_meta(built):
+    (built / "meta.json").write_text('{"format": 1')
+    with pytest.raises(CorruptArtifact, match=r"meta\.json"):
+        load_target(built)
