@@ -23,7 +23,6 @@ from mpi.launch import find_mpiexec, launch_line  # noqa: E402
 
 PROGRAM = [sys.executable, str(REPO_ROOT / "mpi" / "run_pack.py")]
 PACK_FORMAT = 1
-RUN_ENDED = ("run_end", "failed", "blocked")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,7 +71,13 @@ def pack_record(flow: Flow, pack_id: str, runs: list[PlannedRun]) -> dict:
         "force": flow.rerun == "all",
         "builds": [],
         "runs": [
-            {"target_id": run.target_id, "run_id": run.run_id, "config": asdict(run.cfg), "cost": run.cost}
+            {
+                "target_id": run.target_id,
+                "run_id": run.run_id,
+                "config": asdict(run.cfg),
+                "cost": run.cost,
+                "program": run.program,
+            }
             for run in runs
         ],
     }
@@ -87,7 +92,7 @@ def follow_pack(round_: Round, directory: Path, runs: list[PlannedRun]) -> Calla
         for log in sorted(directory.glob("rank-*.jsonl")):
             events, offsets[log] = read_events(log, offsets.get(log, 0))
             for event in events:
-                if event["event"] not in RUN_ENDED:
+                if event["event"] != "run_end":
                     continue
                 run = planned.pop((event["target_id"], event["run_id"]), None)
                 if run is not None:

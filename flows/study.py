@@ -13,20 +13,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 
 from flows.plan import Plan, make_plan
 from flows.progress import StudyProgress
 from flows.sites import SiteConfig, load_site, parsl_config
+from lambda_hat.config import BuildConfig, RuntimeConfig, SampleConfig
 from lambda_hat.errors import EXIT_FAILED, EXIT_OK, EXIT_UNFINISHED, ConfigError, StoreError
 from lambda_hat.lease import LEASE_VARIABLE, Lease, clear_dead_leases
 from lambda_hat.report import PICTURE_NAME, draw_estimates, print_summary, rank_usage
 from lambda_hat.results import RunRef, collect, error_line, write_table
 from lambda_hat.store import Store, write_config
 from lambda_hat.workflow_config import CONF_DIR, PlannedRun, Study, compose_study
+
+Config = TypeVar("Config", BuildConfig, SampleConfig)
 
 POLL = 0.1
 TAIL_LINES = 15
@@ -142,6 +146,10 @@ class Flow:
                 pack_dirs += round_.pack_dirs
         return pack_dirs
 
+    def on_site(self, cfg: Config) -> Config:
+        """`cfg` for a process of its own on this site: it gives XLA as many cores as a rank has."""
+        return replace(cfg, runtime=RuntimeConfig(cores_per_rank=self.site.cores_per_rank))
+
     def show_plan(self, plan: Plan) -> None:
         """Print the plan and the notes of the grid."""
         for note in self.study.notes:
@@ -237,9 +245,8 @@ class Round:
 
         store = self.flow.store
         for target_id in self.plan.builds:
-            cfg = self.flow.study.targets[target_id]
             directory = store.target_dir(target_id)
-            write_config(directory, cfg)
+            write_config(directory, self.flow.on_site(self.flow.study.targets[target_id]))
             (directory / "error.json").unlink(missing_ok=True)
             argv = module_command("lambda_hat.entrypoints.build_target", directory)
             argv += ["--target-id", target_id, "--target-dir", str(directory)]

@@ -47,3 +47,9 @@ def tell_xla(num_cores: int) -> None:
     if "jax" in sys.modules:
         raise RuntimeError("cores must be bound before jax is imported: XLA counts them once, when it starts")
     os.environ[NPROC_VARIABLE] = str(num_cores)
+
+
+def xla_cores() -> int:
+    """The number of cores that XLA counts in this process."""
+    told = os.environ.get(NPROC_VARIABLE)
+    return len(os.sched_getaffinity(0)) if told is None else int(told)

@@ -7,7 +7,8 @@ from lambda_hat.config import BuildConfig, HmcConfig, MclmcConfig, SampleConfig,
 SECONDS_PER_STEP = 2e-6
 SECONDS_PER_ROW_PARAMETER = 1.6e-10
 """Measured on one core: 310 us for a gradient on 256 rows of a network with 7,705 parameters."""
-SECONDS_COMPILE = 3.0
+SECONDS_COMPILE = {"hmc": 4.0, "mclmc": 12.0, "sgld": 4.0}
+"""Measured on one core, hardly dependent on the target. Runs of one program pay it once, which this leaves out."""
 
 
 def gradients_per_step(cfg: SampleConfig) -> int:
@@ -26,4 +27,4 @@ def estimate_seconds(build: BuildConfig, cfg: SampleConfig) -> float:
     steps = cfg.num_chains * (cfg.num_steps + (cfg.num_tuning if isinstance(cfg, MclmcConfig) else 0))
     per_gradient = SECONDS_PER_STEP + SECONDS_PER_ROW_PARAMETER * rows * build.dim
     recorded = cfg.num_chains * cfg.num_draws * SECONDS_PER_ROW_PARAMETER * full_rows * build.dim / 3
-    return SECONDS_COMPILE + steps * gradients_per_step(cfg) * per_gradient + recorded
+    return SECONDS_COMPILE[cfg.name] + steps * gradients_per_step(cfg) * per_gradient + recorded

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lambda_hat.config import BuildConfig, SampleConfig
+from lambda_hat.cores import xla_cores
 from lambda_hat.diagnostics import Summary, summarize
 from lambda_hat.errors import LambdaHatError
 from lambda_hat.id_utils import random_identity
@@ -94,7 +95,7 @@ def where_am_i() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": xla_cores(),
         "device": jax.devices()[0].device_kind,
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__},
     }

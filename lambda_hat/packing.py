@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from lambda_hat.errors import ConfigError
@@ -26,8 +26,9 @@ class RunItem:
 def make_packs(items: Iterable[RunItem], size: int) -> list[list[RunItem]]:
     """Group `items` into the fewest packs of at most `size` runs.
 
-    Runs of one target, and within it of one program, stay together where they fit, so that a pack can start when few
-    targets are there and compiles little; otherwise each group goes to the pack that has the least work so far.
+    Runs of one target, targets that share programs, and within a target runs of one program stay together where they
+    fit, so that a pack can start when few targets are there and compiles little; each group goes to the pack that has
+    the least work so far.
     Every run is in exactly one pack, longest first inside it; the result does not depend on the order of `items`.
 
     Raises ConfigError where `size` is below 1.
@@ -90,15 +91,27 @@ def _even_out(packs: list[list[RunItem]], loads: list[float], size: int) -> None
 def _groups(items: list[RunItem], num_packs: int, size: int) -> list[list[RunItem]]:
     """Runs that should stay together, costliest group first, none above the fair share of a pack.
 
-    A target's runs are one group; where that is too much it is cut by program, and where that is too much, anywhere.
+    Targets that share programs are one group; where that is too much each target is one; where that is too much it is
+    cut by program, and where that is too much, anywhere.
     """
     fair_share = sum(item.cost for item in items) / max(num_packs, 1) * (1 + 1e-9)
 
     def fits(group: list[RunItem]) -> bool:
         return len(group) <= size and sum(item.cost for item in group) <= fair_share
 
+    programs: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        programs[item.target_id].add(item.program)
+
+    def divided() -> Iterator[list[RunItem]]:
+        for family in _split_by(items, lambda item: min(programs[item.target_id])):
+            if fits(family):
+                yield family
+            else:
+                yield from _split_by(family, lambda item: item.target_id)
+
     groups: list[list[RunItem]] = []
-    for target_runs in _split_by(items, lambda item: item.target_id):
+    for target_runs in divided():
         if fits(target_runs):
             groups.append(target_runs)
             continue

@@ -6,9 +6,10 @@ Layers, later ones winning: the schema's defaults, the groups under `conf/`, the
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -229,9 +230,21 @@ def _expand_runs(
                     f"{where}: batch_size {batch} is larger than the {build.num_data} data points of {target_id}; "
                     "batches are drawn with replacement"
                 )
-            program = f"{cfg.name}-{build.kind}-{build.dim}-{cfg.precision}"
-            runs[target_id, run_id] = PlannedRun(target_id, run_id, cfg, program, estimate_seconds(build, cfg))
+            runs[target_id, run_id] = PlannedRun(
+                target_id, run_id, cfg, _program(build, cfg), estimate_seconds(build, cfg)
+            )
     return runs
+
+
+NOT_PROGRAM = ("target_id", "seed", "beta", "gamma", "prior_radius", "step_size", "runtime")
+"""Numbers that every program takes as arguments. A few more of some samplers do no harm here: runs that could share a
+program are then only less likely to meet."""
+
+
+def _program(build: BuildConfig, cfg: SampleConfig) -> str:
+    spec = {key: value for key, value in asdict(cfg).items() if key not in NOT_PROGRAM}
+    text = canonical_json([spec, build.kind, build.dim, build.num_data])
+    return f"{cfg.name}-{build.kind}-{hashlib.sha1(text.encode()).hexdigest()[:8]}"
 
 
 def _refuse_collision(identity: str, first: Any, second: Any) -> None:

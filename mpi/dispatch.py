@@ -16,7 +16,7 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, LaunchError
 
@@ -34,7 +34,7 @@ class World:
     size: int
     comm: Any | None
 
-    def abort(self, code: int) -> None:
+    def abort(self, code: int) -> NoReturn:
         """End every rank at once with `code`, this process too."""
         sys.stdout.flush()
         sys.stderr.flush()

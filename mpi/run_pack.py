@@ -6,8 +6,8 @@
 The second form needs no driver: it composes the study, builds the targets that are missing, and runs what is left.
 
 A pack file is JSON: `format` (1), `pack_id`, `store_root` (absolute), `cores_per_rank`, `expected_ranks` (or null),
-`force` (run again what is finished), `runs` (target_id, run_id, config, cost in seconds, and program, which runs that
-share compiled code have in common), and `builds` (target_id, config) where the ranks are to build as well.
+`force` (run again what is finished), `runs` (target_id, run_id, config, cost in seconds; program, which runs that
+share compiled code have in common, where known), and `builds` (target_id, config) where the ranks are to build as well.
 
 Logs go to the pack's folder in the store: `rank-0000.log` has what the rank printed, native libraries included, and
 `rank-0000.jsonl` its events: `start`, `ready`, `build_start`, `build_end`, `run_start`, `run_end` and `end`. Every run
@@ -36,6 +36,7 @@ from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS, BuildConfig, Sample
 from lambda_hat.cores import Binding
 from lambda_hat.errors import (
     EXIT_FAILED,
+    EXIT_INTERRUPTED,
     EXIT_OK,
     ConfigError,
     CorruptArtifact,
@@ -88,14 +89,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     install_abort_hooks(world)
     try:
-        pack = load_pack(args) if world.rank == 0 else None
-        if pack is not None:
-            check_world(world.size, pack["expected_ranks"], os.environ)
+        return _run_everywhere(world, args, started)
     except LambdaHatError as error:
         if world.size == 1:
             raise
+        # To leave as a single process does would keep this rank waiting for the others, and them for this one.
         to_stderr(f"error: {error}")
         world.abort(error.exit_code)
+    except KeyboardInterrupt:
+        if world.size == 1:
+            raise
+        if world.rank == 0:
+            to_stderr("interrupted; run the same command again to continue")
+        world.abort(EXIT_INTERRUPTED)
+
+
+def _run_everywhere(world: World, args: argparse.Namespace, started: float) -> int:
+    pack = None
+    if world.rank == 0:
+        # One rank reads, so that every rank works from the same pack, and bad input is told once.
+        pack = load_pack(args)
+        check_world(world.size, pack["expected_ranks"], os.environ)
     if world.comm is not None:
         pack = world.comm.bcast(pack)
     assert pack is not None
@@ -231,7 +245,7 @@ def items_of(pack: Pack) -> list[Item]:
     items = [Item(target_id) for target_id in builds]
     for run in runs:
         needs = run["target_id"] if run["target_id"] in builds else None
-        items.append(Item(_key(run), needs, run["cost"], run["program"]))
+        items.append(Item(_key(run), needs, run["cost"], run.get("program")))
     return items
 
 
@@ -270,47 +284,57 @@ def run_pack(world: World, pack: Pack, started: float) -> Counter[str]:
     store = Store(pack["store_root"])
     folder = store.pack_dir(pack["pack_id"])
     events = EventLog(folder / f"rank-{world.rank:04d}.jsonl")
-    console = Console(folder / f"rank-{world.rank:04d}.log", f"[rank {world.rank}]")
-    install_abort_hooks(world, console.alarm)
-    rank = Rank(world, pack, store, events, console)
-    rank.begin(binding)
-    exit_when_lost(os.environ.get(LEASE_VARIABLE), f"rank {world.rank}")
-    outcomes = dispatch(world, items_of(pack), rank.do)
-    rank.finish(time.monotonic() - started)
-    if world.rank == 0:
-        counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
-        console.say(f"{pack['pack_id']}: {counts}, on {world.size} ranks; {folder}")
+    with Console(folder / f"rank-{world.rank:04d}.log", f"[rank {world.rank}]") as console:
+        install_abort_hooks(world, console.alarm)
+        exit_when_lost(os.environ.get(LEASE_VARIABLE), f"rank {world.rank}")
+        rank = Rank(world, pack, store, events, console)
+        rank.begin(binding)
+        outcomes = dispatch(world, items_of(pack), rank.do)
+        rank.finish(time.monotonic() - started)
+        if world.rank == 0:
+            counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+            console.say(f"{pack['pack_id']}: {counts}, on {world.size} ranks; {folder}")
     return outcomes
 
 
 class Console:
-    """Sends all that this process prints, native libraries included, to a file; `say` goes to the old stdout too."""
+    """Inside the block all that this process prints, native libraries included, goes to the file `path`."""
 
     def __init__(self, path: Path, prefix: str):
-        self._prefix = prefix
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self._stdout = os.fdopen(os.dup(1), "w", buffering=1)
-        self._stderr = os.fdopen(os.dup(2), "w", buffering=1)
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
+        self._path, self._prefix = path, prefix
+
+    def __enter__(self) -> Console:
+        _flush()
+        self._stdout, self._stderr = (os.fdopen(os.dup(stream), "w", buffering=1) for stream in (1, 2))
+        self._log = self._path.open("a", buffering=1)
+        for stream in (1, 2):
+            os.dup2(self._log.fileno(), stream)
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True)
         faulthandler.enable()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _flush()
+        os.dup2(self._stdout.fileno(), 1)
+        os.dup2(self._stderr.fileno(), 2)
 
     def say(self, line: str) -> None:
-        """Print one line, with the rank before it, to the log and to where the process was started."""
-        for stream in (sys.stdout, self._stdout):
+        """Print one line, with the rank before it, to the log and to where stdout went before the block."""
+        for stream in (self._log, self._stdout):
             # One write, so that the lines of different ranks stay whole.
             stream.write(f"{self._prefix} {line}\n")
 
     def alarm(self, text: str) -> None:
-        """Print `text` to the log and to the old stderr."""
-        for stream in (sys.stderr, self._stderr):
+        """Print `text` to the log and to where stderr went before the block."""
+        for stream in (self._log, self._stderr):
             stream.write(f"{text}\n")
             stream.flush()
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 class Rank:

@@ -72,6 +72,12 @@ def test_runs_of_a_target_stay_together():
     assert [len({item.target_id for item in pack}) for pack in packs] == [2, 2, 2]
 
 
+def test_targets_that_share_programs_stay_together():
+    items = [RunItem(f"tgt_{t}", f"run_{i}", f"{t % 2}{i % 2}", 1.0) for t in range(4) for i in range(4)]
+    packs = make_packs(items, 8)
+    assert [{item.target_id for item in pack} for pack in packs] == [{"tgt_0", "tgt_2"}, {"tgt_1", "tgt_3"}]
+
+
 def test_a_target_too_large_for_a_pack_is_cut_by_program():
     items = [RunItem("tgt_a", f"run_{p}{i}", p, 1.0) for p in "pq" for i in range(8)]
     packs = make_packs(items, 8)

@@ -74,7 +74,7 @@ class Algorithm(NamedTuple):
     """One chain's transition kernel and the adaptation that comes before.
 
     adapt: (key) -> (state, tuned); starts at `w_star`.
-    num_burnin: transitions between adaptation and the first draw's `thin`.
+    num_burnin: transitions between adaptation and the first draw's `thin`, a uint32.
     step: (key, state, tuned) -> (state, Info).
     position: state -> (dim,).
     record: (key, w) -> the loss of the estimate at a recorded draw.
@@ -82,7 +82,7 @@ class Algorithm(NamedTuple):
     """
 
     adapt: Callable[[Array], tuple[Any, Any]]
-    num_burnin: int
+    num_burnin: Array
     step: Callable[[Array, Any, Any], tuple[Any, Info]]
     position: Callable[[Any], Array]
     record: Callable[[Array, Array], Array]
@@ -101,7 +101,7 @@ class Work(NamedTuple):
 class Sampler(NamedTuple):
     """What one sampler module gives to `run`.
 
-    arguments: fields of its configuration that are no part of the program's signature.
+    arguments: fields of its configuration that are no part of the program's signature; "thin" is always one.
     strict: its program is traced under strict dtype promotion (blackjax's own code does not take it).
     build: (model, signature, values of arguments) -> Algorithm, while the program is traced.
     work, notes, records_differences: (configuration, target) -> the work of one chain, sentences for the report, and

@@ -57,7 +57,7 @@ def build(model: Model, cfg: MclmcConfig, arguments: dict) -> Algorithm:
 
     return Algorithm(
         adapt=adapt,
-        num_burnin=cfg.num_burnin,
+        num_burnin=arguments["num_burnin"],
         step=step,
         position=lambda state: state.position,
         record=lambda key, w: model.full_loss(w),
@@ -75,9 +75,16 @@ def notes(cfg: MclmcConfig, target: Target) -> tuple[str, ...]:
     return ("unadjusted: biased by its step size",)
 
 
-MCLMC = Sampler("mclmc", ("desired_energy_var",), strict=False, build=build, work=work, notes=notes)
+MCLMC = Sampler(
+    name="mclmc",
+    arguments=("num_burnin", "thin", "desired_energy_var"),
+    strict=False,
+    build=build,
+    work=work,
+    notes=notes,
+)
 
 
 def sample(target: Target, cfg: MclmcConfig, identity: int, posterior: Posterior) -> Draws:
     """Run the chains."""
-    return run(MCLMC, target, cfg, identity, posterior, {"desired_energy_var": cfg.desired_energy_var})
+    return run(MCLMC, target, cfg, identity, posterior)

@@ -23,19 +23,20 @@ from jaxtyping import Array, Float
 
 from lambda_hat.config import SgldConfig
 from lambda_hat.posterior import Posterior
+from lambda_hat.samplers import precond as preconditioning
 from lambda_hat.samplers.base import HVP_COST, Model
 from lambda_hat.samplers.precond import preconditioner
-from lambda_hat.samplers.run import PILOT_STREAM, base_key, compiled, flat_model, model_arguments
+from lambda_hat.samplers.run import PILOT_STREAM, base_key, compiled, flat_model, model_arguments, numbers
 from lambda_hat.targets.base import Target
 
 FIRST_STEP = 1e-10
 """First eps, in units of w^2. Arbitrary: small beside any scale of w that a float32 run could resolve."""
 STABILITY = 0.5
 """The pilot's own eps times the largest curvature so far; its leapfrog is stable below 4."""
-LEAST_FRICTION = 0.01
+LEAST_FRICTION = 0.03
 """Fraction of the momentum lost per step where the localisation asks for less. Arbitrary."""
 MIXING = 0.1
-"""Share of noise in the power iteration's vector: without it an eigenvector that was not the top one is kept forever."""
+"""Share of noise in the power iteration's vector: without it an eigenvector that is no longer the top one is kept."""
 
 
 class Pilot(NamedTuple):
@@ -79,7 +80,6 @@ def _power_step(key, direction, product):
 def _make(cfg: SgldConfig, loss, population: bool) -> Callable:
     num_creep = cfg.pilot_steps // 4
     num_explore = cfg.pilot_steps // 2 - num_creep
-    num_rest = cfg.pilot_steps - num_creep - num_explore
     growth = FIRST_STEP ** (-1 / num_creep)
 
     def program(seed, identity, arguments, posterior: Posterior, w_star, data):
@@ -145,22 +145,18 @@ def _make(cfg: SgldConfig, loss, population: bool) -> Callable:
         (_, scaled, _), _ = jax.lax.scan(measure, (state, Scaled(direction, jnp.zeros((), dtype)), root), rest)
         return scaled.curvature
 
-    assert num_rest > 0
     return program
 
 
-def run_pilot(
-    target: Target, cfg: SgldConfig, identity: int, posterior: Posterior, arguments: dict[str, float]
-) -> Pilot:
+def run_pilot(target: Target, cfg: SgldConfig, identity: int, posterior: Posterior) -> Pilot:
     """Choose the step size of `cfg` on `target`. Call inside `jax.enable_x64(...)`.
 
     The work is one Hessian-vector product per step, two and a batch's gradient where there is a preconditioner.
     """
-    scalar = np.dtype(cfg.precision).type
     args = (
         np.uint32(cfg.seed),
         np.uint32(identity),
-        {name: scalar(value) for name, value in arguments.items()},
+        numbers(cfg, preconditioning.ARGUMENTS),
         *model_arguments(target, posterior, cfg.precision),
     )
     batch_size = None if cfg.precond == "none" else cfg.batch_size

@@ -65,17 +65,18 @@ def base_key(seed: Array, identity: Array, stream: int) -> Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), identity), stream)
 
 
-def _chain(algorithm: Algorithm, num_draws: int, thin: int, key: Array) -> Chains:
-    """One chain: adaptation, then burn-in, then `num_draws` times `thin` and one recorded loss.
+def _chain(algorithm: Algorithm, num_draws: int, thin: Array, key: Array) -> Chains:
+    """One chain: adaptation, then burn-in, then `num_draws` times `thin` transitions and one recorded loss.
 
     The transitions of burn-in belong to the first draw's loop, so that the kernel is compiled once for both.
     """
+    none = np.uint32(0)
     key_adapt, key_draws = jax.random.split(key)
     state, tuned = algorithm.adapt(key_adapt)
 
     def draw(carry, index):
         key_draw = jax.random.fold_in(key_draws, index)
-        skipped = jnp.where(index == 0, algorithm.num_burnin, 0)
+        skipped = jnp.where(index == 0, algorithm.num_burnin, none)
 
         def transition(i, carry):
             state, acceptance, num_divergent = carry
@@ -85,7 +86,7 @@ def _chain(algorithm: Algorithm, num_draws: int, thin: int, key: Array) -> Chain
             num_divergent = num_divergent + jnp.where(counted & info.is_divergent, 1, 0).astype(jnp.int32)
             return state, acceptance, num_divergent
 
-        carry = jax.lax.fori_loop(0, skipped + thin, transition, carry)
+        carry = jax.lax.fori_loop(none, skipped + thin, transition, carry)
         w = algorithm.position(carry[0])
         # No step is numbered 2^32 - 1, so the record's key is none of theirs.
         loss = algorithm.record(jax.random.fold_in(key_draw, np.uint32(2**32 - 1)), w)
@@ -95,7 +96,8 @@ def _chain(algorithm: Algorithm, num_draws: int, thin: int, key: Array) -> Chain
     start = (state, jnp.zeros((), w.dtype), jnp.zeros((), jnp.int32))
     (state, acceptance, num_divergent), loss = jax.lax.scan(draw, start, jnp.arange(num_draws, dtype=jnp.uint32))
     alive = finite(algorithm.position(state)) & finite(loss)
-    return Chains(loss, acceptance / (num_draws * thin), num_divergent, alive, algorithm.step_size(tuned))
+    transitions = thin.astype(w.dtype) * num_draws
+    return Chains(loss, acceptance / transitions, num_divergent, alive, algorithm.step_size(tuned))
 
 
 def flat_model(loss: Loss, population: bool, slice_rows: int, w_star, data, posterior: Posterior) -> Model:
@@ -112,7 +114,7 @@ def _make(sampler: Sampler, spec: SampleConfig, loss: Loss, population: bool) ->
         algorithm = sampler.build(model, spec, arguments)
         key = base_key(seed, identity, CHAIN_STREAM)
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(spec.num_chains, dtype=jnp.uint32))
-        return jax.vmap(partial(_chain, algorithm, spec.num_draws, spec.thin))(keys)
+        return jax.vmap(partial(_chain, algorithm, spec.num_draws, arguments["thin"]))(keys)
 
     return program
 
@@ -134,21 +136,20 @@ def model_arguments(target: Target, posterior: Posterior, precision: str) -> tup
     )
 
 
-def run(
-    sampler: Sampler,
-    target: Target,
-    cfg: SampleConfig,
-    identity: int,
-    posterior: Posterior,
-    arguments: dict[str, float],
-) -> Draws:
-    """Sample with `sampler`; `arguments` are the values of its `arguments`. Call inside `jax.enable_x64(...)`."""
+def numbers(cfg: SampleConfig, names: tuple[str, ...]) -> dict[str, np.generic]:
+    """The named fields of `cfg` as arguments of a program: counts are uint32, the rest is in the run's precision."""
     scalar = np.dtype(cfg.precision).type
+    values = {name: getattr(cfg, name) for name in names}
+    return {name: np.uint32(value) if isinstance(value, int) else scalar(value) for name, value in values.items()}
+
+
+def run(sampler: Sampler, target: Target, cfg: SampleConfig, identity: int, posterior: Posterior) -> Draws:
+    """Sample with `sampler`, whose `arguments` all have a value in `cfg`. Call inside `jax.enable_x64(...)`."""
     spec = signature(cfg, sampler.arguments)
     args = (
         np.uint32(cfg.seed),
         np.uint32(identity),
-        {name: scalar(value) for name, value in arguments.items()},
+        numbers(cfg, sampler.arguments),
         *model_arguments(target, posterior, cfg.precision),
     )
     program = compiled(

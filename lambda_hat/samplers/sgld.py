@@ -10,10 +10,12 @@ kept adapting, the dynamics lack the divergence of P and converge to another law
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lambda_hat.config import SgldConfig
@@ -38,7 +40,7 @@ class Tuned(NamedTuple):
 
 
 def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorithm:
-    """One chain of SGLD. The number of the step size is `arguments["step_size"]`."""
+    """One chain of SGLD."""
     step_size = arguments["step_size"]
     precond = preconditioner(cfg, arguments)
     n_beta, gamma = model.posterior
@@ -70,7 +72,8 @@ def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorit
             return start, Tuned(step_size, None)
         # What is frozen is the second moment averaged over the second half of burn-in: the moving average alone
         # remembers 1 / (1 - decay) steps, in which a slow chain sees a single place.
-        averaged_from = cfg.num_burnin // 2
+        num_burnin = arguments["num_burnin"]
+        averaged_from = num_burnin // 2
 
         def burn_in(i, carry):
             state, total = carry
@@ -78,8 +81,8 @@ def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorit
             seen = precond.second_moment(state.moments)
             return state, total + jnp.where(i >= averaged_from, seen, jnp.zeros_like(seen))
 
-        state, total = jax.lax.fori_loop(0, cfg.num_burnin, burn_in, (start, jnp.zeros_like(w)))
-        return state, Tuned(step_size, precond.scale(total / (cfg.num_burnin - averaged_from)))
+        state, total = jax.lax.fori_loop(np.uint32(0), num_burnin, burn_in, (start, jnp.zeros_like(w)))
+        return state, Tuned(step_size, precond.scale(total / (num_burnin - averaged_from).astype(w.dtype)))
 
     def step(key, state: State, tuned: Tuned):
         nan = jnp.full((), jnp.nan, state.w.dtype)
@@ -93,7 +96,7 @@ def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorit
 
     return Algorithm(
         adapt=adapt,
-        num_burnin=0 if adapts else cfg.num_burnin,
+        num_burnin=np.uint32(0) if adapts else arguments["num_burnin"],
         step=step,
         position=lambda state: state.w,
         record=record,
@@ -128,14 +131,14 @@ def notes(cfg: SgldConfig, target: Target) -> tuple[str, ...]:
         found.append("biased: the drift uses the first moment in place of the gradient (momentum_in_drift: true)")
     if not target.population and cfg.batch_size is not None and cfg.batch_size > target.num_data:
         found.append(
-            f"batch_size {cfg.batch_size} exceeds the {target.num_data} rows of the data; rows are drawn with replacement"
+            f"batch_size {cfg.batch_size} exceeds the {target.num_data} rows of the data; drawn with replacement"
         )
     return tuple(found)
 
 
 SGLD = Sampler(
     name="sgld",
-    arguments=("step_size", "pilot_c", "pilot_steps", *preconditioning.ARGUMENTS),
+    arguments=("num_burnin", "thin", "step_size", "pilot_c", "pilot_steps", *preconditioning.ARGUMENTS),
     strict=True,
     build=build,
     work=work,
@@ -146,11 +149,10 @@ SGLD = Sampler(
 
 def sample(target: Target, cfg: SgldConfig, identity: int, posterior: Posterior) -> Draws:
     """Run the chains, after a pilot chain where `cfg` leaves the step size open."""
-    arguments = {name: getattr(cfg, name) for name in preconditioning.ARGUMENTS}
     if cfg.step_size is not None:
-        return run(SGLD, target, cfg, identity, posterior, {**arguments, "step_size": cfg.step_size})
-    pilot = run_pilot(target, cfg, identity, posterior, arguments)
-    draws = run(SGLD, target, cfg, identity, posterior, {**arguments, "step_size": pilot.step_size})
+        return run(SGLD, target, cfg, identity, posterior)
+    pilot = run_pilot(target, cfg, identity, posterior)
+    draws = run(SGLD, target, replace(cfg, step_size=pilot.step_size), identity, posterior)
     return draws._replace(
         fge=draws.fge + pilot.fge,
         seconds_compile=draws.seconds_compile + pilot.seconds_compile,

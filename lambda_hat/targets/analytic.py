@@ -11,6 +11,9 @@ from jaxtyping import Array, Float
 from lambda_hat.config import MonomialBuild, MonomialSumBuild, QuadraticBuild
 from lambda_hat.targets.base import Loss, Made
 
+USUAL_BITS = 3
+"""Monomials with all k below 2^3 share their programs."""
+
 
 @dataclass(frozen=True)
 class QuadraticLoss:
@@ -24,16 +27,30 @@ class QuadraticLoss:
 class MonomialLoss:
     """`L(w) = sum_b prod_i (w_i^2)^k_bi`, with `data["exponents"]` k of shape (blocks, dim); 0 where not in the block.
 
-    The exponents are data, so that all monomials of one shape share a compiled program.
+    The exponents are data, so that monomials of one shape share a compiled program. `bits`: all k are below 2^bits.
     """
 
+    bits: int
+
     def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
-        return jnp.sum(jnp.prod((params["w"] ** 2) ** data["exponents"], axis=-1))
+        exponents = data["exponents"].astype(jnp.int32)
+        # By repeated squaring: derivatives of x^k are NaN at x = 0 in JAX where k is a traced number.
+        factor = jnp.broadcast_to(params["w"] ** 2, exponents.shape)
+        one = jnp.ones_like(factor)
+        powers = one
+        for bit in range(self.bits):
+            powers = powers * jnp.where((exponents >> bit) & 1 == 1, factor, one)
+            # A square that no power needs could overflow, and its derivative would be NaN.
+            factor = jnp.where(exponents >> (bit + 1) > 0, factor, one) ** 2
+        return jnp.sum(jnp.prod(powers, axis=-1))
 
 
 def make_loss(cfg: QuadraticBuild | MonomialBuild | MonomialSumBuild) -> Loss:
     """The loss of an analytic target."""
-    return QuadraticLoss() if isinstance(cfg, QuadraticBuild) else MonomialLoss()
+    if isinstance(cfg, QuadraticBuild):
+        return QuadraticLoss()
+    largest = max(max(block) for block in cfg.target.blocks)
+    return MonomialLoss(bits=max(largest.bit_length(), USUAL_BITS))
 
 
 def make(cfg: QuadraticBuild | MonomialBuild | MonomialSumBuild) -> Made:

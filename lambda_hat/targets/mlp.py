@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
-from lambda_hat.config import MlpBuild, mlp_widths
+from lambda_hat.config import DataConfig, MlpBuild, mlp_widths
 from lambda_hat.errors import BuildFailed
 from lambda_hat.targets.base import Made, regression_loss, to_numpy
 from lambda_hat.targets.data import draw_inputs, draw_noise
@@ -88,6 +89,15 @@ def student(cfg: MlpBuild) -> Architecture:
     return Architecture(sizes, cfg.model.activation, cfg.model.bias)
 
 
+def teacher(cfg: MlpBuild) -> Architecture:
+    """The network that makes the data; null: the student's."""
+    if cfg.teacher is None:
+        return student(cfg)
+    widths = mlp_widths(cfg.teacher, cfg.data.input_dim, cfg.data.output_dim)
+    sizes = (cfg.data.input_dim, *widths, cfg.data.output_dim)
+    return Architecture(sizes, cfg.teacher.activation, cfg.teacher.bias)
+
+
 def make_loss(cfg: MlpBuild) -> MlpLoss:
     """The student's mean loss."""
     return MlpLoss(student(cfg), cfg.loss, cfg.sigma)
@@ -99,37 +109,38 @@ def make(cfg: MlpBuild) -> Made:
     Raises BuildFailed where the teacher is constant on the data or training becomes non-finite.
     """
     data_seed = cfg.seed if cfg.data.seed is None else cfg.data.seed
-    data = draw_data(jax.random.fold_in(jax.random.key(data_seed), DATA_STREAM), cfg)
+    key = jax.random.fold_in(jax.random.key(data_seed), DATA_STREAM)
+    data = draw_data(key, replace(cfg.data, seed=None), teacher(cfg))
+    if not jnp.all(jnp.isfinite(data["y"])):
+        raise BuildFailed(
+            "the random teacher has a constant output on its data; give another data.seed, or a wider teacher"
+        )
     key = jax.random.key(cfg.seed)
     start = student(cfg).init(jax.random.fold_in(key, INIT_STREAM))
     w_star, info = train(make_loss(cfg), start, data, cfg.training, jax.random.fold_in(key, TRAINING_STREAM))
     return Made(to_numpy(w_star), to_numpy(data), info)
 
 
-def draw_data(key: Key[Array, ""], cfg: MlpBuild) -> dict[str, Array]:
-    """Inputs "x" and the noisy outputs "y" of a random teacher, each output scaled to unit variance before noise."""
+@partial(jax.jit, static_argnames=("cfg", "teacher"))
+def draw_data(key: Key[Array, ""], cfg: DataConfig, teacher: Architecture) -> dict[str, Array]:
+    """Inputs "x" and the noisy outputs "y" of a random teacher, each output scaled to unit variance before noise.
+
+    Not finite where an output is constant on the data.
+    """
     key_inputs, key_teacher, key_noise = jax.random.split(key, 3)
-    x = draw_inputs(key_inputs, cfg.data)
-    model = cfg.model if cfg.teacher is None else cfg.teacher
-    widths = mlp_widths(model, cfg.data.input_dim, cfg.data.output_dim)
-    arch = Architecture((cfg.data.input_dim, *widths, cfg.data.output_dim), model.activation, model.bias)
-    params = draw_teacher(key_teacher, arch)
-    outputs = jax.vmap(arch.module(params))(x)
-    std = jnp.std(outputs, axis=0)
-    if not jnp.all(std > 0):
-        raise BuildFailed(
-            "the random teacher has a constant output on its data; give another data.seed, or a wider teacher"
-        )
+    x = draw_inputs(key_inputs, cfg)
+    outputs = jax.vmap(teacher.module(draw_teacher(key_teacher, teacher)))(x)
     # Scaling an output is scaling its row of the last layer: y is a network of the teacher's architecture.
-    return {"x": x, "y": outputs / std + draw_noise(key_noise, cfg.data, x)}
+    return {"x": x, "y": outputs / jnp.std(outputs, axis=0) + draw_noise(key_noise, cfg, x)}
 
 
 def draw_teacher(key: Key[Array, ""], arch: Architecture) -> dict[str, Array]:
     """Normal weights of variance 2 / inputs of the layer and standard normal biases (the scales are arbitrary)."""
-    template = arch.init(key)
-    keys = jax.random.split(key, len(template))
+    shapes = jax.eval_shape(arch.init, key)
+    ends = np.cumsum([shape.size for shape in shapes.values()])
+    parts = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
     params = {}
-    for k, (name, array) in zip(keys, template.items(), strict=True):
-        scale = jnp.sqrt(2 / array.shape[1]) if array.ndim == 2 else 1.0
-        params[name] = scale * jax.random.normal(k, array.shape)
+    for (name, shape), part in zip(shapes.items(), parts, strict=True):
+        scale = np.sqrt(2 / shape.shape[1]) if shape.ndim == 2 else 1.0
+        params[name] = scale * part.reshape(shape.shape)
     return params

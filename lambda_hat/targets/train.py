@@ -36,6 +36,8 @@ def train(
     adam = _adam(loss, batch_size, params, data, key, cfg.learning_rate, cfg.steps, cfg.patience, cfg.tolerance)
     steps = int(adam.step)
     if not jnp.isfinite(adam.loss):
+        if steps == 0:
+            raise BuildFailed("the loss is not finite before training; check sigma and the scales of data")
         raise BuildFailed(
             f"training diverged: the loss is not finite after {steps} Adam steps; lower training.learning_rate "
             f"(now {cfg.learning_rate:g})"

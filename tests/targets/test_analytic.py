@@ -46,8 +46,15 @@ def test_both_kinds_of_monomial_share_their_loss():
     assert one.loss == other.loss
 
 
+def test_powers_that_are_not_needed_do_not_overflow():
+    target, _ = build_target(monomial_sum([[1], [7]]))
+    data = {"exponents": target.data["exponents"].astype(np.float32)}
+    gradient = jax.grad(lambda w: target.loss({"w": w}, data))(np.array([1e15, 0.5], np.float32))
+    np.testing.assert_allclose(gradient, [2e15, 14 * 0.5**13], rtol=1e-6)
+
+
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("blocks", [[[1]], [[1, 1]], [[1, 2]], [[3, 1, 2], [1, 1]]])
+@pytest.mark.parametrize("blocks", [[[1]], [[1, 1]], [[1, 2]], [[3, 1, 2], [1, 1]], [[1, 9]]])
 def test_derivatives_where_coordinates_vanish(blocks, precision):
     target, _ = build_target(monomial_sum(blocks))
     data = {name: array.astype(precision) for name, array in target.data.items()}

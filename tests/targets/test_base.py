@@ -16,7 +16,8 @@ ARCH = Architecture((3, 4, 2), "tanh", True)
 @pytest.mark.parametrize(
     ("same", "other"),
     [
-        (QuadraticLoss, MonomialLoss),
+        (QuadraticLoss, lambda: MonomialLoss(3)),
+        (lambda: MonomialLoss(3), lambda: MonomialLoss(4)),
         (lambda: DlnPopulationLoss(2, 0.5), lambda: DlnPopulationLoss(3, 0.5)),
         (lambda: DlnEmpiricalLoss(2, "nll", 1.0), lambda: DlnEmpiricalLoss(2, "mse", 1.0)),
         (lambda: MlpLoss(Architecture((3, 4, 2), "tanh", True), "nll", 1.0), lambda: MlpLoss(ARCH, "nll", 2.0)),

@@ -17,9 +17,14 @@ def inputs(**settings):
 
 def noise(kind, **settings):
     cfg = DataConfig(n=N, input_dim=DIM, output_dim=2, noise=kind, noise_std=0.3, **settings)
+
+    @jax.jit
+    def draw(key_inputs, key_noise):
+        x = draw_inputs(key_inputs, cfg)
+        return x, draw_noise(key_noise, cfg, x)
+
     with jax.enable_x64(True):
-        x = draw_inputs(jax.random.key(0), cfg)
-        values = draw_noise(jax.random.key(1), cfg, x)
+        x, values = draw(jax.random.key(0), jax.random.key(1))
     return np.asarray(x), np.asarray(values)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lambda_hat.config import (
+    DataConfig,
     DlnBuild,
     DlnTarget,
     MlpBuild,
@@ -20,7 +21,11 @@ from lambda_hat.errors import CorruptArtifact, TargetNotBuilt
 from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.targets import build_target, load_target, save_target
 
-MLP = MlpBuild(model=ModelConfig(widths=[2]), training=TrainingConfig(steps=20, polish_steps=2))
+MLP = MlpBuild(
+    model=ModelConfig(widths=[2]),
+    data=DataConfig(n=200, input_dim=2),
+    training=TrainingConfig(steps=20, polish_steps=2),
+)
 CONFIGS = [
     QuadraticBuild(),
     MonomialBuild(),

@@ -4,7 +4,8 @@ import math
 import random
 import subprocess
 import sys
-from functools import lru_cache
+from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def twice_llc_by_programme(widths, rank):
     """Pepin Lehalleur and Rimanyi (arXiv 2411.19920): a minimum over falling ranks of the partial products."""
     last = len(widths) - 1
 
-    @lru_cache(maxsize=None)
+    @cache
     def rest(k, before):
         if k == last:
             return (before - rank) * (widths[k] - rank)
@@ -62,11 +63,11 @@ def twice_llc_by_programme(widths, rank):
 def rrr_llc(inputs, hidden, outputs, rank):
     """Reduced rank regression, Aoyagi and Watanabe 2005: four cases."""
     M, H, N, r = inputs, hidden, outputs, rank
-    if M + H < N + r:
+    if N + r > M + H:
         return (H * M - H * r + N * r) / 2, 1
-    if N + H < M + r:
+    if M + r > N + H:
         return (H * N - H * r + M * r) / 2, 1
-    if M + N < H + r:
+    if H + r > M + N:
         return M * N / 2, 1
     eighths = -((H + r) ** 2) - M**2 - N**2 + 2 * (H + r) * (M + N) + 2 * M * N
     odd = (M + H + N + r) % 2
@@ -207,11 +208,7 @@ def test_two_coordinates_against_adaptive_quadrature(exponents, point, t, gamma)
 
     def integral(f):
         options = {"epsabs": 1e-9, "epsrel": 1e-9}
-        return sum(
-            dblquad(f, x0, x1, y0, y1, **options)[0]
-            for x0, x1 in zip(xs[:-1], xs[1:], strict=True)
-            for y0, y1 in zip(ys[:-1], ys[1:], strict=True)
-        )
+        return sum(dblquad(f, x0, x1, y0, y1, **options)[0] for x0, x1 in pairwise(xs) for y0, y1 in pairwise(ys))
 
     expected = integral(moment) / integral(density)
     assert true_llc_t(monomial(exponents, point), t, gamma) == pytest.approx(expected, rel=1e-6)

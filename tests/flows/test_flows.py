@@ -1,0 +1,224 @@
+"""Both flows through a real Parsl and a real mpiexec on a small grid."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+BAD_BUILD = {
+    "model": "small",
+    "data": "small",
+    "overrides": {
+        "data": {"n": 20},
+        "training": {"steps": 20, "learning_rate": 1e30, "polish_steps": 0},
+    },
+}
+FAST = {"num_draws": 100, "num_burnin": 50, "num_chains": 2}
+
+
+def study(path, **changes):
+    content = {
+        "targets": [{"target": "quadratic", "overrides": {"target": {"dim": 3, "rank": 2}}}, {"target": "monomial"}],
+        "samplers": [
+            {"name": "sgld", "overrides": {**FAST, "step_size": 1e-4}, "sweep": {"seed": [0, 1]}},
+            {"name": "hmc", "overrides": FAST},
+        ],
+    }
+    path.write_text(yaml.safe_dump(content | changes))
+    return path
+
+
+def flow(name, *words, cwd, timeout=240):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "flows" / name), *map(str, words)],
+        capture_output=True, text=True, cwd=cwd, timeout=timeout, env={**os.environ, "PYTHONPATH": ""},
+    )  # fmt: skip
+
+
+def analyses(store):
+    return {path: json.loads(path.read_text()) for path in sorted(Path(store).rglob("analysis.json"))}
+
+
+@pytest.mark.parsl
+@pytest.mark.mpi
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["plain", 'a quo\'te "and" $(touch pwned) spaces'])
+def test_packed(tmp_path, folder):
+    here = tmp_path / folder
+    here.mkdir()
+    words = ["--experiments", study(here / "study.yaml"), "--pack", "4", "--ranks", "2"]
+    done = flow("packed.py", *words, cwd=here)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 finished" in done.stdout
+    assert not list(tmp_path.rglob("pwned"))
+    table = pd.read_parquet(here / "results" / "llc_runs.parquet")
+    assert (len(table), set(table["status"])) == (6, {"finished"})
+    assert table["pack_id"].nunique() == 2
+    assert set(table["rank"]) <= {0, 1}
+    assert (here / "results" / "llc.png").is_file()
+    for target in (here / "runs" / "targets").iterdir():
+        assert (target / "build.log").is_file()
+        assert (target / "build.err").is_file()
+    for pack in (here / "runs" / "packs").glob("pack_*"):
+        names = {p.name for p in pack.iterdir()}
+        assert {"pack.json", "stdout.log", "stderr.log", "rank-0000.log", "rank-0001.log"} <= names
+    assert not list((here / "runs" / "packs").glob("*.lease"))
+
+    before = analyses(here / "runs")
+    again = flow("packed.py", *words, cwd=here)
+    assert again.returncode == 0
+    assert "everything is cached; no sampler is started" in again.stdout
+    assert analyses(here / "runs") == before
+
+    if folder == "plain":
+        unpacked = flow("parsl_llc.py", *words[:2], "--store", "unpacked", "--results", "other", cwd=here)
+        assert unpacked.returncode == 0, unpacked.stdout + unpacked.stderr
+        other = pd.read_parquet(here / "other" / "llc_runs.parquet")
+        pd.testing.assert_series_equal(other["llc_mean"], table["llc_mean"], check_exact=True)
+        runs = list((here / "unpacked" / "targets").glob("*/run_*"))
+        assert len(runs) == 6
+        assert all((run / "sample.log").is_file() and (run / "sample.err").is_file() for run in runs)
+        rerun = flow("packed.py", *words, "--rerun", "all", "--quiet", cwd=here)
+        assert rerun.returncode == 0, rerun.stdout
+        timing = ("started", "pid", "rank", "pack_id", "cache_hit")
+        for path, analysis in analyses(here / "runs").items():
+            assert analysis["started"] > before[path]["started"]
+            same = {k for k in analysis if not k.startswith("seconds") and k not in timing}
+            assert {k: analysis[k] for k in same} == {k: before[path][k] for k in same}
+
+
+@pytest.mark.parsl
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_a_failed_build_blocks_only_its_own_runs(tmp_path):
+    path = study(tmp_path / "study.yaml", targets=[{"target": "quadratic"}, BAD_BUILD])
+    done = flow("packed.py", "--experiments", path, "--ranks", "1", cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    table = pd.read_parquet(tmp_path / "results" / "llc_runs.parquet")
+    assert sorted(table["status"]) == ["blocked"] * 3 + ["finished"] * 3
+    assert table.loc[table["status"] == "blocked", "reason"].str.contains("BuildFailed").all()
+    assert "BuildFailed" in done.stdout
+    assert "--rerun failed" in done.stdout
+    (error,) = (tmp_path / "runs" / "targets").glob("*/error.json")
+    assert str(error) in done.stdout
+
+    again = flow("packed.py", "--experiments", path, cwd=tmp_path)
+    assert again.returncode == 1
+    assert "3 runs wait for a target that failed earlier; --rerun failed tries them again" in again.stdout
+    assert list((tmp_path / "runs" / "packs").glob("pack_*")) != []
+
+
+@pytest.mark.parsl
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_a_killed_driver_leaves_nothing_behind_and_its_study_goes_on(tmp_path):
+    samplers = [
+        {"name": "sgld", "overrides": {**FAST, "thin": 2000, "step_size": 1e-4}, "sweep": {"seed": list(range(60))}}
+    ]
+    path = study(tmp_path / "study.yaml", samplers=samplers)
+    words = [
+        sys.executable,
+        str(ROOT / "flows" / "packed.py"),
+        "--experiments",
+        str(path),
+        "--pack",
+        "20",
+        "--ranks",
+        "1",
+    ]
+    driver = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    store = tmp_path / "runs"
+    deadline = time.monotonic() + 150
+    while len(analyses(store)) < 3:
+        assert time.monotonic() < deadline
+        assert driver.poll() is None
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    finished = analyses(store)
+    assert len(finished) < 120
+    deadline = time.monotonic() + 60
+    while left := _processes_of(str(tmp_path)):
+        assert time.monotonic() < deadline, left
+        time.sleep(1)
+    finished = analyses(store)
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "120 finished" in done.stdout
+    after = analyses(store)
+    assert all(after[path] == analysis for path, analysis in finished.items())
+
+
+def _processes_of(folder):
+    """Command lines of processes that name `folder`, or run in it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            where = os.readlink(entry / "cwd")
+        except OSError:
+            continue
+        if folder in line or where.startswith(folder):
+            found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("name", ["packed.py", "parsl_llc.py"])
+def test_dry_run_starts_and_writes_nothing(tmp_path, name):
+    path = study(tmp_path / "study.yaml")
+    done = flow(name, "--experiments", path, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "dry run: nothing was started" in done.stdout
+    assert "2 targets (0 cached, 2 to build), 6 runs (0 cached, 6 to sample" in done.stdout
+    assert ("mpiexec -n" in done.stdout) == (name == "packed.py")
+    assert [p.name for p in tmp_path.iterdir()] == ["study.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--pack", "0"], "--pack: got 0, expected an integer of at least 1"),
+        (["--ranks", "0"], "--ranks: got 0, expected an integer of at least 1"),
+        (["--retries", "-1"], "--retries: got -1, expected an integer of at least 0"),
+        (["--site", "slrum"], "--site: unknown 'slrum'"),
+        (["--store", "study.yaml/store"], "study.yaml/store: the store cannot be written: Not a directory"),
+        (["--results", "study.yaml/results"], "study.yaml/results: the results folder cannot be made: Not a directory"),
+        (["--experiments", "absent.yaml"], "absent.yaml: no such file"),
+        (["samplers.0.nme=hmc"], "samplers[0]: unknown key 'nme'; did you mean 'name'"),
+        (["site.rnks=2"], "unknown key 'rnks'"),
+        (["targets=[]"], "the grid is empty"),
+    ],
+)
+def test_bad_input_is_one_sentence_exit_2_and_nothing_left_behind(tmp_path, words, message):
+    study(tmp_path / "study.yaml")
+    if "--experiments" not in words:
+        words = ["--experiments", "study.yaml", *words]
+    done = flow("packed.py", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left <= {"study.yaml", "runs"}
+    assert not list(tmp_path.rglob("tgt_*"))
+
+
+def test_no_mpi_launcher(tmp_path):
+    study(tmp_path / "study.yaml")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "flows" / "packed.py"), "--experiments", "study.yaml", "site.mpi=system"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=60, env={**os.environ, "PATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "mpi: system: no mpiexec on the PATH" in done.stderr

@@ -1,0 +1,42 @@
+"""Estimates against exact answers at finite n. Tolerances are the chains' own standard errors."""
+
+import pytest
+
+from lambda_hat.config import HmcConfig, MclmcConfig, SgldConfig
+
+ADJUSTED = 0.0
+UNADJUSTED = 0.05
+"""Allowance for the bias of the step, relative."""
+
+CASES = ["quadratic", "w1^2+w2^4", "w1^2 w2^2", "w1^2 w2^2 at (1, 0)", "RRR (2,1,2)"]
+
+
+def check(summary, exact, allowance):
+    assert summary.verdict == "ok", summary.verdict_sentence
+    assert summary.llc_std_error < 0.05 * exact
+    deviation = abs(summary.llc_mean - exact)
+    assert deviation < 3 * summary.llc_std_error + allowance * exact, (summary.llc_mean, exact)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hmc(estimate, name):
+    cfg = HmcConfig(num_chains=8, num_draws=2000, num_burnin=1000, target_acceptance=0.99, thin=2)
+    check(*estimate(name, cfg), ADJUSTED)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sgld_with_the_pilots_step(estimate, name):
+    cfg = SgldConfig(num_chains=16, num_draws=500, num_burnin=10_000, thin=200)
+    check(*estimate(name, cfg), UNADJUSTED)
+
+
+@pytest.mark.parametrize("name", ["quadratic", "w1^2 w2^2"])
+def test_sgld_with_a_frozen_preconditioner(estimate, name):
+    cfg = SgldConfig(num_chains=16, num_draws=500, num_burnin=10_000, thin=200, precond="rmsprop")
+    check(*estimate(name, cfg), UNADJUSTED)
+
+
+@pytest.mark.parametrize("name", ["quadratic", "w1^2 w2^2", "w1^2 w2^2 at (1, 0)", "RRR (2,1,2)"])
+def test_mclmc(estimate, name):
+    cfg = MclmcConfig(num_chains=8, num_draws=2000, num_burnin=500, thin=4)
+    check(*estimate(name, cfg), UNADJUSTED)

@@ -1,0 +1,138 @@
+import math
+
+import numpy as np
+import pytest
+
+from lambda_hat.diagnostics import MAX_RHAT, Verdict, summarize
+from lambda_hat.samplers.base import Draws
+
+
+def draws_of(loss, alive=None, num_divergent=0, acceptance=None) -> Draws:
+    loss = np.asarray(loss, dtype=np.float64)
+    return Draws(
+        loss=loss,
+        acceptance=acceptance,
+        num_divergent=num_divergent,
+        chain_alive=np.ones(len(loss), bool) if alive is None else np.asarray(alive),
+        step_size=np.full(len(loss), 0.1),
+        num_transitions=loss.size,
+        fge=1.0,
+        seconds_compile=0.0,
+        seconds_sample=0.0,
+        cache_hit=False,
+        notes=(),
+    )
+
+
+def autoregressive(rng, chains, draws, rho, mean=1.0):
+    x = np.empty((chains, draws))
+    x[:, 0] = rng.normal(size=chains)
+    for i in range(1, draws):
+        x[:, i] = rho * x[:, i - 1] + math.sqrt(1 - rho**2) * rng.normal(size=chains)
+    return mean + x
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.8, -0.5])
+def test_standard_error_is_calibrated_on_autocorrelated_chains(rho):
+    rng = np.random.default_rng(0)
+    z = []
+    for _ in range(60):
+        summary = summarize(draws_of(autoregressive(rng, 4, 1000, rho)), 0.0, 1.0)
+        z.append((summary.llc_mean - 1.0) / summary.llc_std_error)
+    assert 0.75 < np.std(z) < 1.3
+    assert abs(np.mean(z)) < 3 / math.sqrt(60)
+
+
+def test_chains_that_agree_are_ok():
+    summary = summarize(draws_of(autoregressive(np.random.default_rng(1), 4, 1000, 0.5)), 0.0, 2.0)
+    assert summary.verdict == "ok"
+    assert summary.rhat_max < 1.02
+    assert summary.llc_mean == pytest.approx(2.0, abs=0.3)
+    assert summary.loss_mean == pytest.approx(summary.llc_mean / 2)
+    assert summary.llc_mean == pytest.approx(np.mean(summary.llc_per_chain))
+    assert math.isnan(summary.acceptance)
+
+
+def test_chains_that_disagree_get_at_least_the_error_of_their_means():
+    rng = np.random.default_rng(2)
+    chains = autoregressive(rng, 4, 1000, 0.0) + np.array([[0.0], [1.0], [2.0], [3.0]])
+    summary = summarize(draws_of(chains), 0.0, 1.0)
+    assert summary.verdict == "unmixed"
+    assert summary.rhat_max > MAX_RHAT
+    assert f"{summary.rhat_max:.3f}" in summary.verdict_sentence
+    assert summary.llc_std_error >= np.std(chains.mean(axis=1), ddof=1) / 2
+
+
+def test_constant_losses_are_a_result():
+    summary = summarize(draws_of(np.zeros((4, 100))), 0.0, 144.8)
+    assert (summary.llc_mean, summary.llc_std_error, summary.rhat_max) == (0.0, 0.0, 1.0)
+    assert summary.verdict == "ok"
+
+
+def test_chains_stuck_at_different_values_are_unmixed():
+    summary = summarize(draws_of(np.array([[1.0] * 50, [2.0] * 50])), 0.0, 1.0)
+    assert summary.verdict == "unmixed"
+    assert summary.llc_std_error == pytest.approx(0.5)
+
+
+def test_one_stuck_chain_is_unmixed():
+    chains = autoregressive(np.random.default_rng(3), 4, 500, 0.0)
+    chains[0] = 7.0
+    assert summarize(draws_of(chains), 0.0, 1.0).verdict == "unmixed"
+
+
+def test_one_chain_is_compared_with_itself():
+    rng = np.random.default_rng(4)
+    steady = summarize(draws_of(autoregressive(rng, 1, 2000, 0.3)), 0.0, 1.0)
+    assert steady.verdict == "ok"
+    assert steady.rhat_max < 1.02
+    drifting = autoregressive(rng, 1, 2000, 0.3) + np.linspace(0, 5, 2000)
+    assert summarize(draws_of(drifting), 0.0, 1.0).verdict == "unmixed"
+
+
+def test_four_draws_of_one_chain_do_not_crash():
+    assert math.isnan(summarize(draws_of([[1.0, 2.0, 1.5, 1.2]]), 0.0, 1.0).rhat_max)
+
+
+def test_a_dead_chain_leaves_the_others():
+    chains = autoregressive(np.random.default_rng(5), 4, 500, 0.0)
+    chains[2, 100:] = np.nan
+    summary = summarize(draws_of(chains, alive=[True, True, False, True]), 0.0, 1.0)
+    assert summary.verdict == "diverged"
+    assert "1 of 4 chains" in summary.verdict_sentence
+    assert "the other 3" in summary.verdict_sentence
+    assert math.isnan(summary.llc_per_chain[2])
+    assert summary.llc_mean == pytest.approx(np.mean(chains[[0, 1, 3]]))
+
+
+def test_all_chains_dead_is_no_number():
+    summary = summarize(draws_of(np.full((3, 10), np.nan), alive=[False] * 3), 0.0, 1.0)
+    assert summary.verdict == "diverged"
+    assert math.isnan(summary.llc_mean)
+    assert "there is no estimate" in summary.verdict_sentence
+
+
+def test_a_negative_estimate_is_reported():
+    summary = summarize(draws_of(autoregressive(np.random.default_rng(6), 4, 500, 0.0)), 3.0, 1.0)
+    assert summary.llc_mean == pytest.approx(-2.0, abs=0.3)
+    assert summary.verdict == "ok"
+
+
+def test_divergent_transitions_are_a_verdict():
+    chains = autoregressive(np.random.default_rng(7), 4, 500, 0.0)
+    assert summarize(draws_of(chains, num_divergent=10), 0.0, 1.0).verdict == "ok"
+    summary = summarize(draws_of(chains, num_divergent=11, acceptance=np.full(4, 0.9)), 0.0, 1.0)
+    assert summary.verdict == "divergent"
+    assert "11 of 2000 transitions" in summary.verdict_sentence
+    assert summary.acceptance == pytest.approx(0.9)
+
+
+def test_a_large_error_is_a_verdict():
+    chains = autoregressive(np.random.default_rng(8), 4, 500, 0.0, mean=0.05)
+    summary = summarize(draws_of(chains), 0.0, 1.0)
+    assert summary.verdict == "too_short"
+
+
+def test_every_verdict_has_a_sentence_and_a_code():
+    assert [v.code for v in Verdict] == ["diverged", "divergent", "unmixed", "too_short", "ok"]
+    assert all(v.value.endswith(".") for v in Verdict)
