@@ -6,7 +6,9 @@ import pyarrow.parquet as pq
 
 table = pq.read_table(sys.argv[1])
 rows = table.to_pylist()
-unfinished = [f"{r['target_id']}/{r['run_id']}: {r['status']}, {r['reason']}" for r in rows if r["status"] != "finished"]
+unfinished = [
+    f"{r['target_id']}/{r['run_id']}: {r['status']}, {r['reason']}" for r in rows if r["status"] != "finished"
+]
 assert not unfinished, "\n".join(unfinished)
 assert len(rows) >= 32, len(rows)
 assert len({r["target_kind"] for r in rows}) >= 3

@@ -156,9 +156,10 @@ class Flow:
             self.say(f"note: {note}")
         packs = math.ceil(len(plan.runs) / self.study.settings.pack) if self.packed else 0
         in_packs = f" in {packs} packs of at most {self.study.settings.pack}" if packs else ""
+        targets = f"{len(self.study.targets)} targets ({len(plan.cached_targets)} cached, {len(plan.builds)} to build)"
         self.say(
-            f"plan: {len(self.study.targets)} targets ({len(plan.cached_targets)} cached, {len(plan.builds)} to build), "
-            f"{len(self.study.runs)} runs ({len(plan.cached_runs)} cached, {len(plan.runs)} to sample{in_packs})"
+            f"plan: {targets}, {len(self.study.runs)} runs ({len(plan.cached_runs)} cached, {len(plan.runs)} to "
+            f"sample{in_packs})"
         )
         if plan.runs:
             self.say(f"expected cost: about {plan.cost / 3600:.2g} core-hours, right to a small factor")

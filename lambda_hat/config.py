@@ -338,7 +338,7 @@ class BuildConfig:
 
 def _monomial_label(blocks: list[list[int]], point: list[float] | None) -> str:
     names = itertools.count(1)
-    terms = ["".join(f"w{next(names)}^{2 * k}" for k in block) for block in blocks]
+    terms = [" ".join(f"w{next(names)}^{2 * k}" for k in block) for block in blocks]
     where = "" if point is None or not any(point) else f" at ({', '.join(f'{x:g}' for x in point)})"
     return " + ".join(terms) + where
 

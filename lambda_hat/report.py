@@ -69,8 +69,8 @@ def print_summary(
     console.print(f"verdicts  {', '.join(f'{n} {v}' for v, n in sorted(verdicts.items())) or 'none'}")
     if exact:
         console.print(
-            f"truth     {exact.count('agrees')} of {len(exact)} runs with an exact λ_t agree with it (within 3 standard "
-            "errors; sgld and mclmc, which are biased by their step size: + 5 %)"
+            f"truth     {exact.count('agrees')} of {len(exact)} runs with an exact λ_t agree with it within 3 standard "
+            "errors (sgld and mclmc, biased by their step size: + 5 %)"
         )
     if usage["ranks"]:
         busy = usage["busy"] / usage["total"] if usage["total"] else 0.0

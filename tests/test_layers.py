@@ -15,7 +15,8 @@ THIRD_PARTY = {
     "omegaconf", "optax", "pandas", "parsl", "pyarrow", "rich", "scipy", "yaml",
 }  # fmt: skip
 L0 = {
-    "config", "cores", "cost", "errors", "id_utils", "lease", "omegaconf_support", "packing", "store", "workflow_config",
+    "config", "cores", "cost", "errors", "id_utils", "lease", "omegaconf_support", "packing", "store",
+    "workflow_config",
 }  # fmt: skip
 LAYERS = {
     0: L0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import fields
 
 import pandas as pd
@@ -111,11 +112,9 @@ def test_summary_and_picture(store, tmp_path):
     table = collect(store, refs)
     picture = draw_estimates(table, tmp_path / "llc.png")
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))
-    with console.file:
-        print_summary(
-            table, console, seconds=1.0, usage={"ranks": 2, "busy": 6.0, "total": 8.0}, where={"table": tmp_path}
-        )
+    console = Console(width=200, record=True, file=io.StringIO())
+    usage = {"ranks": 2, "busy": 6.0, "total": 8.0}
+    print_summary(table, console, seconds=1.0, usage=usage, where={"table": tmp_path})
     text = console.export_text()
     for expected in (
         "1.980",

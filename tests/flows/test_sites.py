@@ -68,7 +68,7 @@ def test_a_python_site(tmp_path):
         pass
     path.write_text("config = 3\n")
     with (
-        pytest.raises(ConfigError, match="expected a variable `config`, a parsl.Config"),
+        pytest.raises(ConfigError, match=r"expected a variable `config`, a parsl\.Config"),
         parsl_config(load_site(str(path)), tmp_path, packs=False),
     ):
         pass

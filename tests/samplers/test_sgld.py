@@ -63,9 +63,7 @@ def test_a_preconditioner_that_keeps_adapting_is_biased_and_says_so(estimate, ta
 
 
 def test_momentum_in_the_drift_changes_the_law(estimate, target):
-    cfg = SgldConfig(
-        num_chains=16, num_draws=500, num_burnin=2000, thin=20, precond="adam", momentum_in_drift=True
-    )
+    cfg = SgldConfig(num_chains=16, num_draws=500, num_burnin=2000, thin=20, precond="adam", momentum_in_drift=True)
     summary, exact = estimate("quadratic", cfg)
     assert summary.llc_mean > 1.1 * exact + 3 * summary.llc_std_error
     assert any("momentum_in_drift" in note for note in sample(target("quadratic"), cfg).notes)

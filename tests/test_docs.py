@@ -1,0 +1,83 @@
+"""The documents: every command runs, every file that they name exists, every link leads somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+RUN_BY_CI = {"make run", "make test", "make lint", "bash .ci/run"}
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", document.read_text(), flags=re.DOTALL)
+
+
+def commands(document: Path) -> list[str]:
+    """The shell commands of a document, without their comments."""
+    lines = "".join(blocks(document, "sh")).splitlines()
+    return [command for line in lines if (command := line.partition("  #")[0].strip())]
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+@pytest.mark.parsl
+def test_every_command_of_the_readme_runs_in_its_order(tmp_path):
+    for name in ("flows", "mpi", "conf"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for text in blocks(ROOT / "README.md", "yaml"):
+        (tmp_path / re.match(r"# (\S+\.yaml)\n", text).group(1)).write_text(text)
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    ran = []
+    for command in commands(ROOT / "README.md"):
+        if command in RUN_BY_CI:
+            continue
+        done = subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        ran.append(command)
+    assert len(ran) >= 9
+    for code in blocks(ROOT / "README.md", "python"):
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"{code}\n{done.stderr}"
+        assert done.stdout.strip()
+
+
+def test_ci_runs_what_the_readme_promises():
+    script = (ROOT / ".ci" / "run").read_text()
+    promised = {command for command in commands(ROOT / "README.md") if command.startswith("make ")}
+    assert promised == {"make run", "make test"}
+    assert all(command in script.splitlines() for command in promised)
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert {"run", "test", "lint"} <= set(targets)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_links_and_named_files_exist(document):
+    text = document.read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ROOT / target).exists(), target
+    for name in re.findall(r"`((?:lambda_hat|flows|mpi|conf|tests|docs)/[\w./]+\.\w+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_vocabulary_is_in_the_readme():
+    text = (ROOT / "README.md").read_text()
+    words = "n dim loss beta n_beta gamma step_size num_chains num_draws num_burnin thin llc"
+    for word in [*words.split(), "run", "target", "pack", "rank", "site", "store", "w_star"]:
+        assert re.search(rf"\| [^|]*\b{word}\b[^|]* \||`{word}`", text), word
+
+
+def test_every_option_of_the_flow_has_a_help_text():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "flows" / "packed.py"), "--help"], capture_output=True, text=True, timeout=60
+    )
+    options = "experiments pack site ranks store results dry-run rerun retries quiet"
+    assert done.returncode == 0
+    for option in options.split():
+        assert re.search(rf"--{option}\b.*\S", done.stdout), option
