@@ -27,13 +27,14 @@ from lambda_hat.errors import EXIT_FAILED, EXIT_OK, EXIT_UNFINISHED, ConfigError
 from lambda_hat.lease import LEASE_VARIABLE, Lease, clear_dead_leases
 from lambda_hat.report import PICTURE_NAME, draw_estimates, print_summary, rank_usage
 from lambda_hat.results import RunRef, collect, error_line, write_table
-from lambda_hat.store import Store, write_config
+from lambda_hat.store import Store, read_json, write_config
 from lambda_hat.workflow_config import CONF_DIR, PlannedRun, Study, compose_study
 
 Config = TypeVar("Config", BuildConfig, SampleConfig)
 
 POLL = 0.1
-TAIL_LINES = 15
+TAIL_LINES = 12
+MOST_FAILURES = 20
 LOG_WIDTH = 120
 
 
@@ -205,16 +206,28 @@ class Flow:
 
     def _say_failures(self, rows: list[dict]) -> None:
         trouble = [row for row in rows if row["status"] in ("failed", "blocked")]
-        for row in trouble[:20]:
+        tails: set[Path] = set()
+        for row in trouble[:MOST_FAILURES]:
             failed = row["status"] == "failed"
             directory = Path(row["run_dir"]) if failed else self.store.target_dir(row["target_id"])
             self.say(f"{row['status']}: {row['target_id']}/{row['run_id']}: {row['reason']}")
             self.say(f"    see {directory / 'error.json'}")
-        if len(trouble) > 20:
-            self.say(f"... and {len(trouble) - 20} more; the table has every reason")
+            log = self._log_of(directory) if failed else directory / "build.err"
+            if log not in tails and (tail := log_tail(log)):
+                tails.add(log)
+                self.say(tail.lstrip("\n"))
+        if len(trouble) > MOST_FAILURES:
+            self.say(f"... and {len(trouble) - MOST_FAILURES} more; the table has every reason")
         if trouble:
             words = " ".join([*_original_words(), "--rerun", "failed"])
             self.say(f"to run just these again: {words}")
+
+    def _log_of(self, run_dir: Path) -> Path:
+        """Where a failed run's process wrote: its rank's log, or its own in the unpacked flow."""
+        record = read_json(run_dir / "error.json")
+        if "pack_id" in record:
+            return self.store.pack_dir(record["pack_id"]) / f"rank-{record['rank']:04d}.log"
+        return run_dir / "sample.err"
 
     def say(self, sentence: str) -> None:
         self.console.print(sentence, soft_wrap=True, markup=False, highlight=False)

@@ -24,6 +24,7 @@ import os
 import socket
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -387,6 +388,7 @@ class Rank:
             self._execute.build_into(directory, _build_config(self._builds[target_id]))
         except Exception as error:
             self._execute.record_failure(directory, error, self._context)
+            traceback.print_exception(error)
             return end("failed", reason=_sentence(error), see=str(directory / "error.json"))
         return end("finished")
 
@@ -403,6 +405,7 @@ class Rank:
             analysis = self._execute.sample_into(run_dir, target_dir, _sample_config(entry), self._context)
         except Exception as error:
             self._execute.record_failure(run_dir, error, self._context)
+            traceback.print_exception(error)
             return end("failed", reason=_sentence(error), see=str(run_dir / "error.json"))
         return end("finished", verdict=analysis["verdict"])
 

@@ -118,7 +118,7 @@ def test_a_run_without_its_target(tmp_path, repo_env):
 
 
 def test_a_build_that_fails_is_recorded(tmp_path, repo_env):
-    config = "target: {kind: mlp}\ndata: {n: 20}\ntraining: {steps: 50, learning_rate: 1.0e+30, polish_steps: 0}\n"
+    config = "target: {kind: mlp}\ndata: {n: 20, noise_std: 1.0e+300}\n"
     (tmp_path / "target.yaml").write_text(config)
     done = command("build_target", "--config-yaml", "target.yaml", "--target-dir", "t", env=repo_env, cwd=tmp_path)
     assert done.returncode == 1

@@ -15,14 +15,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-BAD_BUILD = {
-    "model": "small",
-    "data": "small",
-    "overrides": {
-        "data": {"n": 20},
-        "training": {"steps": 20, "learning_rate": 1e30, "polish_steps": 0},
-    },
-}
+BAD_BUILD = {"model": "small", "data": "small", "overrides": {"data": {"n": 20, "noise_std": 1e300}}}
 FAST = {"num_draws": 100, "num_burnin": 50, "num_chains": 2}
 
 
