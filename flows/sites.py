@@ -26,6 +26,7 @@ from mpi.launch import FLAVOURS, MPIS
 
 if TYPE_CHECKING:
     from parsl import Config
+    from parsl.executors import HighThroughputExecutor
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 PACKS, TASKS = "packs", "tasks"
@@ -138,11 +139,6 @@ def parsl_config(site: SiteConfig, run_dir: Path, packs: bool) -> Iterator[Confi
     from parsl.launchers import SimpleLauncher
     from parsl.providers import LocalProvider
 
-    # Parsl starts interchange.py and process_worker_pool.py by name.
-    bin_dir = str(Path(sys.executable).parent)
-    if bin_dir not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = os.pathsep.join([bin_dir, os.environ.get("PATH", "")])
-
     with _plain_path(run_dir) as parsl_dir:
         node_file = parsl_dir / "nodefile"
         node_file.write_text("localhost\n")
@@ -185,7 +181,7 @@ def parsl_config(site: SiteConfig, run_dir: Path, packs: bool) -> Iterator[Confi
                 )
             )
         for executor in executors:
-            _die_with_driver(executor)
+            _start_by_module(executor)
         yield Config(
             executors=executors,
             run_dir=str(parsl_dir),
@@ -215,12 +211,21 @@ def _python_config(site: SiteConfig, packs: bool) -> Config:
     return config
 
 
-def _die_with_driver(executor: Any) -> None:
-    # A killed driver would leave the interchange, and with it the worker pools, behind for minutes. Set after
-    # construction, because MPIExecutor's own type check refuses a list here.
-    setpriv = shutil.which("setpriv")
-    if setpriv:
-        executor.interchange_launch_cmd = [setpriv, "--pdeathsig", "TERM", *executor.interchange_launch_cmd]
+def _start_by_module(executor: HighThroughputExecutor) -> None:
+    """Let Parsl start its processes with this interpreter, and the interchange end when this process does."""
+    package = "parsl.executors.high_throughput"
+    # Their scripts are found by name on the PATH, and pip's first line of a script breaks where an environment's path
+    # has a space. Parsl fills braces in twice.
+    python = shlex.quote(sys.executable).replace("{", "{{{{").replace("}", "}}}}")
+    executor.launch_cmd = executor.launch_cmd.replace(
+        "process_worker_pool.py", f"{python} -m {package}.process_worker_pool"
+    )
+    # A killed driver would leave the interchange, and with it the worker pools, behind for minutes; and Ctrl-C is for the
+    # driver alone, which then shuts the interchange down. Set after construction, because MPIExecutor's own type check
+    # refuses a list here.
+    wrapper = [["setsid"], ["setpriv", "--pdeathsig", "TERM"]]
+    prefix = [word for words in wrapper if shutil.which(words[0]) for word in words]
+    executor.interchange_launch_cmd = [*prefix, sys.executable, "-m", f"{package}.interchange"]
 
 
 def _python_path() -> str:

@@ -111,45 +111,63 @@ def test_a_failed_build_blocks_only_its_own_runs(tmp_path):
     assert list((tmp_path / "runs" / "packs").glob("pack_*")) != []
 
 
-@pytest.mark.parsl
-@pytest.mark.mpi
-@pytest.mark.slow
-def test_a_killed_driver_leaves_nothing_behind_and_its_study_goes_on(tmp_path):
-    samplers = [
-        {"name": "sgld", "overrides": {**FAST, "thin": 2000, "step_size": 1e-4}, "sweep": {"seed": list(range(60))}}
-    ]
-    path = study(tmp_path / "study.yaml", samplers=samplers)
-    words = [
-        sys.executable,
-        str(ROOT / "flows" / "packed.py"),
-        "--experiments",
-        str(path),
-        "--pack",
-        "20",
-        "--ranks",
-        "1",
-    ]
-    driver = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    store = tmp_path / "runs"
+@pytest.fixture
+def long_study(tmp_path):
+    """Fifty runs of a third of a second, in packs of ten: the store, and the words that run it."""
+    sgld = {"name": "sgld", "overrides": {**FAST, "thin": 2000, "step_size": 1e-4}, "sweep": {"seed": list(range(25))}}
+    path = study(tmp_path / "study.yaml", samplers=[sgld])
+    words = [sys.executable, str(ROOT / "flows" / "packed.py"), "--experiments", str(path), "--pack=10", "--ranks=1"]
+    return tmp_path / "runs", words
+
+
+def start_and_wait_for_a_few(store, words, cwd):
+    driver = subprocess.Popen(words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     deadline = time.monotonic() + 150
     while len(analyses(store)) < 3:
         assert time.monotonic() < deadline
         assert driver.poll() is None
         time.sleep(0.1)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    finished = analyses(store)
-    assert len(finished) < 120
-    deadline = time.monotonic() + 60
-    while left := _processes_of(str(tmp_path)):
+    return driver
+
+
+def assert_nothing_runs_within(seconds, folder):
+    deadline = time.monotonic() + seconds
+    while left := _processes_of(str(folder)):
         assert time.monotonic() < deadline, left
-        time.sleep(1)
+        time.sleep(0.5)
+
+
+@pytest.mark.parsl
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_a_killed_driver_leaves_nothing_behind_and_its_study_goes_on(tmp_path, long_study):
+    store, words = long_study
+    driver = start_and_wait_for_a_few(store, words, tmp_path)
+    driver.kill()
+    driver.communicate()
+    assert len(analyses(store)) < 50
+    assert_nothing_runs_within(60, tmp_path)
     finished = analyses(store)
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "120 finished" in done.stdout
+    assert "50 finished" in done.stdout
     after = analyses(store)
     assert all(after[path] == analysis for path, analysis in finished.items())
+
+
+@pytest.mark.parsl
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_ctrl_c_ends_everything_with_one_line(tmp_path, long_study):
+    store, words = long_study
+    driver = start_and_wait_for_a_few(store, words, tmp_path)
+    os.killpg(driver.pid, signal.SIGINT)
+    said, _ = driver.communicate(timeout=30)
+    assert driver.returncode == 130
+    assert said.decode().splitlines()[-1] == "interrupted; run the same command again to continue"
+    assert "Traceback" not in said.decode()
+    assert_nothing_runs_within(10, tmp_path)
+    assert not list(store.rglob("*.lease"))
 
 
 def _processes_of(folder):
