@@ -220,9 +220,9 @@ def _start_by_module(executor: HighThroughputExecutor) -> None:
     executor.launch_cmd = executor.launch_cmd.replace(
         "process_worker_pool.py", f"{python} -m {package}.process_worker_pool"
     )
-    # A killed driver would leave the interchange, and with it the worker pools, behind for minutes; and Ctrl-C is for the
-    # driver alone, which then shuts the interchange down. Set after construction, because MPIExecutor's own type check
-    # refuses a list here.
+    # A killed driver would leave the interchange, and with it the worker pools, behind for minutes; and Ctrl-C is for
+    # the driver alone, which then shuts the interchange down. Set after construction, because MPIExecutor's own type
+    # check refuses a list here.
     wrapper = [["setsid"], ["setpriv", "--pdeathsig", "TERM"]]
     prefix = [word for words in wrapper if shutil.which(words[0]) for word in words]
     executor.interchange_launch_cmd = [*prefix, sys.executable, "-m", f"{package}.interchange"]
