@@ -27,7 +27,7 @@ from lambda_hat.errors import EXIT_FAILED, EXIT_OK, EXIT_UNFINISHED, ConfigError
 from lambda_hat.lease import LEASE_VARIABLE, Lease, clear_dead_leases
 from lambda_hat.report import PICTURE_NAME, draw_estimates, print_summary, rank_usage
 from lambda_hat.results import RunRef, collect, error_line, write_table
-from lambda_hat.store import Store, read_json, write_config
+from lambda_hat.store import Store, check_folder, read_json, write_config
 from lambda_hat.workflow_config import CONF_DIR, PlannedRun, Study, compose_study
 
 Config = TypeVar("Config", BuildConfig, SampleConfig)
@@ -174,15 +174,10 @@ class Flow:
                 self.say(f"{len(runs)} runs {what}; --rerun failed tries them again")
 
     def make_folders(self) -> None:
-        """Make store and results folder; StoreError where one cannot be written."""
+        """Make store and results folder; StoreError, before either is made, where one cannot be written."""
+        check_folder(self.results_root, "results folder", "give another one with --results DIR")
         self.store.ensure_writable()
-        try:
-            self.results_root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(
-                f"{self.results_root}: the results folder cannot be made: {error.strerror or error}; give another "
-                "one with --results DIR"
-            ) from None
+        self.results_root.mkdir(parents=True, exist_ok=True)
 
     def report(self, seconds: float, pack_dirs: list[Path]) -> int:
         """Collect the table, draw the picture, print the summary; the exit status says how the plan stands."""
@@ -297,6 +292,8 @@ class Round:
         label = flow.study.targets[target_id].label
         if flow.store.target_status(target_id) == "built":
             self.progress.finished("targets", f"built {target_id} ({label})")
+            for warning in read_json(directory / "meta.json")["build"]["warnings"]:
+                self.progress.say(f"warning: {target_id} ({label}): {warning}", style="yellow")
             return
         reason = explain(future, directory / "error.json", directory / "build.err")
         self.progress.finished("targets", f"target {target_id} ({label}) was not built: {reason}", failed=True)

@@ -278,7 +278,7 @@ class TrainingConfig:
     patience: int = 500
     """Adam stops early when the full-data loss has not improved by `tolerance` (relative) for this many steps."""
     tolerance: float = 1e-5
-    polish_steps: int = 1000
+    polish_steps: int = 5000
     """At most this many L-BFGS steps after Adam; 0 leaves them out."""
     grad_tolerance: float = 1e-7
     """L-BFGS stops when the largest gradient entry is below this."""

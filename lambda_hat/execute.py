@@ -31,15 +31,16 @@ from lambda_hat.targets import Target, build_target, load_target, save_target, t
 ANALYSIS_FORMAT = 1
 
 
-def build_into(directory: Path, cfg: BuildConfig) -> Target:
+def build_into(directory: Path, cfg: BuildConfig) -> tuple[Target, list[str]]:
     """Build the target of `cfg` and publish it in `directory`; an `error.json` of an earlier try is removed.
 
+    The second value are sentences of warning, a `w_star` that is no minimum for one.
     Raises BuildFailed where training or the data go wrong.
     """
     target, info = build_target(cfg)
     save_target(directory, target, cfg, info)
     (directory / "error.json").unlink(missing_ok=True)
-    return target
+    return target, info["warnings"]
 
 
 def sample_into(run_dir: Path, target_dir: Path, cfg: SampleConfig, context: dict[str, Any] | None = None) -> dict:

@@ -50,16 +50,15 @@ class Store:
 
     def ensure_writable(self) -> None:
         """Make the folders; StoreError with path and reason where that, or writing a file, fails."""
+        remedy = "give another one with --store DIR or store_root: DIR"
+        check_folder(self.root, "store", remedy)
         try:
             for directory in (self.targets_dir, self.packs_dir):
                 directory.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=directory):
                     pass
         except OSError as error:
-            raise StoreError(
-                f"{self.root}: the store cannot be written: {error.strerror or error}; "
-                "give another one with --store DIR or store_root: DIR"
-            ) from None
+            raise StoreError(f"{self.root}: the store cannot be written: {error.strerror or error}; {remedy}") from None
 
     def target_status(self, target_id: str) -> TargetStatus:
         directory = self.target_dir(target_id)
@@ -92,6 +91,20 @@ class Store:
         path = self.run_dir(target_id, run_id) / "config.yaml"
         if path.is_file():
             _check_same(path, load_sample_config(path), cfg)
+
+
+def check_folder(path: Path, what: str, remedy: str) -> None:
+    """StoreError, without making anything, where `path` is no folder that could be made and written."""
+    above = path
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        reason = f"{above} is not a folder"
+    elif not os.access(above, os.W_OK | os.X_OK):
+        reason = f"no permission to write in {above}"
+    else:
+        return
+    raise StoreError(f"{path}: the {what} cannot be written: {reason}; {remedy}")
 
 
 def _directories(parent: Path, prefix: str) -> Iterator[Path]:

@@ -42,12 +42,14 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.monotonic()
     with recording_failure(directory):
-        target = build_into(directory, cfg)
+        target, warnings = build_into(directory, cfg)
     exact = "" if target.true_llc is None else f", lambda = {target.true_llc:g}"
     print(
         f"built {target_id} ({cfg.label}) in {time.monotonic() - started:.1f} s: dim = {target.dim}, n = {target.n}, "
         f"L_n(w_star) = {target.loss_at_w_star:.6g}{exact}; {directory}"
     )
+    for warning in warnings:
+        print(f"warning: {warning}")
     return 0
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lambda_hat.lease import LEASE_VARIABLE
+from lambda_hat.packing import RunItem, make_packs
 from lambda_hat.store import Store, read_events, read_json, write_json_atomic
 from lambda_hat.workflow_config import compose_study
 from mpi.launch import find_mpiexec, launch_line
@@ -123,6 +124,30 @@ def test_the_numbers_are_the_same_under_1_2_and_4_ranks(study, tmp_path):
     again = run("--experiments", study, "--store", store.root, ranks=2)
     assert again.returncode == 0
     assert again.stdout == "nothing to do: every run is finished in the store\n"
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_the_numbers_are_the_same_in_packs_of_1_3_and_32(study, tmp_path):
+    study.write_text(STUDY_OF_DATA)
+    composed = compose_study(study)
+    ((target_id, build),) = composed.targets.items()
+    by_key = {(run_.target_id, run_.run_id): run_ for run_ in composed.runs}
+    items = [RunItem(run_.target_id, run_.run_id, run_.program, run_.cost) for run_ in composed.runs]
+    found = {}
+    for size in (1, 3, 32):
+        store = Store(tmp_path / f"packs of {size}")
+        for index, pack in enumerate(make_packs(items, size)):
+            runs = [entry_of(by_key[item.target_id, item.run_id]) for item in pack]
+            content = {"format": 1, "pack_id": f"pack_{index}", "store_root": str(store.root), "cores_per_rank": 1}
+            builds = [{"target_id": target_id, "config": asdict(build)}] if index == 0 else []
+            content |= {"expected_ranks": None, "force": False, "builds": builds, "runs": runs}
+            write_json_atomic(tmp_path / "pack.json", content)
+            done = run(tmp_path / "pack.json")
+            assert done.returncode == 0, done.stdout + done.stderr
+        assert len(list(store.packs_dir.iterdir())) == {1: 4, 3: 2, 32: 1}[size]
+        found[size] = numbers(store, composed.runs)
+    assert found[1] == found[3] == found[32]
 
 
 @pytest.mark.mpi
