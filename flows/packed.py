@@ -96,10 +96,9 @@ def follow_pack(round_: Round, directory: Path, runs: list[PlannedRun]) -> Calla
                     continue
                 run = planned.pop((event["target_id"], event["run_id"]), None)
                 if run is not None:
-                    sentence = ": ".join(
-                        str(event[key]) for key in ("status", "error", "reason", "verdict") if key in event
-                    )
-                    round_.run_ended(run, f"{sentence} ({log.stem})", failed=event["event"] != "run_end")
+                    words = [str(event[key]) for key in ("status", "reason", "verdict") if key in event]
+                    sentence = f"{': '.join(words)} in {event['seconds']:.1f} s on rank {event['rank']}"
+                    round_.run_ended(run, sentence, failed=event["status"] != "finished")
 
     return look
 

@@ -102,6 +102,7 @@ def test_agreement_allows_for_bias_only_where_there_is_one():
     assert agreement({**row, "sampler": "sgld"}) == "agrees"
     assert agreement({**row, "sampler": "sgld", "llc_mean": 1.09}) == "off"
     assert agreement({**row, "sampler": "hmc", "true_llc_t": None}) is None
+    assert agreement({**row, "sampler": "hmc", "llc_mean": None}) == "off"
     assert agreement({"sampler": "hmc", "true_llc_t": 0.0, "llc_mean": 0.0, "llc_std_error": 0.0}) == "agrees"
 
 

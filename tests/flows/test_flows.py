@@ -111,6 +111,39 @@ def test_a_failed_build_blocks_only_its_own_runs(tmp_path):
     assert list((tmp_path / "runs" / "packs").glob("pack_*")) != []
 
 
+@pytest.mark.parsl
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_a_failed_run_is_reported_with_its_log_and_only_it_is_run_again(tmp_path):
+    sgld = {"name": "sgld", "overrides": {**FAST, "step_size": 1e-4}}
+    path = study(tmp_path / "study.yaml", samplers=[sgld])
+    words = ["--experiments", path, "--ranks", "1", "--retries", "0"]
+    assert flow("packed.py", *words, cwd=tmp_path).returncode == 0
+    sound, damaged = sorted(analyses(tmp_path / "runs"))
+    before = sound.read_bytes()
+    damaged.unlink()
+    target = damaged.parent.parent
+    (target / "params.npz").write_bytes(b"something else")
+
+    done = flow("packed.py", *words, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 finished, 1 failed" in done.stdout
+    assert f"failed: {target.name}/{damaged.parent.name}: CorruptArtifact: {target / 'params.npz'}" in done.stdout
+    logs = tmp_path.glob("runs/packs/*/rank-0000.log")
+    (log,) = [log for log in logs if "CorruptArtifact" in log.read_text()]
+    assert f"{log} ends with:" in done.stdout
+    assert flow("packed.py", *words, cwd=tmp_path).returncode == 1
+    assert not damaged.exists()
+
+    (target / "meta.json").unlink()
+    again = flow("packed.py", *words, "--rerun", "failed", cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "2 runs (1 cached, 1 to sample" in again.stdout
+    assert damaged.exists()
+    assert not (damaged.parent / "error.json").exists()
+    assert sound.read_bytes() == before
+
+
 @pytest.fixture
 def long_study(tmp_path):
     """Fifty runs of a third of a second, in packs of ten: the store, and the words that run it."""
