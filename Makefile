@@ -22,7 +22,7 @@ $(BIN)/python:
 	@# Debian keeps venv's pip in a package of its own (python3-venv); a pip beside the interpreter does as well.
 	@$(PYTHON) -m venv $(VENV) >$(VENV).log 2>&1 || \
 	  { $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(VENV) install -q pip; } >>$(VENV).log 2>&1 || \
-	  { cat $(VENV).log; rm -rf $(VENV); \
+	  { cat $(VENV).log; rm -rf $(VENV) $(VENV).log; \
 	    echo "no virtual environment could be made: apt install python3-venv, or make PYTHON=another interpreter"; exit 1; }
 	@rm -f $(VENV).log
 

@@ -68,7 +68,6 @@ def pack_record(flow: Flow, pack_id: str, runs: list[PlannedRun]) -> dict:
         "store_root": str(flow.store.root),
         "cores_per_rank": flow.site.cores_per_rank,
         "expected_ranks": flow.site.resources["num_ranks"],
-        "force": flow.rerun == "all",
         "builds": [],
         "runs": [
             {

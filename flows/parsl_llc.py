@@ -33,8 +33,6 @@ def submit(flow: Flow, round_: Round) -> None:
     for run in round_.plan.runs:
         directory = flow.store.run_dir(run.target_id, run.run_id)
         write_config(directory, flow.on_site(run.cfg))
-        for name in ("error.json", *(["analysis.json"] if flow.rerun == "all" else [])):
-            (directory / name).unlink(missing_ok=True)
         argv = module_command("lambda_hat.entrypoints.sample", directory)
         argv += ["--target-id", run.target_id, "--run-dir", str(directory)]
         future = run_task(

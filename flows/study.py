@@ -130,6 +130,7 @@ class Flow:
             # Withdrawing the lease first lets everything that still computes end by itself while Parsl shuts down.
             stack.callback(kernel.cleanup)
             stack.callback(lease.withdraw)
+            self._discard(plan.runs)
             for attempt in range(self.study.settings.retries + 1):
                 if attempt:
                     # What failed has been recorded; only what was lost on the way is tried again.
@@ -146,6 +147,13 @@ class Flow:
                     round_.wait()
                 pack_dirs += round_.pack_dirs
         return pack_dirs
+
+    def _discard(self, runs: list[PlannedRun]) -> None:
+        """Remove what an earlier try left of runs that are now to be sampled: its failure, or, when all runs are wanted
+        again, its result. Were it left, a run that is then lost would pass for the old one."""
+        for run in runs:
+            for name in ("error.json", "analysis.json"):
+                (self.store.run_dir(run.target_id, run.run_id) / name).unlink(missing_ok=True)
 
     def on_site(self, cfg: Config) -> Config:
         """`cfg` for a process of its own on this site: it gives XLA as many cores as a rank has."""

@@ -6,7 +6,7 @@
 The second form needs no driver: it composes the study, builds the targets that are missing, and runs what is left.
 
 A pack file is JSON: `format` (1), `pack_id`, `store_root` (absolute), `cores_per_rank`, `expected_ranks` (or null),
-`force` (run again what is finished), `runs` (target_id, run_id, config, cost in seconds; program, which runs that
+`runs` (target_id, run_id, config, cost in seconds; program, which runs that
 share compiled code have in common, where known), and `builds` (target_id, config) where the ranks are to build as well.
 
 Logs go to the pack's folder in the store: `rank-0000.log` has what the rank printed, native libraries included, and
@@ -61,7 +61,7 @@ from mpi.devices import (
 from mpi.dispatch import Item, World, dispatch, install_abort_hooks, start_mpi, to_stderr
 
 PACK_FORMAT = 1
-PACK_KEYS = ("format", "pack_id", "store_root", "cores_per_rank", "expected_ranks", "force", "runs")
+PACK_KEYS = ("format", "pack_id", "store_root", "cores_per_rank", "expected_ranks", "runs")
 
 Pack = dict[str, Any]
 
@@ -230,7 +230,6 @@ def pack_of_study(study: Study, cores_per_rank: int) -> Pack:
         "store_root": str(store.root),
         "cores_per_rank": cores_per_rank,
         "expected_ranks": None,
-        "force": False,
         "builds": builds,
         "runs": runs,
     }
@@ -343,7 +342,6 @@ class Rank:
 
     def __init__(self, world: World, pack: Pack, store: Store, events: EventLog, console: Console):
         self._world, self._store, self._events, self._console = world, store, events, console
-        self._force = pack["force"]
         self._builds = {entry["target_id"]: entry for entry in pack["builds"]}
         self._runs = {_key(entry): entry for entry in pack["runs"]}
         self._context = {"rank": world.rank, "pack_id": pack["pack_id"]}
@@ -397,7 +395,7 @@ class Rank:
         target_id, run_id = entry["target_id"], entry["run_id"]
         run_dir, target_dir = self._store.run_dir(target_id, run_id), self._store.target_dir(target_id)
         end = self._begin("run", target_id=target_id, run_id=run_id)
-        if self._store.run_status(target_id, run_id) == "finished" and not self._force:
+        if self._store.run_status(target_id, run_id) == "finished":
             return end("finished", cached=True)
         if self._store.target_status(target_id) != "built":
             return end("blocked", reason=self._why_blocked(target_id))

@@ -17,9 +17,9 @@ def test_a_renewed_lease_keeps_its_watchers(tmp_path, monkeypatch):
     monkeypatch.setattr(lease_module, "PERIOD", 0.05)
     lost: queue.Queue[str] = queue.Queue()
     with Lease(tmp_path) as lease:
-        watch_lease(lease.path, lost.put, stale_after=0.5, period=0.02)
+        watch_lease(lease.path, lost.put, stale_after=2.0, period=0.02)
         try:
-            reason = lost.get(timeout=1.2)
+            reason = lost.get(timeout=4.0)
         except queue.Empty:
             reason = None
         assert reason is None

@@ -71,7 +71,6 @@ def pack_of(study, store, path, **changes):
         "store_root": str(store),
         "cores_per_rank": 1,
         "expected_ranks": None,
-        "force": False,
         "runs": runs,
         **changes,
     }
@@ -141,7 +140,7 @@ def test_the_numbers_are_the_same_in_packs_of_1_3_and_32(study, tmp_path):
             runs = [entry_of(by_key[item.target_id, item.run_id]) for item in pack]
             content = {"format": 1, "pack_id": f"pack_{index}", "store_root": str(store.root), "cores_per_rank": 1}
             builds = [{"target_id": target_id, "config": asdict(build)}] if index == 0 else []
-            content |= {"expected_ranks": None, "force": False, "builds": builds, "runs": runs}
+            content |= {"expected_ranks": None, "builds": builds, "runs": runs}
             write_json_atomic(tmp_path / "pack.json", content)
             done = run(tmp_path / "pack.json")
             assert done.returncode == 0, done.stdout + done.stderr
@@ -168,7 +167,8 @@ def test_a_failing_and_a_blocked_run_leave_the_others_alone(study, tmp_path):
     pack = read_json(tmp_path / "pack.json")
     sound = [r for r in one.runs if r.target_id == spare]
     pack["runs"] += [entry_of(run_) for run_ in sound]
-    pack["force"] = True
+    for analysis in store.root.rglob("analysis.json"):
+        analysis.unlink()
     write_json_atomic(tmp_path / "pack.json", pack)
 
     done = run(tmp_path / "pack.json", ranks=2)
