@@ -152,13 +152,13 @@ print(json.dumps([digest, float(value)]))
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core: there is nothing to tell apart")
-def test_the_bits_follow_what_xla_is_told_not_where_the_process_may_run(tmp_path):
+def test_the_bits_follow_what_xla_is_told_not_where_the_process_may_run(tmp_path, repo_env):
     program = tmp_path / "gradient.py"
     program.write_text(GRADIENT)
 
     def digest(how: str, cores: int) -> str:
         done = subprocess.run(
-            [sys.executable, str(program), how, str(cores)], capture_output=True, text=True, timeout=120
+            [sys.executable, str(program), how, str(cores)], capture_output=True, text=True, timeout=120, env=repo_env
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)[0]
