@@ -101,7 +101,8 @@ class Flow:
         """Plan, run rounds until nothing is left or the retries are used up, collect, report; the exit status."""
         started = time.monotonic()
         plan = make_plan(self.store, self.study, self.rerun)
-        self.show_plan(plan)
+        if dry or not self.quiet:
+            self.show_plan(plan)
         if dry:
             dry_run(self, plan)
             return EXIT_OK

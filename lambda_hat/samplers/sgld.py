@@ -129,6 +129,8 @@ def notes(cfg: SgldConfig, target: Target) -> tuple[str, ...]:
         found.append("biased: the preconditioner keeps adapting (adapt: always), so the chain converges to another law")
     if cfg.momentum_in_drift:
         found.append("biased: the drift uses the first moment in place of the gradient (momentum_in_drift: true)")
+    if cfg.loss_estimate == "paired" and not _paired(cfg, target.population):
+        found.append("loss_estimate: paired needs batches, and this run has none; the loss is the full one")
     if not target.population and cfg.batch_size is not None and cfg.batch_size > target.num_data:
         found.append(
             f"batch_size {cfg.batch_size} exceeds the {target.num_data} rows of the data; drawn with replacement"

@@ -117,6 +117,13 @@ def test_a_batch_larger_than_the_data_is_taken_and_said():
     assert any("1000 exceeds the 400 rows" in note for note in draws.notes)
 
 
+@pytest.mark.parametrize(("estimate", "said"), [("full", False), ("paired", True)])
+def test_a_paired_loss_without_batches_is_the_full_one_and_says_so(target, estimate, said):
+    draws = sample(target("quadratic"), replace(CFG, loss_estimate=estimate))
+    assert any("the loss is the full one" in note for note in draws.notes) == said
+    assert np.all(np.isfinite(draws.loss))
+
+
 def test_a_given_step_size_is_the_step_size(target):
     draws = sample(target("quadratic"), CFG)
     assert np.all(draws.step_size == np.float32(CFG.step_size))
