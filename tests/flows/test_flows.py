@@ -203,6 +203,26 @@ def test_ctrl_c_ends_everything_with_one_line(tmp_path, long_study):
     assert not list(store.rglob("*.lease"))
 
 
+@pytest.mark.parsl
+@pytest.mark.mpi
+@pytest.mark.slow
+@pytest.mark.parametrize(("retries", "status", "counts"), [(0, 75, "pending"), (1, 0, "50 finished")])
+def test_a_killed_rank_loses_only_what_was_not_finished(tmp_path, long_study, retries, status, counts):
+    store, words = long_study
+    driver = start_and_wait_for_a_few(store, [*words, "--pack=50", f"--retries={retries}"], tmp_path)
+    (log,) = store.glob("packs/pack_*/rank-0000.jsonl")
+    os.kill(json.loads(log.read_text().splitlines()[0])["pid"], signal.SIGKILL)
+    finished = analyses(store)
+    said = driver.communicate(timeout=200)[0].decode()
+    assert driver.returncode == status, said
+    assert counts in said
+    assert "lost: exit status" in said
+    assert f"{log.parent / 'stdout.log'} ends with:" in said
+    assert ("50 finished" in said) == (retries == 1)
+    after = analyses(store)
+    assert all(after[path] == analysis for path, analysis in finished.items())
+
+
 def _processes_of(folder):
     """Command lines of processes that name `folder`, or run in it."""
     found = []
