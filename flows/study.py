@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,8 +25,10 @@ from flows.progress import StudyProgress
 from flows.sites import SiteConfig, load_site, parsl_config
 from lambda_hat.config import BuildConfig, RuntimeConfig, SampleConfig
 from lambda_hat.errors import EXIT_FAILED, EXIT_OK, EXIT_UNFINISHED, ConfigError, StoreError
+from lambda_hat.id_utils import trajectory_id
 from lambda_hat.lease import LEASE_VARIABLE, Lease, clear_dead_leases
-from lambda_hat.report import PICTURE_NAME, draw_estimates, print_summary, rank_usage
+from lambda_hat.pictures import draw_all
+from lambda_hat.report import print_summary, rank_usage
 from lambda_hat.results import RunRef, collect, error_line, write_table
 from lambda_hat.store import Store, check_folder, read_json, write_config
 from lambda_hat.workflow_config import CONF_DIR, PlannedRun, Study, compose_study
@@ -194,11 +197,9 @@ class Flow:
         table = collect(self.store, refs)
         try:
             where = {"table": write_table(table, self.results_root)}
-            picture = draw_estimates(table, self.results_root / PICTURE_NAME)
+            where |= draw_all(table, self.results_root)
         except OSError as error:
             raise StoreError(f"{self.results_root}: cannot be written: {error.strerror or error}") from None
-        if picture:
-            where["picture"] = picture
         where["store"] = self.store.root
         print_summary(table, self.console, seconds=seconds, usage=rank_usage(pack_dirs), where=where)
         statuses = set(table.column("status").to_pylist())
@@ -258,19 +259,24 @@ class Round:
         self._builds: dict[str, Future] = {}
 
     def submit_builds(self) -> None:
-        """Submit one app per missing target."""
+        """Submit one app per missing target; one for all the missing checkpoints of a training."""
         from flows.apps import run_task
 
         store = self.flow.store
+        targets = self.flow.study.targets
+        trainings: dict[str, list[str]] = {}
         for target_id in self.plan.builds:
-            directory = store.target_dir(target_id)
-            write_config(directory, self.flow.on_site(self.flow.study.targets[target_id]))
-            (directory / "error.json").unlink(missing_ok=True)
+            trainings.setdefault(trajectory_id(targets[target_id]) or target_id, []).append(target_id)
+        for target_ids in trainings.values():
+            for target_id in target_ids:
+                write_config(store.target_dir(target_id), self.flow.on_site(targets[target_id]))
+                (store.target_dir(target_id) / "error.json").unlink(missing_ok=True)
+            directory = store.target_dir(target_ids[0])
             argv = module_command("lambda_hat.entrypoints.build_target", directory)
-            argv += ["--target-id", target_id, "--target-dir", str(directory)]
+            argv += ["--target-id", target_ids[0], "--target-dir", str(directory)]
             future = run_task(argv, str(directory / "build.log"), str(directory / "build.err"), self.environment)
-            self._builds[target_id] = future
-            self.on_done(future, lambda done, t=target_id: self._build_ended(t, done))
+            self._builds |= dict.fromkeys(target_ids, future)
+            self.on_done(future, partial(self._builds_ended, target_ids))
 
     def settled(self, target_ids: set[str]) -> list[Future]:
         """Futures that are done once the builds of these targets have ended, well or badly: Parsl would take a pack
@@ -296,7 +302,11 @@ class Round:
         for look in self._watchers:
             look()
 
-    def _build_ended(self, target_id: str, future: Future) -> None:
+    def _builds_ended(self, target_ids: list[str], future: Future) -> None:
+        for target_id in target_ids:
+            self._build_ended(target_id, self.flow.store.target_dir(target_ids[0]), future)
+
+    def _build_ended(self, target_id: str, where: Path, future: Future) -> None:
         flow, directory = self.flow, self.flow.store.target_dir(target_id)
         label = flow.study.targets[target_id].label
         if flow.store.target_status(target_id) == "built":
@@ -304,7 +314,7 @@ class Round:
             for warning in read_json(directory / "meta.json")["build"]["warnings"]:
                 self.progress.say(f"warning: {target_id} ({label}): {warning}", style="yellow")
             return
-        reason = explain(future, directory / "error.json", directory / "build.err")
+        reason = explain(future, directory / "error.json", where / "build.err")
         self.progress.finished("targets", f"target {target_id} ({label}) was not built: {reason}", failed=True)
 
     def run_ended(self, run: PlannedRun, sentence: str, *, failed: bool) -> None:

@@ -10,10 +10,10 @@ import socket
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,25 +21,46 @@ from lambda_hat.config import BuildConfig, SampleConfig
 from lambda_hat.cores import xla_cores
 from lambda_hat.diagnostics import Summary, summarize
 from lambda_hat.errors import LambdaHatError
-from lambda_hat.id_utils import random_identity
+from lambda_hat.id_utils import checkpoint_ids, random_identity, target_id_for, trajectory_id
 from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.posterior import Posterior, posterior_for
 from lambda_hat.samplers import Draws, sample
 from lambda_hat.store import write_bytes_atomic, write_config, write_json_atomic
-from lambda_hat.targets import Target, build_target, load_target, save_target, true_llc_t
+from lambda_hat.targets import Target, build_checkpoints, build_target, load_target, save_target, true_llc_t
 
-ANALYSIS_FORMAT = 1
+ANALYSIS_FORMAT = 2
 
 
 def build_into(directory: Path, cfg: BuildConfig) -> tuple[Target, list[str]]:
     """Build the target of `cfg` and publish it in `directory`; an `error.json` of an earlier try is removed.
 
+    A checkpoint of a training, in its folder of a store, brings all of its siblings with it: they are trained once, and
+    share the data that lie with the last one. Where that fails, it has failed for all of them.
     The second value are sentences of warning, a `w_star` that is no minimum for one.
     Raises BuildFailed where training or the data go wrong.
     """
+    if trajectory_id(cfg) is not None and directory.name == target_id_for(cfg):
+        return _build_all_checkpoints(directory, cfg)
     target, info = build_target(cfg)
     save_target(directory, target, cfg, info)
     (directory / "error.json").unlink(missing_ok=True)
+    return target, info["warnings"]
+
+
+def _build_all_checkpoints(directory: Path, cfg: BuildConfig) -> tuple[Target, list[str]]:
+    folders = {target_id: directory.parent / target_id for target_id in checkpoint_ids(cfg)}
+    with ExitStack() as stack:
+        for folder in folders.values():
+            if folder != directory:
+                stack.enter_context(recording_failure(folder))
+        built = dict(zip(folders, build_checkpoints(cfg), strict=True))
+        last = list(folders)[-1]
+        # The one that the others refer to for their data comes first, the one that was asked for comes last.
+        for target_id in sorted(folders, key=lambda t: (t != last, folders[t] == directory)):
+            point, target, info = built[target_id]
+            save_target(folders[target_id], target, point, info, data_of=None if target_id == last else last)
+            (folders[target_id] / "error.json").unlink(missing_ok=True)
+    _, target, info = built[directory.name]
     return target, info["warnings"]
 
 
@@ -50,17 +71,36 @@ def sample_into(run_dir: Path, target_dir: Path, cfg: SampleConfig, context: dic
     Raises TargetNotBuilt, CorruptArtifact, or what the sampler raises.
     """
     started = time.time()
-    target, build = _load(target_dir)
+    whole, build = _load(target_dir)
     write_config(run_dir, cfg)
-    posterior = posterior_for(cfg, target.n, target.dim)
-    draws = sample(target, cfg, random_identity(cfg))
-    summary = summarize(draws, target.loss_at_w_star, posterior.n_beta)
+    target, posterior, draws, summary = estimate(whole, cfg)
     analysis = _analysis(cfg, build, target, posterior, draws, summary)
     analysis |= where_am_i() | (context or {}) | {"started": started, "seconds_total": time.time() - started}
     write_bytes_atomic(run_dir / "trace.nc", _trace_bytes(draws, target.loss_at_w_star, posterior.n_beta))
     write_json_atomic(run_dir / "analysis.json", analysis)
     (run_dir / "error.json").unlink(missing_ok=True)
     return analysis
+
+
+class Estimate(NamedTuple):
+    """One run's result. `target` is what moved: the restriction of the whole where the run asks for one."""
+
+    target: Target
+    posterior: Posterior
+    draws: Draws
+    summary: Summary
+
+
+def estimate(target: Target, cfg: SampleConfig) -> Estimate:
+    """Sample `target` as `cfg` says, and summarise the draws.
+
+    Raises ConfigError where `cfg.restrict` matches nothing, or the sampler cannot take the target.
+    """
+    if cfg.restrict is not None:
+        target = target.restricted(cfg.restrict)
+    posterior = posterior_for(cfg, target.n, target.dim)
+    draws = sample(target, cfg, random_identity(cfg))
+    return Estimate(target, posterior, draws, summarize(draws, target.loss_at_w_star, posterior.n_beta))
 
 
 @contextmanager
@@ -111,7 +151,8 @@ def _load(target_dir: Path) -> tuple[Target, BuildConfig]:
 def _analysis(
     cfg: SampleConfig, build: BuildConfig, target: Target, posterior: Posterior, draws: Draws, summary: Summary
 ) -> dict[str, Any]:
-    llc_t = true_llc_t(build, posterior.n_beta, posterior.gamma)
+    whole = not target.held
+    llc_t = true_llc_t(build, posterior.n_beta, posterior.gamma) if whole else None
     reference = llc_t if llc_t is not None else target.true_llc
     return {
         "format": ANALYSIS_FORMAT,
@@ -129,6 +170,7 @@ def _analysis(
         "true_llc_t": llc_t,
         "rel_error": (summary.llc_mean - reference) / reference if reference else None,
         "step_size": draws.step_size.tolist(),
+        "num_gradients": draws.num_gradients,
         "fge": draws.fge,
         "seconds_compile": draws.seconds_compile,
         "seconds_sample": draws.seconds_sample,

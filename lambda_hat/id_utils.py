@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from lambda_hat.config import BuildConfig, SampleConfig
@@ -26,6 +26,19 @@ def identity_payload(cfg: BuildConfig | SampleConfig) -> dict[str, Any]:
 def target_id_for(cfg: BuildConfig) -> str:
     """`tgt_` and 12 hex digits of sha256 over the canonical JSON of the configuration."""
     return "tgt_" + hashlib.sha256(canonical_json(identity_payload(cfg)).encode()).hexdigest()[:12]
+
+
+def trajectory_id(cfg: BuildConfig) -> str | None:
+    """What the checkpoints of one training have in common; None for a target that is no checkpoint."""
+    if getattr(cfg, "step", None) is None:
+        return None
+    return target_id_for(replace(cfg, step=None))
+
+
+def checkpoint_ids(cfg: BuildConfig) -> dict[str, BuildConfig]:
+    """All checkpoints of the training that `cfg` is one of, by target id, in the order of their steps."""
+    checkpoints = [replace(cfg, step=step) for step in cfg.checkpoint_steps]
+    return {target_id_for(checkpoint): checkpoint for checkpoint in checkpoints}
 
 
 def run_id_for(cfg: SampleConfig) -> str:

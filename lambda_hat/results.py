@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from lambda_hat.config import SAMPLE_SCHEMAS, BuildConfig, SampleConfig
 from lambda_hat.errors import LambdaHatError
-from lambda_hat.id_utils import canonical_json, identity_payload
+from lambda_hat.id_utils import canonical_json, identity_payload, trajectory_id
 from lambda_hat.omegaconf_support import load_build_config, load_sample_config
 from lambda_hat.posterior import posterior_for
 from lambda_hat.store import Store, read_json, write_bytes_atomic
@@ -28,6 +28,8 @@ _COLUMNS: list[tuple[str, pa.DataType]] = [
     ("target", pa.string()),
     ("target_kind", pa.string()),
     ("target_config", pa.string()),
+    ("trajectory", pa.string()),
+    ("step", pa.int64()),
     ("sampler", pa.string()),
     ("status", pa.string()),
     ("reason", pa.string()),
@@ -38,6 +40,7 @@ _COLUMNS: list[tuple[str, pa.DataType]] = [
     ("ess_bulk_min", pa.float64()),
     ("ess_tail_min", pa.float64()),
     ("acceptance", pa.float64()),
+    ("mala_acceptance", pa.float64()),
     ("num_divergent", pa.int64()),
     ("loss_at_w_star", pa.float64()),
     ("loss_mean", pa.float64()),
@@ -53,7 +56,11 @@ _COLUMNS: list[tuple[str, pa.DataType]] = [
     ("verdict", pa.string()),
     ("verdict_sentence", pa.string()),
     ("notes", pa.list_(pa.string())),
+    ("singular_fluctuation", pa.float64()),
+    ("singular_fluctuation_std_error", pa.float64()),
+    ("waic", pa.float64()),
     ("step_size", _FLOATS),
+    ("num_gradients", pa.int64()),
     ("fge", pa.float64()),
     ("seconds_compile", pa.float64()),
     ("seconds_sample", pa.float64()),
@@ -67,7 +74,7 @@ _COLUMNS: list[tuple[str, pa.DataType]] = [
 
 def _config_columns() -> Iterator[tuple[str, pa.DataType]]:
     """`cfg.<key>` for every key that a sampler can have, flattened with dots."""
-    arrow = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    arrow = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[str]: pa.list_(pa.string())}
 
     def walk(schema: type, prefix: str) -> Iterator[tuple[str, pa.DataType]]:
         hints = get_type_hints(schema)
@@ -152,6 +159,8 @@ def _target_state(store: Store, ref: RunRef) -> _TargetState:
         "target": ref.build.label,
         "target_kind": ref.build.kind,
         "target_config": canonical_json(identity_payload(ref.build)),
+        "trajectory": trajectory_id(ref.build),
+        "step": getattr(ref.build, "step", None),
         "n": ref.build.n,
         "dim": ref.build.dim,
     }

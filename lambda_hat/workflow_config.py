@@ -21,6 +21,7 @@ from lambda_hat.config import (
     BuildConfig,
     DlnBuild,
     HmcConfig,
+    MlpBuild,
     SampleConfig,
     SgldConfig,
 )
@@ -32,7 +33,7 @@ from lambda_hat.omegaconf_support import apply_words, build_dataclass, load_yaml
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
 
 MLP_GROUPS = ("model", "data", "teacher")
-TARGET_ENTRY_KEYS = ("target", *MLP_GROUPS, "seed", "overrides", "sweep")
+TARGET_ENTRY_KEYS = ("target", *MLP_GROUPS, "seed", "checkpoints", "overrides", "sweep")
 SAMPLER_ENTRY_KEYS = ("name", "overrides", "sweep")
 NULL_GROUP = "_null"
 
@@ -140,6 +141,10 @@ def compose_build_cfg(
         else:
             content = _group(group, target_entry[group], conf_dir, source)
             layers.append((_group_file(group, target_entry[group], conf_dir), {group: content}))
+    if "checkpoints" in target_entry:
+        if kind != "mlp":
+            raise ConfigError(f"{source}: checkpoints: only targets of kind mlp are trained, this one is {kind}")
+        layers.append((source, {"checkpoints": target_entry["checkpoints"]}))
     if "seed" in target_entry:
         layers.append((source, {"seed": target_entry["seed"]}))
     layers.append((source, target_entry.get("overrides") or {}))
@@ -175,7 +180,7 @@ def compose_sample_cfg(
     if isinstance(cfg, HmcConfig) and cfg.target_acceptance is None and build is not None:
         exact = build.analytic or isinstance(build, DlnBuild)
         cfg = replace(cfg, target_acceptance=0.99 if exact else 0.9)
-    if build is not None and build.dim < cfg.min_dim:
+    if build is not None and build.dim is not None and build.dim < cfg.min_dim:
         raise ConfigError(
             f"{source}: {name} needs at least {cfg.min_dim} parameters, but target {target_id} ({build.kind}) has "
             f"{build.dim}; take another sampler, or put that target into a study without {name}"
@@ -189,12 +194,20 @@ def _expand_targets(
     targets: dict[str, BuildConfig] = {}
     for where, entry in _expand(study.targets, f"{experiments}: targets", TARGET_ENTRY_KEYS):
         cfg = compose_build_cfg(entry, store_root=study.store_root, conf_dir=conf_dir, source=where)
-        target_id = target_id_for(cfg)
-        if target_id in targets:
-            _refuse_collision(target_id, targets[target_id], cfg)
-            notes.append(f"{where} is the same target as an earlier entry ({target_id}); it is built once")
-        targets[target_id] = cfg
+        for point in _points(cfg):
+            target_id = target_id_for(point)
+            if target_id in targets:
+                _refuse_collision(target_id, targets[target_id], point)
+                notes.append(f"{where} is the same target as an earlier entry ({target_id}); it is built once")
+            targets[target_id] = point
     return targets
+
+
+def _points(cfg: BuildConfig) -> list[BuildConfig]:
+    """The targets of one configuration: one, or each checkpoint of a training."""
+    if not isinstance(cfg, MlpBuild) or cfg.checkpoints is None or cfg.step is not None:
+        return [cfg]
+    return [replace(cfg, step=step) for step in cfg.checkpoint_steps]
 
 
 def _expand_runs(

@@ -45,7 +45,7 @@ from lambda_hat.errors import (
     LaunchError,
     run_command,
 )
-from lambda_hat.id_utils import canonical_json, run_id_for, target_id_for
+from lambda_hat.id_utils import canonical_json, run_id_for, target_id_for, trajectory_id
 from lambda_hat.lease import LEASE_VARIABLE, exit_when_lost
 from lambda_hat.omegaconf_support import build_dataclass, schema_for
 from lambda_hat.store import EventLog, Store, read_json, write_json_atomic
@@ -240,13 +240,27 @@ def items_of(pack: Pack) -> list[Item]:
     waiting: Counter[str] = Counter()
     for run in pack["runs"]:
         waiting[run["target_id"]] += run["cost"]
-    builds = sorted((entry["target_id"] for entry in pack["builds"]), key=lambda t: (-waiting[t], t))
+    builders = builders_of(pack)
+    for target_id, builder in builders.items():
+        if target_id != builder:
+            waiting[builder] += waiting[target_id]
+    builds = sorted(set(builders.values()), key=lambda t: (-waiting[t], t))
     runs = sorted(pack["runs"], key=lambda run: (-run["cost"], run["target_id"], run["run_id"]))
     items = [Item(target_id) for target_id in builds]
     for run in runs:
-        needs = run["target_id"] if run["target_id"] in builds else None
-        items.append(Item(_key(run), needs, run["cost"], run.get("program")))
+        items.append(Item(_key(run), builders.get(run["target_id"]), run["cost"], run.get("program")))
     return items
+
+
+def builders_of(pack: Pack) -> dict[str, str]:
+    """For every target to build the one whose build makes it: itself, or the first checkpoint of its training."""
+    firsts: dict[str, str] = {}
+    builders = {}
+    for entry in pack["builds"]:
+        target_id = entry["target_id"]
+        training = trajectory_id(_build_config(entry)) or target_id
+        builders[target_id] = firsts.setdefault(training, target_id)
+    return builders
 
 
 def _key(run: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from lambda_hat.diagnostics import MAX_RHAT, Verdict, summarize
 from lambda_hat.samplers.base import Draws
 
 
-def draws_of(loss, alive=None, num_divergent=0, acceptance=None) -> Draws:
+def draws_of(loss, alive=None, num_divergent=0, acceptance=None, **more) -> Draws:
     loss = np.asarray(loss, dtype=np.float64)
     return Draws(
         loss=loss,
@@ -16,23 +16,27 @@ def draws_of(loss, alive=None, num_divergent=0, acceptance=None) -> Draws:
         chain_alive=np.ones(len(loss), bool) if alive is None else np.asarray(alive),
         step_size=np.full(len(loss), 0.1),
         num_transitions=loss.size,
+        num_gradients=loss.size,
+        mala_acceptance=None,
         fge=1.0,
         seconds_compile=0.0,
         seconds_sample=0.0,
         cache_hit=False,
         notes=(),
+        **more,
     )
 
 
 def autoregressive(rng, chains, draws, rho, mean=1.0):
+    """`mean * x^2` of a standard normal autoregressive x: losses as around a minimum, of autocorrelation rho^2."""
     x = np.empty((chains, draws))
     x[:, 0] = rng.normal(size=chains)
     for i in range(1, draws):
         x[:, i] = rho * x[:, i - 1] + math.sqrt(1 - rho**2) * rng.normal(size=chains)
-    return mean + x
+    return mean * x**2
 
 
-@pytest.mark.parametrize("rho", [0.0, 0.8, -0.5])
+@pytest.mark.parametrize("rho", [0.0, 0.9, -0.7])
 def test_standard_error_is_calibrated_on_autocorrelated_chains(rho):
     rng = np.random.default_rng(0)
     z = []
@@ -86,8 +90,8 @@ def test_one_chain_is_compared_with_itself():
     steady = summarize(draws_of(autoregressive(rng, 1, 2000, 0.3)), 0.0, 1.0)
     assert steady.verdict == "ok"
     assert steady.rhat_max < 1.02
-    drifting = autoregressive(rng, 1, 2000, 0.3) + np.linspace(0, 5, 2000)
-    assert summarize(draws_of(drifting), 0.0, 1.0).verdict == "unmixed"
+    climbing = autoregressive(rng, 1, 2000, 0.3) + np.linspace(0, 5, 2000)
+    assert summarize(draws_of(climbing), 0.0, 1.0).verdict == "unmixed"
 
 
 def test_four_draws_of_one_chain_do_not_crash():
@@ -112,10 +116,46 @@ def test_all_chains_dead_is_no_number():
     assert "there is no estimate" in summary.verdict_sentence
 
 
-def test_a_negative_estimate_is_reported():
+def test_a_negative_estimate_is_reported_and_w_star_is_no_minimum():
     summary = summarize(draws_of(autoregressive(np.random.default_rng(6), 4, 500, 0.0)), 3.0, 1.0)
     assert summary.llc_mean == pytest.approx(-2.0, abs=0.3)
-    assert summary.verdict == "ok"
+    assert summary.verdict == "not_a_minimum"
+    assert "3 nats" in summary.verdict_sentence
+
+
+def test_a_loss_slightly_below_w_star_is_ok():
+    chains = autoregressive(np.random.default_rng(6), 4, 500, 0.0, mean=5.0)
+    assert summarize(draws_of(chains), 0.4, 1.0).verdict == "ok"
+    assert summarize(draws_of(chains), 0.6, 1.0).verdict == "not_a_minimum"
+
+
+def test_noisy_losses_below_w_star_are_judged_by_their_means():
+    rng = np.random.default_rng(9)
+    chains = autoregressive(rng, 4, 1000, 0.0, mean=5.0) + rng.normal(size=(4, 1000))
+    assert summarize(draws_of(chains), 0.0, 1.0).verdict == "not_a_minimum"
+    assert summarize(draws_of(chains, exact_losses=False), 0.0, 1.0).verdict == "ok"
+    falling = chains + np.linspace(0, -20, 1000)
+    assert summarize(draws_of(falling, exact_losses=False), 0.0, 1.0).verdict == "not_a_minimum"
+
+
+def test_a_common_drift_is_a_verdict():
+    """All chains rise together: they agree with each other, and their halves do not."""
+    rng = np.random.default_rng(10)
+    chains = autoregressive(rng, 4, 1000, 0.5, mean=5.0)
+    assert summarize(draws_of(chains), 0.0, 1.0).verdict == "ok"
+    rising = chains + np.linspace(0, 2.5, 1000)
+    summary = summarize(draws_of(rising), 0.0, 1.0)
+    assert summary.verdict == "drifting"
+    assert summary.rhat_max <= MAX_RHAT
+    assert "differ by +1" in summary.verdict_sentence
+
+
+def test_a_chain_that_rejects_nearly_everything_is_stuck():
+    chains = autoregressive(np.random.default_rng(11), 4, 1000, 0.5)
+    assert summarize(draws_of(chains, acceptance=np.array([0.9, 0.11, 0.9, 0.9])), 0.0, 1.0).verdict == "ok"
+    summary = summarize(draws_of(chains, acceptance=np.array([0.9, 0.09, 0.9, 0.9])), 0.0, 1.0)
+    assert summary.verdict == "stuck"
+    assert "chain 1 accepted 9.0%" in summary.verdict_sentence
 
 
 def test_divergent_transitions_are_a_verdict():
@@ -128,11 +168,22 @@ def test_divergent_transitions_are_a_verdict():
 
 
 def test_a_large_error_is_a_verdict():
-    chains = autoregressive(np.random.default_rng(8), 4, 500, 0.0, mean=0.05)
-    summary = summarize(draws_of(chains), 0.0, 1.0)
+    rng = np.random.default_rng(0)
+    summary = summarize(draws_of(autoregressive(rng, 2, 8, 0.0)), 0.0, 1.0)
     assert summary.verdict == "too_short"
+    assert summary.llc_std_error / summary.llc_mean == pytest.approx(0.37, abs=0.01)
+    assert summarize(draws_of(autoregressive(rng, 2, 200, 0.0)), 0.0, 1.0).verdict == "ok"
 
 
 def test_every_verdict_has_a_sentence_and_a_code():
-    assert [v.code for v in Verdict] == ["diverged", "divergent", "unmixed", "too_short", "ok"]
+    assert [v.code for v in Verdict] == [
+        "diverged",
+        "divergent",
+        "stuck",
+        "not_a_minimum",
+        "unmixed",
+        "drifting",
+        "too_short",
+        "ok",
+    ]
     assert all(v.value.endswith(".") for v in Verdict)

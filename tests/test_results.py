@@ -13,7 +13,8 @@ from rich.console import Console
 
 from lambda_hat.config import HmcConfig, MlpBuild, QuadraticBuild, SgldConfig
 from lambda_hat.id_utils import run_id_for, target_id_for
-from lambda_hat.report import agreement, draw_estimates, print_summary
+from lambda_hat.pictures import draw_estimates
+from lambda_hat.report import agreement, print_summary
 from lambda_hat.results import SCHEMA, RunRef, collect, runs_in_store, write_table
 from lambda_hat.store import Store, write_config, write_json_atomic
 

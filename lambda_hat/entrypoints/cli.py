@@ -51,7 +51,7 @@ def _existing_store(root: Path) -> Store:
 def _results(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from lambda_hat.report import PICTURE_NAME, draw_estimates
+    from lambda_hat.pictures import draw_all
     from lambda_hat.results import RunRef, collect, runs_in_store, write_table
     from lambda_hat.workflow_config import compose_study
 
@@ -64,11 +64,11 @@ def _results(args: argparse.Namespace) -> int:
         refs = runs_in_store(store)
     table = collect(store, refs)
     path = write_table(table, args.results)
-    picture = draw_estimates(table, args.results / PICTURE_NAME)
+    pictures = draw_all(table, args.results)
     statuses = table.column("status").to_pylist()
     Console().print(
         f"{path}: {len(refs)} runs, {statuses.count('finished')} finished"
-        + (f"; picture: {picture}" if picture else ""),
+        + "".join(f"; {what}: {picture}" for what, picture in pictures.items()),
         soft_wrap=True,
         highlight=False,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 
 from lambda_hat.config import SampleConfig
+from lambda_hat.errors import ConfigError
 from lambda_hat.posterior import posterior_for
 from lambda_hat.samplers import hmc, mclmc, sgld
 from lambda_hat.samplers.base import Draws
@@ -22,5 +23,9 @@ def sample(target: Target, cfg: SampleConfig, identity: int = 0) -> Draws:
     random number of the run. Trouble of single chains is in the result (`chain_alive`), never an exception.
     Everything is traced and run in the precision of `cfg`.
     """
+    if target.dim < cfg.min_dim:
+        raise ConfigError(
+            f"{cfg.name} needs at least {cfg.min_dim} moving parameters, and this target has {target.dim}"
+        )
     with jax.enable_x64(cfg.precision == "float64"):
         return _SAMPLERS[cfg.name](target, cfg, identity, posterior_for(cfg, target.n, target.dim))

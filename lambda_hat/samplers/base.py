@@ -12,17 +12,20 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from lambda_hat.posterior import Posterior
-from lambda_hat.targets.base import Loss, full_loss
+from lambda_hat.targets.base import Loss
 
 LOSS_COST = 1 / 3
 """Cost of a loss in gradients of the same rows: a gradient is one forward and two backward products (a convention)."""
+NUM_CHECKS = 50
+"""Recorded draws of each chain at which the step size of an unadjusted sampler is checked. Arbitrary."""
 HVP_COST = 2.0
 """Cost of a gradient together with a Hessian-vector product, in gradients (a convention)."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """The loss and the posterior as functions of flat vectors. Made while a program is traced; holds its arguments."""
+    """The loss and the posterior as functions of flat vectors of the moving parameters. Made while a program is traced;
+    holds its arguments."""
 
     loss: Loss
     population: bool
@@ -32,11 +35,17 @@ class Model:
     data: dict[str, Array]
     posterior: Posterior
 
-    def full_loss(self, w: Float[Array, " dim"]) -> Float[Array, ""]:
-        """Mean loss over all rows, or the closed form."""
+    def full_loss(self, w: Float[Array, " dim"], key: Key[Array, ""] | None = None) -> Float[Array, ""]:
+        """Mean loss over all rows, or the closed form. A stochastic loss without a key: one fixed realisation of it."""
+        params, keys = self.unravel(w), self._keys(key)
         if self.population:
-            return self.loss(self.unravel(w), self.data)
-        return full_loss(self.loss, self.unravel(w), self.data, self.slice_rows)
+            return self.loss(params, self.data, *keys)
+        return self.loss.full(params, self.data, self.slice_rows, *keys)
+
+    def _keys(self, key: Key[Array, ""] | None) -> tuple[Key[Array, ""], ...]:
+        if not self.loss.stochastic:
+            return ()
+        return (jax.random.key(0) if key is None else key,)
 
     def potential(self, w: Float[Array, " dim"]) -> Float[Array, ""]:
         """Negative log posterior over the full data."""
@@ -47,20 +56,25 @@ class Model:
 
     def batch(self, key: Key[Array, ""], batch_size: int) -> dict[str, Array]:
         """`batch_size` rows drawn with replacement."""
-        num_data = len(next(iter(self.data.values())))
-        rows = jax.random.randint(key, (batch_size,), 0, num_data)
-        return {name: array[rows] for name, array in self.data.items()}
+        return self.loss.batch(key, self.data, batch_size)
 
-    def batch_loss(self, w: Float[Array, " dim"], batch: dict[str, Array]) -> Float[Array, ""]:
-        return self.loss(self.unravel(w), batch)
+    def batch_loss(
+        self, w: Float[Array, " dim"], batch: dict[str, Array], key: Key[Array, ""] | None = None
+    ) -> Float[Array, ""]:
+        return self.loss(self.unravel(w), batch, *self._keys(key))
+
+    def row_losses(self, w: Float[Array, " dim"]) -> Float[Array, " rows"]:
+        """The loss of every row."""
+        return self.loss.per_row(self.unravel(w), self.data, self.slice_rows)
 
     def loss_gradient(
         self, key: Key[Array, ""], w: Float[Array, " dim"], batch_size: int | None
     ) -> Float[Array, " dim"]:
         """Gradient of the mean loss over a batch; over the full data, or of the closed form, where there is none."""
         if batch_size is None or self.population:
-            return jax.grad(self.full_loss)(w)
-        return jax.grad(self.batch_loss)(w, self.batch(key, batch_size))
+            return jax.grad(self.full_loss)(w, key)
+        key_batch, key_loss = (key, None) if not self.loss.stochastic else jax.random.split(key)
+        return jax.grad(self.batch_loss)(w, self.batch(key_batch, batch_size), key_loss)
 
 
 class Info(NamedTuple):
@@ -68,53 +82,69 @@ class Info(NamedTuple):
 
     acceptance: Array
     is_divergent: Array
+    num_gradients: Array | int
+    """Gradients that it evaluated, of a batch or of the full data."""
 
 
 class Algorithm(NamedTuple):
     """One chain's transition kernel and the adaptation that comes before.
 
-    adapt: (key) -> (state, tuned); starts at `w_star`.
+    adapt: (key, start) -> (state, tuned, gradients evaluated).
     num_burnin: transitions between adaptation and the first draw's `thin`, a uint32.
     step: (key, state, tuned) -> (state, Info).
     position: state -> (dim,).
     record: (key, w) -> the loss of the estimate at a recorded draw.
     step_size: tuned -> scalar.
+    mala: (key, w, tuned) -> the probability that a Metropolis step on the full data would accept one Langevin step of
+    this step size from w; None for samplers that have an acceptance of their own.
     """
 
-    adapt: Callable[[Array], tuple[Any, Any]]
+    adapt: Callable[[Array, Array], tuple[Any, Any, Array | int]]
     num_burnin: Array
     step: Callable[[Array, Any, Any], tuple[Any, Info]]
     position: Callable[[Any], Array]
     record: Callable[[Array, Array], Array]
     step_size: Callable[[Any], Array]
+    mala: Callable[[Array, Array, Any], Array] | None = None
 
 
-class Work(NamedTuple):
-    """What one chain computes, in full-gradient equivalents."""
+class Costs(NamedTuple):
+    """What a chain computes, in full-gradient equivalents. How many gradients it takes is counted as it runs."""
 
-    before: float
-    """Burn-in, adaptation and tuning."""
-    per_step: float
+    per_gradient: float
     per_record: float
 
 
 class Sampler(NamedTuple):
     """What one sampler module gives to `run`.
 
-    arguments: fields of its configuration that are no part of the program's signature; "thin" is always one.
+    arguments: fields of its configuration that are no part of the program's signature, beside "thin" and "jitter".
     strict: its program is traced under strict dtype promotion (blackjax's own code does not take it).
     build: (model, signature, values of arguments) -> Algorithm, while the program is traced.
-    work, notes, records_differences: (configuration, target) -> the work of one chain, sentences for the report, and
-    whether the program records `L(w) - L(w_star)` in place of `L(w)`.
+    costs, notes, records_differences: (configuration, target) -> the unit costs, sentences for the report, and whether
+    the program records `L(w) - L(w_star)` in place of `L(w)`.
+    takes_noise: it can sample a stochastic loss.
     """
 
     name: str
     arguments: tuple[str, ...]
     strict: bool
     build: Callable[[Model, Any, dict[str, Array]], Algorithm]
-    work: Callable[[Any, Any], Work]
+    costs: Callable[[Any, Any], Costs]
     notes: Callable[[Any, Any], tuple[str, ...]]
     records_differences: Callable[[Any, Any], bool] = lambda cfg, target: False
+    takes_noise: bool = False
+
+
+class RowMoments(NamedTuple):
+    """Running moments of every row's loss over one chain's recorded draws. c = num_chains, r = rows."""
+
+    mean: Array
+    """(c, r) mean of l_i."""
+    variance: Array
+    """(c, r) mean of (l_i - mean)^2."""
+    log_mean_likelihood: Array
+    """(c, r) log of the mean of exp(-l_i)."""
 
 
 class Draws(NamedTuple):
@@ -124,22 +154,31 @@ class Draws(NamedTuple):
     """(c, d) float64: L_n(w) at recorded draws, or its paired estimate; NaN from where a chain has died."""
     acceptance: np.ndarray | None
     """(c,) mean acceptance probability after burn-in; None for samplers without one."""
+    mala_acceptance: np.ndarray | None
+    """(c,) mean probability that a Metropolis step would accept the step of a sampler that has none, on the full data,
+    at `NUM_CHECKS` of the recorded draws; None for the others."""
     num_divergent: int
-    """Transitions after burn-in that diverged (hmc) or were reverted because they became non-finite (mclmc)."""
+    """Transitions after burn-in that diverged, or (mclmc) were reverted because they became non-finite."""
     chain_alive: np.ndarray
     """(c,) bool; False: the chain became non-finite."""
     step_size: np.ndarray
     """(c,) float64."""
     num_transitions: int
     """Transitions after burn-in, over all chains: what `num_divergent` is a part of."""
+    num_gradients: int
+    """Gradients evaluated over all chains, of a batch or of the full data: pilot, tuning, burn-in included."""
     fge: float
-    """Full-gradient equivalents over all chains: pilot, tuning, burn-in and recorded losses included."""
+    """Full-gradient equivalents over all chains: recorded losses and checks of the step size included as well."""
     seconds_compile: float
     seconds_sample: float
     cache_hit: bool
     """The compiled programs were already in this process."""
     notes: tuple[str, ...]
     """Sentences for the report."""
+    row_moments: RowMoments | None = None
+    """Of the losses of single rows, where `singular_fluctuation` asks for them."""
+    exact_losses: bool = True
+    """`loss` is L_n itself; else an unbiased estimate of it, from batches or from a loss with randomness."""
 
 
 def cast(tree: dict[str, np.ndarray], precision: str) -> dict[str, np.ndarray]:

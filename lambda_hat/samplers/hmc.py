@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from lambda_hat.config import HmcConfig
 from lambda_hat.posterior import Posterior
-from lambda_hat.samplers.base import LOSS_COST, Algorithm, Draws, Info, Model, Sampler, Work
+from lambda_hat.samplers.base import LOSS_COST, Algorithm, Costs, Draws, Info, Model, Sampler
 from lambda_hat.samplers.run import run
 from lambda_hat.targets.base import Target
 
@@ -36,7 +36,7 @@ def build(model: Model, cfg: HmcConfig, arguments: dict[str, Array]) -> Algorith
     """One chain of HMC with `num_integration_steps` leapfrog steps per transition."""
     kernel = blackjax.hmc.build_kernel()
 
-    def adapt(key):
+    def adapt(key, start):
         adaptation = blackjax.window_adaptation(
             blackjax.hmc,
             model.log_density,
@@ -45,8 +45,9 @@ def build(model: Model, cfg: HmcConfig, arguments: dict[str, Array]) -> Algorith
             adaptation_info_fn=lambda *_: None,
             num_integration_steps=cfg.num_integration_steps,
         )
-        (state, parameters), _ = adaptation.run(key, model.w_star, cfg.num_burnin)
-        return state, Tuned(parameters["step_size"], parameters["inverse_mass_matrix"])
+        (state, parameters), _ = adaptation.run(key, start, cfg.num_burnin)
+        num_gradients = 1 + cfg.num_burnin * cfg.num_integration_steps
+        return state, Tuned(parameters["step_size"], parameters["inverse_mass_matrix"]), num_gradients
 
     def step(key, state, tuned: Tuned):
         key_jitter, key_kernel = jax.random.split(key)
@@ -59,7 +60,7 @@ def build(model: Model, cfg: HmcConfig, arguments: dict[str, Array]) -> Algorith
             tuned.inverse_mass_matrix,
             cfg.num_integration_steps,
         )
-        return state, Info(info.acceptance_rate, info.is_divergent)
+        return state, Info(info.acceptance_rate, info.is_divergent, cfg.num_integration_steps)
 
     return Algorithm(
         adapt=adapt,
@@ -71,10 +72,9 @@ def build(model: Model, cfg: HmcConfig, arguments: dict[str, Array]) -> Algorith
     )
 
 
-def work(cfg: HmcConfig, target: Target) -> Work:
-    """One gradient per leapfrog step, and one for the first state."""
-    per_step = float(cfg.num_integration_steps)
-    return Work(before=1 + cfg.num_burnin * per_step, per_step=per_step, per_record=LOSS_COST)
+def costs(cfg: HmcConfig, target: Target) -> Costs:
+    """Gradients are of the full data."""
+    return Costs(per_gradient=1.0, per_record=LOSS_COST)
 
 
 def notes(cfg: HmcConfig, target: Target) -> tuple[str, ...]:
@@ -83,10 +83,10 @@ def notes(cfg: HmcConfig, target: Target) -> tuple[str, ...]:
 
 HMC = Sampler(
     name="hmc",
-    arguments=("thin", "target_acceptance", "initial_step_size"),
+    arguments=("target_acceptance", "initial_step_size"),
     strict=False,
     build=build,
-    work=work,
+    costs=costs,
     notes=notes,
 )
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lambda_hat.config import MclmcConfig
 from lambda_hat.posterior import Posterior
-from lambda_hat.samplers.base import LOSS_COST, Algorithm, Draws, Info, Model, Sampler, Work
+from lambda_hat.samplers.base import LOSS_COST, Algorithm, Costs, Draws, Info, Model, Sampler
 from lambda_hat.samplers.run import run
 from lambda_hat.targets.base import Target
 
@@ -34,9 +34,9 @@ def build(model: Model, cfg: MclmcConfig, arguments: dict) -> Algorithm:
     """One chain of MCLMC, its tuner included."""
     kernel = blackjax.mclmc.build_kernel()
 
-    def adapt(key):
+    def adapt(key, start):
         key_init, key_tune = jax.random.split(key)
-        state = blackjax.mclmc.init(model.w_star, model.log_density, key_init)
+        state = blackjax.mclmc.init(start, model.log_density, key_init)
         state, tuned, _ = blackjax.mclmc_find_L_and_step_size(
             kernel,
             cfg.num_tuning,
@@ -49,11 +49,11 @@ def build(model: Model, cfg: MclmcConfig, arguments: dict) -> Algorithm:
             desired_energy_var=arguments["desired_energy_var"],
             diagonal_preconditioning=cfg.diagonal_preconditioning,
         )
-        return state, tuned
+        return state, tuned, 1 + GRADIENTS_PER_STEP * tuning_steps(cfg)
 
     def step(key, state, tuned):
         state, info = kernel(key, state, model.log_density, tuned.inverse_mass_matrix, tuned.L, tuned.step_size)
-        return state, Info(jnp.full((), jnp.nan, model.w_star.dtype), ~info.nonans)
+        return state, Info(jnp.full((), jnp.nan, model.w_star.dtype), ~info.nonans, GRADIENTS_PER_STEP)
 
     return Algorithm(
         adapt=adapt,
@@ -65,10 +65,9 @@ def build(model: Model, cfg: MclmcConfig, arguments: dict) -> Algorithm:
     )
 
 
-def work(cfg: MclmcConfig, target: Target) -> Work:
-    """Two gradients per transition, tuning included, and one for the first state."""
-    before = 1.0 + GRADIENTS_PER_STEP * (tuning_steps(cfg) + cfg.num_burnin)
-    return Work(before=before, per_step=float(GRADIENTS_PER_STEP), per_record=LOSS_COST)
+def costs(cfg: MclmcConfig, target: Target) -> Costs:
+    """Gradients are of the full data."""
+    return Costs(per_gradient=1.0, per_record=LOSS_COST)
 
 
 def notes(cfg: MclmcConfig, target: Target) -> tuple[str, ...]:
@@ -77,10 +76,10 @@ def notes(cfg: MclmcConfig, target: Target) -> tuple[str, ...]:
 
 MCLMC = Sampler(
     name="mclmc",
-    arguments=("num_burnin", "thin", "desired_energy_var"),
+    arguments=("num_burnin", "desired_energy_var"),
     strict=False,
     build=build,
-    work=work,
+    costs=costs,
     notes=notes,
 )
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lambda_hat.config import SgldConfig
+from lambda_hat.config import SgldConfig, StochasticGradientConfig
 from lambda_hat.posterior import Posterior
 from lambda_hat.samplers import precond as preconditioning
 from lambda_hat.samplers.base import HVP_COST, Model
@@ -45,6 +45,7 @@ class Pilot(NamedTuple):
     step_size: float
     curvature: float
     """h, in the metric of the preconditioner."""
+    num_gradients: int
     fge: float
     seconds_compile: float
     seconds_sample: float
@@ -69,6 +70,11 @@ class Scaled(NamedTuple):
     curvature: Float[Array, ""]
 
 
+def is_preconditioned(cfg: StochasticGradientConfig) -> bool:
+    """Whether the run moves in the metric of a preconditioner."""
+    return isinstance(cfg, SgldConfig) and cfg.precond != "none"
+
+
 def _power_step(key, direction, product):
     """Norm of `H u`, which bounds the top curvature from below, and the next unit vector."""
     size = jnp.linalg.norm(product)
@@ -77,14 +83,14 @@ def _power_step(key, direction, product):
     return size, mixed / jnp.linalg.norm(mixed)
 
 
-def _make(cfg: SgldConfig, loss, population: bool) -> Callable:
+def _make(cfg: StochasticGradientConfig, loss, population: bool) -> Callable:
     num_creep = cfg.pilot_steps // 4
     num_explore = cfg.pilot_steps // 2 - num_creep
     growth = FIRST_STEP ** (-1 / num_creep)
 
-    def program(seed, identity, arguments, posterior: Posterior, w_star, data):
-        model: Model = flat_model(loss, population, cfg.slice_rows, w_star, data, posterior)
-        precond = preconditioner(cfg, arguments)
+    def program(seed, identity, arguments, posterior: Posterior, w_star, held, data):
+        model: Model = flat_model(loss, population, cfg.slice_rows, w_star, held, data, posterior)
+        precond = preconditioner(cfg, arguments) if is_preconditioned(cfg) else None
         key = base_key(seed, identity, PILOT_STREAM)
         gradient = jax.grad(model.potential)
         start = model.w_star
@@ -148,21 +154,26 @@ def _make(cfg: SgldConfig, loss, population: bool) -> Callable:
     return program
 
 
-def run_pilot(target: Target, cfg: SgldConfig, identity: int, posterior: Posterior) -> Pilot:
+def run_pilot(target: Target, cfg: StochasticGradientConfig, identity: int, posterior: Posterior) -> Pilot:
     """Choose the step size of `cfg` on `target`. Call inside `jax.enable_x64(...)`.
 
     The work is one Hessian-vector product per step, two and a batch's gradient where there is a preconditioner.
     """
+    preconditioned = is_preconditioned(cfg)
     args = (
         np.uint32(cfg.seed),
         np.uint32(identity),
-        numbers(cfg, preconditioning.ARGUMENTS),
+        numbers(cfg, preconditioning.ARGUMENTS if preconditioned else ()),
         *model_arguments(target, posterior, cfg.precision),
     )
-    batch_size = None if cfg.precond == "none" else cfg.batch_size
-    static = ("pilot", cfg.pilot_steps, cfg.precond, cfg.bias_correction, batch_size, cfg.slice_rows)
+    static = ("pilot", cfg.pilot_steps, cfg.slice_rows)
+    if preconditioned:
+        static += (cfg.precond, cfg.bias_correction, cfg.batch_size)
     program = compiled(
-        (*static, target.loss, target.population), lambda: _make(cfg, target.loss, target.population), args, strict=True
+        (*static, target.loss, target.population),
+        lambda: _make(cfg, target.loss, target.population),
+        args,
+        target.loss.strict,
     )
     start = time.perf_counter()
     curvature = float(jax.device_get(program.call(*args)))
@@ -172,12 +183,13 @@ def run_pilot(target: Target, cfg: SgldConfig, identity: int, posterior: Posteri
         notes = ("the pilot chain met no curvature, so its step size is pilot_c; give a step_size",)
         curvature = 1.0
     per_step = HVP_COST
-    if cfg.precond != "none":
+    if preconditioned:
         fraction = 1.0 if cfg.batch_size is None or target.population else cfg.batch_size / target.num_data
         per_step = 1.5 * HVP_COST + 0.5 * fraction
     return Pilot(
         step_size=cfg.pilot_c / curvature,
         curvature=curvature,
+        num_gradients=cfg.pilot_steps * 2,
         fge=cfg.pilot_steps * per_step,
         seconds_compile=program.seconds,
         seconds_sample=seconds,

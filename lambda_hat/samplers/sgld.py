@@ -10,7 +10,6 @@ kept adapting, the dynamics lack the divergence of P and converge to another law
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -21,10 +20,9 @@ from jaxtyping import Array, Float
 from lambda_hat.config import SgldConfig
 from lambda_hat.posterior import Posterior
 from lambda_hat.samplers import precond as preconditioning
-from lambda_hat.samplers.base import LOSS_COST, Algorithm, Draws, Info, Model, Sampler, Work
-from lambda_hat.samplers.pilot import run_pilot
+from lambda_hat.samplers import stochastic
+from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
 from lambda_hat.samplers.precond import Moments, preconditioner
-from lambda_hat.samplers.run import run
 from lambda_hat.targets.base import Target
 
 
@@ -65,11 +63,10 @@ def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorit
     # Only a preconditioner that will be frozen needs a burn-in of its own.
     adapts = precond is not None and cfg.adapt == "burnin"
 
-    def adapt(key):
-        w = model.w_star
+    def adapt(key, w):
         start = State(w, None if precond is None else precond.init(w))
         if not adapts:
-            return start, Tuned(step_size, None)
+            return start, Tuned(step_size, None), 0
         # What is frozen is the second moment averaged over the second half of burn-in: the moving average alone
         # remembers 1 / (1 - decay) steps, in which a slow chain sees a single place.
         num_burnin = arguments["num_burnin"]
@@ -82,83 +79,50 @@ def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorit
             return state, total + jnp.where(i >= averaged_from, seen, jnp.zeros_like(seen))
 
         state, total = jax.lax.fori_loop(np.uint32(0), num_burnin, burn_in, (start, jnp.zeros_like(w)))
-        return state, Tuned(step_size, precond.scale(total / (num_burnin - averaged_from).astype(w.dtype)))
+        scale = precond.scale(total / (num_burnin - averaged_from).astype(w.dtype))
+        return state, Tuned(step_size, scale), num_burnin
 
     def step(key, state: State, tuned: Tuned):
         nan = jnp.full((), jnp.nan, state.w.dtype)
-        return transition(key, state, tuned.scale), Info(acceptance=nan, is_divergent=jnp.zeros((), bool))
+        info = Info(acceptance=nan, is_divergent=jnp.zeros((), bool), num_gradients=1)
+        return transition(key, state, tuned.scale), info
 
-    def record(key, w):
-        if not _paired(cfg, model.population):
-            return model.full_loss(w)
-        batch = model.batch(key, cfg.batch_size)
-        return model.batch_loss(w, batch) - model.batch_loss(model.w_star, batch)
+    def mala(key, w, tuned: Tuned):
+        return stochastic.mala_acceptance(model, key, w, step_size, tuned.scale)
 
     return Algorithm(
         adapt=adapt,
         num_burnin=np.uint32(0) if adapts else arguments["num_burnin"],
         step=step,
         position=lambda state: state.w,
-        record=record,
+        record=stochastic.recorder(model, cfg),
         step_size=lambda tuned: tuned.step_size,
+        mala=None if precond is not None and not adapts else mala,
     )
-
-
-def _paired(cfg: SgldConfig, population: bool) -> bool:
-    return cfg.loss_estimate == "paired" and cfg.batch_size is not None and not population
-
-
-def batch_fraction(cfg: SgldConfig, target: Target) -> float:
-    """A batch in units of the full data; 1 where there are no batches."""
-    if cfg.batch_size is None or target.population:
-        return 1.0
-    return cfg.batch_size / target.num_data
-
-
-def work(cfg: SgldConfig, target: Target) -> Work:
-    """One gradient per transition; a recorded loss is one forward pass, two of a batch when paired."""
-    fraction = batch_fraction(cfg, target)
-    per_record = 2 * fraction * LOSS_COST if _paired(cfg, target.population) else LOSS_COST
-    return Work(before=cfg.num_burnin * fraction, per_step=fraction, per_record=per_record)
 
 
 def notes(cfg: SgldConfig, target: Target) -> tuple[str, ...]:
     """What a reader of the estimate should know."""
-    found = ["unadjusted: biased by its step size"]
+    found = list(stochastic.notes(cfg, target))
     if cfg.precond != "none" and cfg.adapt == "always":
         found.append("biased: the preconditioner keeps adapting (adapt: always), so the chain converges to another law")
     if cfg.momentum_in_drift:
         found.append("biased: the drift uses the first moment in place of the gradient (momentum_in_drift: true)")
-    if cfg.loss_estimate == "paired" and not _paired(cfg, target.population):
-        found.append("loss_estimate: paired needs batches, and this run has none; the loss is the full one")
-    if not target.population and cfg.batch_size is not None and cfg.batch_size > target.num_data:
-        found.append(
-            f"batch_size {cfg.batch_size} exceeds the {target.num_data} rows of the data; drawn with replacement"
-        )
     return tuple(found)
 
 
 SGLD = Sampler(
     name="sgld",
-    arguments=("num_burnin", "thin", "step_size", "pilot_c", "pilot_steps", *preconditioning.ARGUMENTS),
+    arguments=("num_burnin", *stochastic.PILOT_ARGUMENTS, *preconditioning.ARGUMENTS),
     strict=True,
     build=build,
-    work=work,
+    costs=stochastic.costs,
     notes=notes,
-    records_differences=lambda cfg, target: _paired(cfg, target.population),
+    records_differences=stochastic.records_differences,
+    takes_noise=True,
 )
 
 
 def sample(target: Target, cfg: SgldConfig, identity: int, posterior: Posterior) -> Draws:
     """Run the chains, after a pilot chain where `cfg` leaves the step size open."""
-    if cfg.step_size is not None:
-        return run(SGLD, target, cfg, identity, posterior)
-    pilot = run_pilot(target, cfg, identity, posterior)
-    draws = run(SGLD, target, replace(cfg, step_size=pilot.step_size), identity, posterior)
-    return draws._replace(
-        fge=draws.fge + pilot.fge,
-        seconds_compile=draws.seconds_compile + pilot.seconds_compile,
-        seconds_sample=draws.seconds_sample + pilot.seconds_sample,
-        cache_hit=draws.cache_hit and pilot.cache_hit,
-        notes=(*draws.notes, *pilot.notes),
-    )
+    return stochastic.run_with_pilot(SGLD, target, cfg, identity, posterior)

@@ -8,6 +8,7 @@ import math
 import shlex
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,17 +16,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from lambda_hat.config import BuildConfig
-from lambda_hat.errors import BuildFailed, CorruptArtifact, TargetNotBuilt
+from lambda_hat.config import BuildConfig, MlpBuild
+from lambda_hat.errors import BuildFailed, ConfigError, CorruptArtifact, TargetNotBuilt
 from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.store import read_json, write_bytes_atomic, write_config, write_json_atomic
 from lambda_hat.targets import analytic, linear, mlp
-from lambda_hat.targets.base import SLICE_ROWS, Loss, Target, full_loss
+from lambda_hat.targets.base import SLICE_ROWS, Loss, Made, Target
 from lambda_hat.targets.truth import true_llc, true_llc_t
 
-__all__ = ["Loss", "Target", "build_target", "full_loss", "load_target", "save_target", "true_llc", "true_llc_t"]
+__all__ = ["Loss", "Target", "build_checkpoints", "build_target", "load_target", "save_target", "true_llc", "true_llc_t"]
 
-META_FORMAT = 1
+META_FORMAT = 2
 
 _KINDS: dict[str, ModuleType] = {
     "quadratic": analytic,
@@ -42,33 +43,64 @@ def build_target(cfg: BuildConfig) -> tuple[Target, dict[str, Any]]:
     The second value is JSON-able: how training ended (`train_loss`, `grad_norm`, ...), `warnings` as sentences, and
     `seconds`. Raises BuildFailed where training or the data go wrong.
     """
+    if isinstance(cfg, MlpBuild) and cfg.checkpoints is not None:
+        built = {checkpoint.step: made for checkpoint, *made in build_checkpoints(cfg)}
+        if cfg.step is None:
+            raise ConfigError(f"step: missing, with checkpoints a target is one of the steps {list(built)}")
+        return tuple(built[cfg.step])
     started = time.perf_counter()
-    kind = _KINDS[cfg.kind]
-    population = cfg.num_data == 0
     with jax.enable_x64(True):
-        loss = kind.make_loss(cfg)
-        made = kind.make(cfg)
-        at_w_star = float(_loss_at(loss, population, made.w_star, made.data))
+        made = _KINDS[cfg.kind].make(cfg)
+        target = _target(cfg, made)
+    return target, {"warnings": [], **made.info, "seconds": time.perf_counter() - started}
+
+
+def build_checkpoints(cfg: MlpBuild) -> list[tuple[MlpBuild, Target, dict[str, Any]]]:
+    """Train once, and return every checkpoint's configuration, target and information, in the order of their steps.
+
+    They share the arrays of their data. Raises BuildFailed as `build_target` does.
+    """
+    started = time.perf_counter()
+    with jax.enable_x64(True):
+        made = mlp.make_checkpoints(cfg)
+        points = [replace(cfg, step=step) for step in cfg.checkpoint_steps]
+        targets = [_target(point, at) for point, at in zip(points, made, strict=True)]
+    seconds = time.perf_counter() - started
+    return [
+        (point, target, {**at.info, "seconds": seconds})
+        for point, target, at in zip(points, targets, made, strict=True)
+    ]
+
+
+def _target(cfg: BuildConfig, made: Made) -> Target:
+    loss = _KINDS[cfg.kind].make_loss(cfg)
+    population = cfg.num_data == 0
+    at_w_star = float(_loss_at(loss, population, made.w_star, made.data))
     if not math.isfinite(at_w_star):
         raise BuildFailed(
             f"the loss at w_star is {at_w_star:g}, expected a finite number; check the scales in the configuration"
         )
     llc, multiplicity = true_llc(cfg) or (None, None)
-    target = Target(loss, made.w_star, made.data, population, cfg.n, at_w_star, llc, multiplicity)
-    return target, {"warnings": [], **made.info, "seconds": time.perf_counter() - started}
+    return Target(loss, made.w_star, made.data, population, cfg.n, at_w_star, llc, multiplicity)
 
 
 def _loss_at(loss: Loss, population: bool, params: dict[str, np.ndarray], data: dict[str, np.ndarray]) -> jax.Array:
     if population:
         return jax.jit(loss)(params, data)
-    return jax.jit(lambda params, data: full_loss(loss, params, data, SLICE_ROWS))(params, data)
+    return jax.jit(lambda params, data: loss.full(params, data, SLICE_ROWS))(params, data)
 
 
-def save_target(directory: Path, target: Target, cfg: BuildConfig, info: dict[str, Any]) -> None:
-    """Publish a target in `directory`: params.npz, data.npz and config.yaml, then meta.json, which says it is whole."""
+def save_target(
+    directory: Path, target: Target, cfg: BuildConfig, info: dict[str, Any], data_of: str | None = None
+) -> None:
+    """Publish a target in `directory`: params.npz, data.npz and config.yaml, then meta.json, which says it is whole.
+
+    data_of: the folder beside `directory` that already holds the same data.
+    """
     arrays = {"params.npz": _npz_bytes(target.w_star), "data.npz": _npz_bytes(target.data)}
     for name, content in arrays.items():
-        write_bytes_atomic(directory / name, content)
+        if name != "data.npz" or data_of is None:
+            write_bytes_atomic(directory / name, content)
     write_config(directory, cfg)
     meta = {
         "format": META_FORMAT,
@@ -80,6 +112,7 @@ def save_target(directory: Path, target: Target, cfg: BuildConfig, info: dict[st
         "loss_at_w_star": target.loss_at_w_star,
         "true_llc": target.true_llc,
         "true_multiplicity": target.true_multiplicity,
+        "data_of": data_of,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in arrays.items()},
         "build": info,
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
@@ -106,7 +139,7 @@ def load_target(directory: Path) -> Target:
         return Target(
             loss=_KINDS[meta["kind"]].make_loss(load_build_config(directory / "config.yaml")),
             w_star=_read_npz(directory, "params.npz", meta["sha256"]),
-            data=_read_npz(directory, "data.npz", meta["sha256"]),
+            data=_read_npz(_data_folder(directory, meta), "data.npz", meta["sha256"]),
             population=meta["population"],
             n=meta["n"],
             loss_at_w_star=meta["loss_at_w_star"],
@@ -115,6 +148,10 @@ def load_target(directory: Path) -> Target:
         )
     except KeyError as error:
         raise _corrupt(directory, "meta.json", f"it has no entry {error}") from None
+
+
+def _data_folder(directory: Path, meta: dict[str, Any]) -> Path:
+    return directory if meta["data_of"] is None else directory.parent / meta["data_of"]
 
 
 def _npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:

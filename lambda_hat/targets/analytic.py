@@ -16,7 +16,7 @@ USUAL_BITS = 3
 
 
 @dataclass(frozen=True)
-class QuadraticLoss:
+class QuadraticLoss(Loss):
     """`L(w) = sum_i a_i w_i^2 / 2`, with `data["eigenvalues"]` of shape (dim,)."""
 
     def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
@@ -24,7 +24,7 @@ class QuadraticLoss:
 
 
 @dataclass(frozen=True)
-class MonomialLoss:
+class MonomialLoss(Loss):
     """`L(w) = sum_b prod_i (w_i^2)^k_bi`, with `data["exponents"]` k of shape (blocks, dim); 0 where not in the block.
 
     The exponents are data, so that monomials of one shape share a compiled program. `bits`: all k are below 2^bits.

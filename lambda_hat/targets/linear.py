@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
 
 from lambda_hat.config import DlnBuild
-from lambda_hat.targets.base import Loss, Made, regression_loss, to_numpy
+from lambda_hat.targets.base import Loss, Made, to_numpy
 from lambda_hat.targets.train import polish
 from lambda_hat.targets.truth import dln_rank, population_scale
 
-TEACHER_STREAM, INPUT_STREAM, NOISE_STREAM, START_STREAM = range(4)
+TEACHER_STREAM, ROW_STREAM, START_STREAM = range(3)
+
+MOMENT_ROWS = 4096
+"""Rows drawn at a time for the second moments."""
 
 POLISH_STEPS = 2000
 GRAD_TOLERANCE = 1e-9
@@ -23,7 +29,7 @@ SADDLE_OFFSET = 1e-2
 
 
 @dataclass(frozen=True)
-class DlnPopulationLoss:
+class DlnPopulationLoss(Loss):
     """`scale * |W_L ... W_1 - W_star|_F^2`: the expected loss for standard normal inputs, without noise.
 
     `data["W_star"]`: shape (outputs, inputs).
@@ -37,23 +43,131 @@ class DlnPopulationLoss:
 
 
 @dataclass(frozen=True)
-class DlnEmpiricalLoss:
-    """Mean loss over rows of `data`: "x" of shape (rows, inputs), "y" of shape (rows, outputs)."""
+class DlnEmpiricalLoss(Loss):
+    """Mean loss over rows `x`, `y = W_star x + e`, exactly, from the second moments of the data.
+
+    With `D = W_L ... W_1 - W_star` it is `scale * (tr(D Sxx D^T) - 2 tr(D Sxe) + See)`, where `Sxx = mean x x^T`,
+    `Sxe = mean x e^T`, `See = mean |e|^2`: no row is stored, and a full gradient costs no more than a batch of H_0 rows
+    would. Rows are drawn from their own keys wherever they are needed, so that minibatches are of the same data.
+
+    `data`: "W_star" (outputs, inputs), "Sxx" (inputs, inputs), "Sxe" (inputs, outputs), "See" (), "noise_std" (),
+    "rows_key" (2,) uint32.
+    """
 
     depth: int
-    kind: str
-    sigma: float
+    scale: float
+    noisy: bool
+    rows: int
 
     def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
-        return regression_loss(data["y"] - data["x"] @ product(params, self.depth).T, self.kind, self.sigma)
+        """The mean over a batch: "x" (rows, inputs), "e" (rows, outputs), and "W_star"."""
+        residual = data["e"] - data["x"] @ (product(params, self.depth) - data["W_star"]).T
+        return self.scale * jnp.mean(jnp.sum(residual**2, axis=-1))
+
+    def num_rows(self, data: dict[str, Array]) -> int:
+        return self.rows
+
+    def batch(self, key: Key[Array, ""], data: dict[str, Array], batch_size: int) -> dict[str, Array]:
+        indices = jax.random.randint(key, (batch_size,), 0, self.rows, jnp.int32)
+        return draw_rows(data, indices, self.noisy) | {"W_star": data["W_star"]}
+
+    def full(self, params: dict[str, Array], data: dict[str, Array], slice_rows: int) -> Float[Array, ""]:
+        difference = product(params, self.depth) - data["W_star"]
+        square = quadratic_form(difference, data["Sxx"])
+        if not self.noisy:
+            return self.scale * square
+        return self.scale * (square - 2 * jnp.sum(difference * data["Sxe"].T) + data["See"])
+
+    def per_row(self, params: dict[str, Array], data: dict[str, Array], slice_rows: int) -> Float[Array, " rows"]:
+        difference = product(params, self.depth) - data["W_star"]
+
+        def of_row(index):
+            row = draw_row(data, index, self.noisy)
+            return self.scale * jnp.sum((row["e"] - difference @ row["x"]) ** 2)
+
+        indices = jnp.arange(self.num_rows(data), dtype=jnp.int32)
+        return jax.lax.map(of_row, indices, batch_size=min(slice_rows, len(indices)))
+
+
+def draw_row(data: dict[str, Array], index: Array, noisy: bool) -> dict[str, Array]:
+    """Row `index` of the data: "x" (inputs,) and its noise "e" (outputs,), the same in every precision."""
+    outputs, inputs = data["W_star"].shape
+    dtype = data["W_star"].dtype
+    key = jax.random.fold_in(jax.random.wrap_key_data(data["rows_key"]), index)
+    normal = jax.random.normal(key, (inputs + outputs * noisy,), jnp.float32).astype(dtype)
+    return {"x": normal[:inputs], "e": data["noise_std"] * normal[inputs:] if noisy else jnp.zeros(outputs, dtype)}
+
+
+def draw_rows(data: dict[str, Array], indices: Int[Array, " rows"], noisy: bool) -> dict[str, Array]:
+    """The same for many rows."""
+    return jax.vmap(partial(draw_row, data, noisy=noisy))(indices)
+
+
+@partial(jax.jit, static_argnames="noisy")
+def second_moments(data: dict[str, Array], n: Int[Array, ""], noisy: bool) -> dict[str, Array]:
+    """ "Sxx", "Sxe" and "See" over all rows, summed over slices of rows in the precision of "W_star"."""
+    outputs, inputs = data["W_star"].shape
+    dtype = data["W_star"].dtype
+    zero = jnp.zeros((inputs, inputs), dtype), jnp.zeros((inputs, outputs), dtype), jnp.zeros((), dtype)
+
+    def add(i, total):
+        indices = i * MOMENT_ROWS + jnp.arange(MOMENT_ROWS, dtype=n.dtype)
+        rows = draw_rows(data, indices, noisy)
+        # The rows are in float32, but products in it would cost the moments half of their digits.
+        x, e = (jnp.where((indices < n)[:, None], rows[name], 0) for name in ("x", "e"))
+        xx, xe, ee = total
+        if not noisy:
+            return xx + x.T @ x, xe, ee
+        return xx + x.T @ x, xe + x.T @ e, ee + jnp.sum(e**2)
+
+    xx, xe, ee = jax.lax.fori_loop(0, -(-n // MOMENT_ROWS), add, zero)
+    return {"Sxx": xx / n, "Sxe": xe / n, "See": ee / n}
+
+
+@jax.custom_jvp
+def quadratic_form(matrix: Float[Array, "outputs inputs"], moments: Float[Array, "inputs inputs"]) -> Float[Array, ""]:
+    """`tr(D S D^T)` for a symmetric S that is not differentiated. Value and gradient share the one product `D S`, of
+    which derivatives of the expression as it stands would take three."""
+    return jnp.sum((matrix @ moments) * matrix)
+
+
+@quadratic_form.defjvp
+def _(primals, tangents):
+    (matrix, moments), (tangent, _) = primals, tangents
+    scaled = matrix @ moments
+    return jnp.sum(scaled * matrix), 2 * jnp.sum(scaled * tangent)
 
 
 def product(params: dict[str, Array], depth: int) -> Float[Array, "outputs inputs"]:
-    """`W_L ... W_1`."""
-    matrix = params["layers/0/weight"]
-    for layer in range(1, depth):
-        matrix = params[f"layers/{layer}/weight"] @ matrix
-    return matrix
+    """`W_L ... W_1`, multiplied in the order of fewest operations; its gradient takes twice as many again."""
+    factors = [params[f"layers/{layer}/weight"] for layer in range(depth)]
+    widths = (factors[0].shape[1], *(w.shape[0] for w in factors))
+
+    def multiply(tree) -> Array:
+        return factors[tree] if isinstance(tree, int) else multiply(tree[1]) @ multiply(tree[0])
+
+    return multiply(cheapest_order(widths))
+
+
+@lru_cache
+def cheapest_order(widths: tuple[int, ...]) -> Any:
+    """How to multiply matrices of shapes (H_{k+1}, H_k) with the fewest operations: the number of a layer, or the pair
+    of the layers below and those above (the matrix chain problem, by dynamic programming)."""
+    best: dict[tuple[int, int], tuple[int, Any]] = {(k, k + 1): (0, k) for k in range(len(widths) - 1)}
+    for length in range(2, len(widths)):
+        for low in range(len(widths) - length):
+            high = low + length
+            best[low, high] = min(
+                (
+                    (
+                        best[low, mid][0] + best[mid, high][0] + widths[low] * widths[mid] * widths[high],
+                        (best[low, mid][1], best[mid, high][1]),
+                    )
+                    for mid in range(low + 1, high)
+                ),
+                key=lambda found: found[0],
+            )
+    return best[0, len(widths) - 1][1]
 
 
 def make_loss(cfg: DlnBuild) -> Loss:
@@ -61,7 +175,7 @@ def make_loss(cfg: DlnBuild) -> Loss:
     depth = len(cfg.target.widths) - 1
     if cfg.target.data == "population":
         return DlnPopulationLoss(depth, population_scale(cfg))
-    return DlnEmpiricalLoss(depth, cfg.loss, cfg.sigma)
+    return DlnEmpiricalLoss(depth, population_scale(cfg), cfg.target.noise_std > 0, cfg.target.n)
 
 
 def make(cfg: DlnBuild) -> Made:
@@ -74,18 +188,22 @@ def make(cfg: DlnBuild) -> Made:
     matrix = product(teacher, len(teacher))
     if cfg.target.data == "population":
         return Made(to_numpy(teacher), to_numpy({"W_star": matrix}), {})
-    x = jax.random.normal(jax.random.fold_in(key, INPUT_STREAM), (cfg.target.n, cfg.target.widths[0]))
-    y = x @ matrix.T
-    if cfg.target.noise_std == 0:
-        return Made(to_numpy(teacher), to_numpy({"x": x, "y": y}), {})
-    noise = jax.random.normal(jax.random.fold_in(key, NOISE_STREAM), y.shape)
-    data = {"x": x, "y": y + cfg.target.noise_std * noise}
+    noisy = cfg.target.noise_std > 0
+    data = {
+        "W_star": matrix,
+        "noise_std": jnp.asarray(cfg.target.noise_std, matrix.dtype),
+        "rows_key": jax.random.key_data(jax.random.fold_in(key, ROW_STREAM)),
+    }
+    data |= second_moments(data, jnp.asarray(cfg.target.n, jnp.int32), noisy)
+    arrays = {name: np.asarray(array) for name, array in data.items()}
+    if not noisy:
+        return Made(to_numpy(teacher), arrays, {})
     start = teacher
     if dln_rank(cfg) < min(cfg.target.widths):
         # The zero blocks of such a teacher are a saddle of L_n, where the gradient would hold the search for ever.
         start = _offset(jax.random.fold_in(key, START_STREAM), teacher)
     w_star, info = polish(make_loss(cfg), start, data, POLISH_STEPS, GRAD_TOLERANCE)
-    return Made(to_numpy(w_star), to_numpy(data), info)
+    return Made(to_numpy(w_star), arrays, info)
 
 
 def draw_teacher(key: Key[Array, ""], cfg: DlnBuild) -> dict[str, Array]:

@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, Key
 
 from lambda_hat.config import DataConfig, MlpBuild, mlp_widths
 from lambda_hat.errors import BuildFailed
-from lambda_hat.targets.base import Made, regression_loss, to_numpy
+from lambda_hat.targets.base import Loss, Made, regression_loss, to_numpy
 from lambda_hat.targets.data import draw_inputs, draw_noise
-from lambda_hat.targets.train import train
+from lambda_hat.targets.train import checkpoints, slope, train
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu}
 
@@ -71,7 +71,7 @@ def _skeleton(arch: Architecture) -> tuple[list[str], jax.tree_util.PyTreeDef]:
 
 
 @dataclass(frozen=True)
-class MlpLoss:
+class MlpLoss(Loss):
     """Mean loss over rows of `data`: "x" of shape (rows, inputs), "y" of shape (rows, outputs)."""
 
     arch: Architecture
@@ -108,6 +108,25 @@ def make(cfg: MlpBuild) -> Made:
 
     Raises BuildFailed where the teacher is constant on the data or training becomes non-finite.
     """
+    data, start, key = _prepare(cfg)
+    w_star, info = train(make_loss(cfg), start, data, cfg.training, key)
+    return Made(to_numpy(w_star), to_numpy(data), info)
+
+
+def make_checkpoints(cfg: MlpBuild) -> list[Made]:
+    """The points of `cfg.checkpoint_steps` along one training, which share their data.
+
+    Raises BuildFailed as `make` does.
+    """
+    data, start, key = _prepare(cfg)
+    loss = make_loss(cfg)
+    points = checkpoints(loss, start, data, cfg.training, key, cfg.checkpoint_steps)
+    shared = to_numpy(data)
+    return [Made(to_numpy(point), shared, {"warnings": [], **slope(loss, point, data)}) for point in points]
+
+
+def _prepare(cfg: MlpBuild) -> tuple[dict[str, Array], dict[str, Array], Key[Array, ""]]:
+    """Data, the student's first parameters, and the key of its minibatches."""
     data_seed = cfg.seed if cfg.data.seed is None else cfg.data.seed
     key = jax.random.fold_in(jax.random.key(data_seed), DATA_STREAM)
     data = draw_data(key, replace(cfg.data, seed=None), teacher(cfg))
@@ -117,8 +136,7 @@ def make(cfg: MlpBuild) -> Made:
         )
     key = jax.random.key(cfg.seed)
     start = student(cfg).init(jax.random.fold_in(key, INIT_STREAM))
-    w_star, info = train(make_loss(cfg), start, data, cfg.training, jax.random.fold_in(key, TRAINING_STREAM))
-    return Made(to_numpy(w_star), to_numpy(data), info)
+    return data, start, jax.random.fold_in(key, TRAINING_STREAM)
 
 
 @partial(jax.jit, static_argnames=("cfg", "teacher"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from lambda_hat.config import TrainingConfig
 from lambda_hat.errors import BuildFailed
-from lambda_hat.targets.base import SLICE_ROWS, Loss, full_loss
+from lambda_hat.targets.base import SLICE_ROWS, Loss
 
 CHECK_EVERY = 50
 """Adam steps between two full-data losses."""
@@ -32,16 +33,13 @@ def train(
 
     Raises BuildFailed where the loss becomes non-finite.
     """
-    batch_size = None if cfg.batch_size is None or cfg.batch_size >= _rows(data) else cfg.batch_size
+    batch_size = _batch_size(loss, data, cfg)
     adam = _adam(loss, batch_size, params, data, key, cfg.learning_rate, cfg.steps, cfg.patience, cfg.tolerance)
     steps = int(adam.step)
     if not jnp.isfinite(adam.loss):
         if steps == 0:
             raise BuildFailed("the loss is not finite before training; check sigma and the scales of data")
-        raise BuildFailed(
-            f"training diverged: the loss is not finite after {steps} Adam steps; lower training.learning_rate "
-            f"(now {cfg.learning_rate:g})"
-        )
+        raise BuildFailed(_diverged(steps, cfg))
     params, info = polish(loss, adam.best, data, cfg.polish_steps, cfg.grad_tolerance)
     adam_info = {
         "adam_steps": steps,
@@ -49,6 +47,35 @@ def train(
         "adam_loss": float(adam.best_loss),
     }
     return params, adam_info | info
+
+
+def checkpoints(
+    loss: Loss, params: Params, data: dict[str, Array], cfg: TrainingConfig, key: Key[Array, ""], steps: Sequence[int]
+) -> list[Params]:
+    """The parameters after each of `steps` Adam steps from `params`, with the schedule of `cfg`; never stopped early.
+
+    Raises BuildFailed where the loss becomes non-finite.
+    """
+    batch_size = _batch_size(loss, data, cfg)
+    found, carry, begin = [], (params, optax.scale_by_adam().init(params)), 0
+    for step in steps:
+        carry = _adam_steps(loss, batch_size, carry, data, key, cfg.learning_rate, cfg.steps, begin, step)
+        begin = step
+        if not all(jnp.all(jnp.isfinite(array)) for array in carry[0].values()):
+            raise BuildFailed(_diverged(step, cfg))
+        found.append(carry[0])
+    return found
+
+
+def _batch_size(loss: Loss, data: dict[str, Array], cfg: TrainingConfig) -> int | None:
+    return None if cfg.batch_size is None or cfg.batch_size >= loss.num_rows(data) else cfg.batch_size
+
+
+def _diverged(step: int, cfg: TrainingConfig) -> str:
+    return (
+        f"training diverged: the loss is not finite after {step} Adam steps; lower training.learning_rate "
+        f"(now {cfg.learning_rate:g})"
+    )
 
 
 def polish(
@@ -59,11 +86,9 @@ def polish(
     Raises BuildFailed where the loss at the start is not finite.
     """
     state = _lbfgs(loss, params, data, steps, grad_tolerance)
-    value, gradient = _value_and_gradient(loss, state.best, data)
-    largest = float(jnp.max(jnp.abs(jnp.concatenate([g.ravel() for g in gradient.values()]))))
-    norm = float(optax.tree.norm(gradient))
-    if not (math.isfinite(value) and math.isfinite(norm)):
-        raise BuildFailed(f"the loss (now {float(value):g}) or its gradient is not finite where L-BFGS starts")
+    end = slope(loss, state.best, data)
+    if not (math.isfinite(end["train_loss"]) and math.isfinite(end["grad_norm"])):
+        raise BuildFailed(f"the loss (now {end['train_loss']:g}) or its gradient is not finite where L-BFGS starts")
     if state.gradient <= grad_tolerance:
         stopped_by = "gradient"
     else:
@@ -71,12 +96,20 @@ def polish(
     info = {
         "polish_steps": int(state.step),
         "polish_stopped_by": stopped_by,
-        "train_loss": float(value),
-        "grad_norm": norm,
-        "grad_max": largest,
-        "warnings": _warnings(norm, _rows(data)),
+        **end,
+        "warnings": _warnings(end["grad_norm"], loss.num_rows(data)),
     }
     return state.best, info
+
+
+def slope(loss: Loss, params: Params, data: dict[str, Array]) -> dict[str, Any]:
+    """The full-data loss at a point and how steep it is there, JSON-able."""
+    value, gradient = _value_and_gradient(loss, params, data)
+    return {
+        "train_loss": float(value),
+        "grad_norm": float(optax.tree.norm(gradient)),
+        "grad_max": float(jnp.max(jnp.abs(jnp.concatenate([g.ravel() for g in gradient.values()])))),
+    }
 
 
 def _warnings(grad_norm: float, n: int) -> list[str]:
@@ -94,13 +127,9 @@ def _warnings(grad_norm: float, n: int) -> list[str]:
     ]
 
 
-def _rows(data: dict[str, Array]) -> int:
-    return len(next(iter(data.values())))
-
-
 @partial(jax.jit, static_argnames="loss")
 def _value_and_gradient(loss: Loss, params: Params, data: dict[str, Array]):
-    return jax.value_and_grad(lambda p: full_loss(loss, p, data, SLICE_ROWS))(params)
+    return jax.value_and_grad(lambda p: loss.full(p, data, SLICE_ROWS))(params)
 
 
 class _Adam(NamedTuple):
@@ -115,25 +144,37 @@ class _Adam(NamedTuple):
     improved_at: Int[Array, ""]
 
 
-@partial(jax.jit, static_argnames=("loss", "batch_size"))
-def _adam(loss, batch_size, params, data, key, learning_rate, steps, patience, tolerance) -> _Adam:
-    """Adam from `params`; the numbers are arguments, so that one program serves all settings."""
+def _adam_update(loss, batch_size, data, key, learning_rate, steps) -> Callable:
+    """(step, (params, moments)) -> the same after one Adam step of the cosine schedule over `steps`."""
     optimizer = optax.scale_by_adam()
-
-    def objective(params):
-        return full_loss(loss, params, data, SLICE_ROWS)
 
     def gradient(params, step):
         if batch_size is None:
-            return jax.grad(objective)(params)
-        rows = jax.random.randint(jax.random.fold_in(key, step), (batch_size,), 0, _rows(data))
-        return jax.grad(loss)(params, {name: array[rows] for name, array in data.items()})
+            return jax.grad(lambda p: loss.full(p, data, SLICE_ROWS))(params)
+        return jax.grad(loss)(params, loss.batch(jax.random.fold_in(key, step), data, batch_size))
 
     def update(step, carry):
         params, moments = carry
         direction, moments = optimizer.update(gradient(params, step), moments, params)
         rate = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * step / steps))
         return jax.tree.map(lambda p, d: p - rate * d, params, direction), moments
+
+    return update
+
+
+@partial(jax.jit, static_argnames=("loss", "batch_size"))
+def _adam_steps(loss, batch_size, carry, data, key, learning_rate, steps, begin, end):
+    """Parameters and moments after steps `begin` to `end` of `steps`."""
+    return jax.lax.fori_loop(begin, end, _adam_update(loss, batch_size, data, key, learning_rate, steps), carry)
+
+
+@partial(jax.jit, static_argnames=("loss", "batch_size"))
+def _adam(loss, batch_size, params, data, key, learning_rate, steps, patience, tolerance) -> _Adam:
+    """Adam from `params`; the numbers are arguments, so that one program serves all settings."""
+    update = _adam_update(loss, batch_size, data, key, learning_rate, steps)
+
+    def objective(params):
+        return loss.full(params, data, SLICE_ROWS)
 
     def improve(s: _Adam) -> _Adam:
         step = jnp.minimum(s.step + CHECK_EVERY, steps)
@@ -157,7 +198,7 @@ def _adam(loss, batch_size, params, data, key, learning_rate, steps, patience, t
 
     value = objective(params)
     zero = jnp.zeros_like(steps)
-    start = _Adam(zero, params, optimizer.init(params), value, params, value, value, zero)
+    start = _Adam(zero, params, optax.scale_by_adam().init(params), value, params, value, value, zero)
     return jax.lax.while_loop(goes_on, improve, start)
 
 
@@ -179,7 +220,7 @@ def _lbfgs(loss, params, data, steps, grad_tolerance) -> _Lbfgs:
     optimizer = optax.lbfgs(memory_size=MEMORY)
 
     def objective(params):
-        return full_loss(loss, params, data, SLICE_ROWS)
+        return loss.full(params, data, SLICE_ROWS)
 
     value_and_gradient = optax.value_and_grad_from_state(objective)
 

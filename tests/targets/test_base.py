@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lambda_hat.targets.analytic import MonomialLoss, QuadraticLoss
-from lambda_hat.targets.base import full_loss, regression_loss
+from lambda_hat.targets.base import regression_loss
 from lambda_hat.targets.linear import DlnEmpiricalLoss, DlnPopulationLoss
 from lambda_hat.targets.mlp import Architecture, MlpLoss
 
@@ -19,7 +19,7 @@ ARCH = Architecture((3, 4, 2), "tanh", True)
         (QuadraticLoss, lambda: MonomialLoss(3)),
         (lambda: MonomialLoss(3), lambda: MonomialLoss(4)),
         (lambda: DlnPopulationLoss(2, 0.5), lambda: DlnPopulationLoss(3, 0.5)),
-        (lambda: DlnEmpiricalLoss(2, "nll", 1.0), lambda: DlnEmpiricalLoss(2, "mse", 1.0)),
+        (lambda: DlnEmpiricalLoss(2, 0.5, False, 9), lambda: DlnEmpiricalLoss(2, 1.0, False, 9)),
         (lambda: MlpLoss(Architecture((3, 4, 2), "tanh", True), "nll", 1.0), lambda: MlpLoss(ARCH, "nll", 2.0)),
     ],
 )
@@ -36,7 +36,7 @@ def test_slices_give_the_mean_over_all_rows(slice_rows):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         params = ARCH.init(jax.random.key(0))
         whole = jax.value_and_grad(lambda p: loss(p, data))(params)
-        sliced = jax.jit(jax.value_and_grad(lambda p: full_loss(loss, p, data, slice_rows)))(params)
+        sliced = jax.jit(jax.value_and_grad(lambda p: loss.full(p, data, slice_rows)))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), sliced, whole)
 
 
@@ -44,7 +44,7 @@ def test_slices_keep_float32():
     data = {"x": np.ones((5, 3), np.float32), "y": np.zeros((5, 2), np.float32)}
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         params = {name: w.astype(jnp.float32) for name, w in ARCH.init(jax.random.key(0)).items()}
-        value = jax.jit(lambda p: full_loss(MlpLoss(ARCH, "nll", 1.0), p, data, 2))(params)
+        value = jax.jit(lambda p: MlpLoss(ARCH, "nll", 1.0).full(p, data, 2))(params)
     assert value.dtype == jnp.float32
 
 

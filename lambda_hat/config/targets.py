@@ -1,0 +1,634 @@
+"""Schemas of the targets: one frozen dataclass per kind."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from lambda_hat.config.common import (
+    RuntimeConfig,
+    StoreConfig,
+    choice,
+    fraction,
+    non_negative,
+    positive,
+    positive_int,
+    require,
+)
+from lambda_hat.errors import ConfigError
+
+BUILD_FORMAT = 2
+
+ACTIVATIONS = ("relu", "tanh", "gelu")
+INPUT_LAWS = ("isotropic", "anisotropic", "mixture")
+NOISES = ("none", "gaussian", "heteroscedastic", "student_t", "outliers")
+LOSSES = ("nll", "mse")
+DLN_DATA = ("population", "empirical")
+
+
+@dataclass(frozen=True)
+class QuadraticTarget:
+    """`L(w) = sum_i a_i w_i^2 / 2` with `rank` non-zero `a_i`; `lambda = rank/2`, multiplicity 1."""
+
+    kind: str = "quadratic"
+    dim: int = 4
+    rank: int | None = None
+    """Number of non-zero curvatures; null means `dim`."""
+    eigenvalues: list[float] | None = None
+    """The `rank` non-zero curvatures `a_i`; null means all 1."""
+    n: int = 1000
+
+    def __post_init__(self):
+        positive_int("target.dim", self.dim)
+        positive_int("target.n", self.n, 3)
+        rank = self.dim if self.rank is None else self.rank
+        require(0 <= rank <= self.dim, "target.rank", rank, f"0 to dim = {self.dim}")
+        if self.eigenvalues is not None:
+            require(
+                len(self.eigenvalues) == rank, "target.eigenvalues", self.eigenvalues, f"{rank} numbers, one per rank"
+            )
+            for value in self.eigenvalues:
+                positive("target.eigenvalues", value)
+
+
+def _check_blocks(key: str, blocks: list[list[int]], point: list[float] | None) -> None:
+    require(bool(blocks) and all(blocks), key, blocks, "at least one exponent")
+    exponents = [k for block in blocks for k in block]
+    require(all(k >= 1 for k in exponents), key, blocks, "exponents k_i of at least 1, for w_i^(2 k_i)")
+    if point is None:
+        return
+    require(len(point) == len(exponents), "target.point", point, f"{len(exponents)} coordinates")
+    require(all(math.isfinite(x) for x in point), "target.point", point, "finite coordinates")
+    start = 0
+    for block in blocks:
+        inside = point[start : start + len(block)]
+        require(
+            any(x == 0 for x in inside), "target.point", point, "a zero of the loss: one vanishing coordinate per block"
+        )
+        start += len(block)
+
+
+@dataclass(frozen=True)
+class MonomialTarget:
+    """`L(w) = prod_i w_i^(2 k_i)` at `point`; lambda is the least `1/(2 k_i)` over the coordinates that vanish."""
+
+    kind: str = "monomial"
+    exponents: list[int] = field(default_factory=lambda: [1, 1])
+    """The `k_i`, one per coordinate."""
+    point: list[float] | None = None
+    """`w_star`; null means the origin. At least one coordinate must be 0."""
+    n: int = 1000
+
+    def __post_init__(self):
+        positive_int("target.n", self.n, 3)
+        _check_blocks("target.exponents", [self.exponents], self.point)
+
+    @property
+    def blocks(self) -> list[list[int]]:
+        return [self.exponents]
+
+
+@dataclass(frozen=True)
+class MonomialSumTarget:
+    """A sum of monomials over disjoint coordinates; lambdas add, multiplicities add up to `sum m - (blocks - 1)`."""
+
+    kind: str = "monomial_sum"
+    blocks: list[list[int]] = field(default_factory=lambda: [[1], [2]])
+    """One list of `k_i` per block, each over its own coordinates: [[1], [2]] is `w1^2 + w2^4`."""
+    point: list[float] | None = None
+    n: int = 1000
+
+    def __post_init__(self):
+        positive_int("target.n", self.n, 3)
+        _check_blocks("target.blocks", self.blocks, self.point)
+
+
+@dataclass(frozen=True)
+class RadialTarget:
+    """`L(w) = (sum_i w_i^2)^k` at the origin; `lambda = dim / (2 k)`, multiplicity 1."""
+
+    kind: str = "radial"
+    dim: int = 2
+    k: int = 2
+    n: int = 1000
+
+    def __post_init__(self):
+        positive_int("target.dim", self.dim)
+        positive_int("target.k", self.k)
+        positive_int("target.n", self.n, 3)
+
+
+@dataclass(frozen=True)
+class LineAndPointTarget:
+    """`L(w) = (w1 - 1)^2 (w1^2 + w2^2)^4`; lambda is 1/2 on the line w1 = 1 and 1/4 at the origin."""
+
+    kind: str = "line_and_point"
+    point: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    """`w_star`: a point of the line w1 = 1, or the origin."""
+    n: int = 1000
+
+    def __post_init__(self):
+        positive_int("target.n", self.n, 3)
+        point = self.point
+        require(
+            len(point) == 2 and all(math.isfinite(x) for x in point) and (point[0] == 1 or point == [0, 0]),
+            "target.point",
+            point,
+            "[1, w2] or [0, 0]",
+        )
+
+
+@dataclass(frozen=True)
+class TanhTarget:
+    """`f(x) = sum_i a_i tanh(b_i x)` at `w_star = 0` with a truth of zero, x standard normal; the expected loss
+    `E f(x)^2 / 2`. With `i = floor(sqrt(hidden))`: `lambda = (hidden + i^2 + i) / (4 i + 2)`, multiplicity 2 where
+    `i^2 = hidden`, else 1 (Yamazaki & Watanabe 2003; Aoyagi 2010)."""
+
+    kind: str = "tanh"
+    hidden: int = 1
+    n: int = 1000
+
+    def __post_init__(self):
+        positive_int("target.hidden", self.hidden)
+        positive_int("target.n", self.n, 3)
+
+
+@dataclass(frozen=True)
+class CustomTarget:
+    """A loss, parameters and data that a function of the user's returns."""
+
+    kind: str = "custom"
+    factory: str = ""
+    """`package.module:function`, importable where targets are built and sampled. It is called with `kwargs` and returns
+    `(loss, params, data)`."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    version: int = 1
+    """Raise it when the factory's code changes what it returns: the code itself is in no id."""
+    checkpoint: str | None = None
+    """A .npz or .safetensors file with arrays by parameter path, which replace those of the factory. The path is in no
+    id."""
+    checkpoint_sha256: str | None = None
+    """Hash of the file's content, part of the id. Filled in when a study is composed."""
+
+    def __post_init__(self):
+        module, colon, function = self.factory.partition(":")
+        words = [*module.split("."), *function.split(".")]
+        require(
+            bool(colon) and all(word.isidentifier() for word in words),
+            "target.factory",
+            self.factory,
+            "package.module:function",
+        )
+        positive_int("target.version", self.version, 0)
+        if self.checkpoint is not None:
+            require(
+                self.checkpoint.endswith((".npz", ".safetensors")),
+                "target.checkpoint",
+                self.checkpoint,
+                "a .npz or .safetensors file",
+            )
+
+
+@dataclass(frozen=True)
+class DlnTarget:
+    """A deep linear network `f(x) = W_L ... W_1 x` at a teacher of the given rank, inputs standard normal."""
+
+    kind: str = "dln"
+    widths: list[int] = field(default_factory=lambda: [2, 1, 2])
+    """H_0 (inputs), hidden widths, H_L (outputs)."""
+    rank: int | None = None
+    """Rank of the teacher. Null: full, with dense random factors. Below full: `W_k = diag(A_k, 0)`."""
+    n: int = 1000
+    data: str = "population"
+    """`population`: the closed-form expected loss. `empirical`: `n` drawn data points, kept as their second moments;
+    rows are drawn again from their keys where a minibatch needs them."""
+    noise_std: float = 0.0
+    """Standard deviation of the noise on the outputs of empirical data."""
+
+    def __post_init__(self):
+        require(len(self.widths) >= 3, "target.widths", self.widths, "inputs, at least one hidden width, outputs")
+        for width in self.widths:
+            positive_int("target.widths", width)
+        least = min(self.widths)
+        if self.rank is not None:
+            require(0 <= self.rank <= least, "target.rank", self.rank, f"0 to the least width, {least}")
+        positive_int("target.n", self.n, 3)
+        choice("target.data", self.data, DLN_DATA)
+        non_negative("target.noise_std", self.noise_std)
+        if self.data == "population" and self.noise_std > 0:
+            raise ConfigError("target.noise_std: the population loss has no noise; write target.data: empirical")
+
+
+@dataclass(frozen=True)
+class MlpTarget:
+    """A student network trained on data from a teacher; `model`, `data`, `teacher`, `training` describe it."""
+
+    kind: str = "mlp"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A multilayer perceptron."""
+
+    widths: list[int] | None = None
+    """Hidden widths. Null: `depth` equal ones, sized by `num_params`."""
+    depth: int | None = None
+    """Number of hidden layers, with `num_params`."""
+    num_params: int | None = None
+    """Wanted number of parameters; the nearest that equal widths reach."""
+    activation: str = "tanh"
+    bias: bool = True
+
+    def __post_init__(self):
+        choice("model.activation", self.activation, ACTIVATIONS)
+        if self.widths is not None:
+            require(bool(self.widths), "model.widths", self.widths, "at least one hidden width")
+            for width in self.widths:
+                positive_int("model.widths", width)
+            require(self.num_params is None, "model.num_params", self.num_params, "null beside widths: give one")
+            require(
+                self.depth is None or self.depth == len(self.widths),
+                "model.depth",
+                self.depth,
+                f"null, or the number of widths, {len(self.widths)}",
+            )
+        else:
+            require(
+                self.num_params is not None and self.depth is not None,
+                "model.widths",
+                None,
+                "either widths, or depth and num_params",
+            )
+            positive_int("model.depth", self.depth)
+            positive_int("model.num_params", self.num_params)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Inputs `x` of shape (n, input_dim), targets `y = teacher(x) + noise` of shape (n, output_dim)."""
+
+    n: int = 1000
+    input_dim: int = 4
+    output_dim: int = 1
+    input_law: str = "isotropic"
+    anisotropy: float = 10.0
+    """Ratio of the largest to the smallest input variance (anisotropic), geometric in between."""
+    num_components: int = 4
+    """Number of clusters (mixture)."""
+    separation: float = 2.0
+    """Standard deviation of the cluster centres (mixture), in units of the spread inside a cluster."""
+    noise: str = "gaussian"
+    noise_std: float = 0.1
+    """Scale of the noise, in units of y."""
+    noise_df: float = 4.0
+    """Degrees of freedom (student_t)."""
+    outlier_fraction: float = 0.05
+    outlier_scale: float = 10.0
+    """Standard deviation of an outlier's noise, in units of noise_std."""
+    seed: int | None = None
+    """Seed of inputs, teacher and noise; null means the target's seed."""
+
+    def __post_init__(self):
+        positive_int("data.n", self.n, 3)
+        for key in ("input_dim", "output_dim", "num_components"):
+            positive_int(f"data.{key}", getattr(self, key))
+        choice("data.input_law", self.input_law, INPUT_LAWS)
+        choice("data.noise", self.noise, NOISES)
+        require(
+            math.isfinite(self.anisotropy) and self.anisotropy >= 1, "data.anisotropy", self.anisotropy, "at least 1"
+        )
+        non_negative("data.separation", self.separation)
+        non_negative("data.noise_std", self.noise_std)
+        positive("data.noise_df", self.noise_df)
+        fraction("data.outlier_fraction", self.outlier_fraction)
+        positive("data.outlier_scale", self.outlier_scale)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Empirical risk minimisation by Adam, then L-BFGS on the full data, each stopped when it no longer improves."""
+
+    learning_rate: float = 1e-2
+    """Initial Adam step, decayed by a cosine to 0 over `steps`."""
+    steps: int = 5000
+    batch_size: int | None = None
+    """Null: the full data."""
+    patience: int = 500
+    """Adam stops early when the full-data loss has not improved by `tolerance` (relative) for this many steps."""
+    tolerance: float = 1e-5
+    polish_steps: int = 5000
+    """At most this many L-BFGS steps after Adam; 0 leaves them out."""
+    grad_tolerance: float = 1e-7
+    """L-BFGS stops when the largest gradient entry is below this."""
+
+    def __post_init__(self):
+        positive("training.learning_rate", self.learning_rate)
+        positive_int("training.steps", self.steps)
+        if self.batch_size is not None:
+            positive_int("training.batch_size", self.batch_size)
+        positive_int("training.patience", self.patience)
+        non_negative("training.tolerance", self.tolerance)
+        positive_int("training.polish_steps", self.polish_steps, 0)
+        non_negative("training.grad_tolerance", self.grad_tolerance)
+
+
+@dataclass(frozen=True)
+class CheckpointsConfig:
+    """Points along training that are targets of their own."""
+
+    every: int = 500
+    """Adam steps between two of them."""
+
+    def __post_init__(self):
+        positive_int("checkpoints.every", self.every)
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """What every target has. `seed` seeds whatever is random about it."""
+
+    seed: int = 0
+    format: int = BUILD_FORMAT
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+
+    analytic: ClassVar[bool] = True
+    """The loss is known in closed form, without data."""
+
+    def __post_init__(self):
+        require(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 2^32 - 1")
+        require(
+            self.format == BUILD_FORMAT, "format", self.format, f"{BUILD_FORMAT}, the format that this version builds"
+        )
+
+    @property
+    def kind(self) -> str:
+        return self.target.kind
+
+    @property
+    def n(self) -> int | None:
+        """Number of data points; None where it is not known before the target is built."""
+        return self.target.n
+
+    @property
+    def param_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """Shape of every parameter array by path; None where that is not known before the target is built."""
+        raise NotImplementedError
+
+    @property
+    def dim(self) -> int | None:
+        """Number of parameters."""
+        shapes = self.param_shapes
+        return None if shapes is None else sum(math.prod(shape) for shape in shapes.values())
+
+    @property
+    def num_data(self) -> int | None:
+        """Rows that the full-data loss reads; 0 for a closed-form loss."""
+        return 0
+
+    @property
+    def label(self) -> str:
+        """A few words that tell the target from others in a table or a picture."""
+        raise NotImplementedError
+
+
+def _monomial_label(blocks: list[list[int]], point: list[float] | None) -> str:
+    names = itertools.count(1)
+    terms = [" ".join(f"w{next(names)}^{2 * k}" for k in block) for block in blocks]
+    where = "" if point is None or not any(point) else f" at ({', '.join(f'{x:g}' for x in point)})"
+    return " + ".join(terms) + where
+
+
+@dataclass(frozen=True)
+class QuadraticBuild(BuildConfig):
+    target: QuadraticTarget = field(default_factory=QuadraticTarget)
+
+    @property
+    def label(self) -> str:
+        rank = self.target.dim if self.target.rank is None else self.target.rank
+        return f"quadratic d={self.target.dim} rank {rank}"
+
+    @property
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"w": (self.target.dim,)}
+
+
+@dataclass(frozen=True)
+class MonomialBuild(BuildConfig):
+    target: MonomialTarget = field(default_factory=MonomialTarget)
+
+    @property
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"w": (len(self.target.exponents),)}
+
+    @property
+    def label(self) -> str:
+        return _monomial_label(self.target.blocks, self.target.point)
+
+
+@dataclass(frozen=True)
+class MonomialSumBuild(BuildConfig):
+    target: MonomialSumTarget = field(default_factory=MonomialSumTarget)
+
+    @property
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"w": (sum(map(len, self.target.blocks)),)}
+
+    @property
+    def label(self) -> str:
+        return _monomial_label(self.target.blocks, self.target.point)
+
+
+@dataclass(frozen=True)
+class RadialBuild(BuildConfig):
+    target: RadialTarget = field(default_factory=RadialTarget)
+
+    @property
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"w": (self.target.dim,)}
+
+    @property
+    def label(self) -> str:
+        return f"|w|^{2 * self.target.k} d={self.target.dim}"
+
+
+@dataclass(frozen=True)
+class LineAndPointBuild(BuildConfig):
+    target: LineAndPointTarget = field(default_factory=LineAndPointTarget)
+
+    @property
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"w": (2,)}
+
+    @property
+    def label(self) -> str:
+        return f"(w1-1)^2 |w|^8 at ({', '.join(f'{x:g}' for x in self.target.point)})"
+
+
+@dataclass(frozen=True)
+class TanhBuild(BuildConfig):
+    target: TanhTarget = field(default_factory=TanhTarget)
+
+    @property
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"a": (self.target.hidden,), "b": (self.target.hidden,)}
+
+    @property
+    def label(self) -> str:
+        return f"tanh network H={self.target.hidden}, truth 0"
+
+
+@dataclass(frozen=True)
+class CustomBuild(BuildConfig):
+    target: CustomTarget = field(default_factory=CustomTarget)
+
+    analytic: ClassVar[bool] = False
+
+    @property
+    def n(self) -> None:
+        return None
+
+    @property
+    def param_shapes(self) -> None:
+        return None
+
+    @property
+    def num_data(self) -> None:
+        return None
+
+    @property
+    def label(self) -> str:
+        words = ", ".join(f"{key}={value}" for key, value in self.target.kwargs.items())
+        return f"{self.target.factory}({words})"
+
+
+@dataclass(frozen=True)
+class RegressionBuild(BuildConfig):
+    """A target whose loss compares outputs: `nll` is Gaussian with standard deviation `sigma`, summed over outputs
+    and without its constant, `|y - f(x)|^2 / (2 sigma^2)`; `mse` is averaged over outputs."""
+
+    loss: str = "nll"
+    sigma: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        choice("loss", self.loss, LOSSES)
+        positive("sigma", self.sigma)
+
+
+@dataclass(frozen=True)
+class DlnBuild(RegressionBuild):
+    target: DlnTarget = field(default_factory=DlnTarget)
+
+    @property
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        pairs = itertools.pairwise(self.target.widths)
+        return {f"layers/{layer}/weight": (b, a) for layer, (a, b) in enumerate(pairs)}
+
+    @property
+    def num_data(self) -> int:
+        return self.target.n if self.target.data == "empirical" else 0
+
+    @property
+    def label(self) -> str:
+        rank = min(self.target.widths) if self.target.rank is None else self.target.rank
+        return f"dln {'-'.join(map(str, self.target.widths))} rank {rank}, {self.target.data}"
+
+
+def mlp_num_params(widths: list[int], input_dim: int, output_dim: int, bias: bool) -> int:
+    """Number of parameters of a network with the given hidden widths."""
+    sizes = [input_dim, *widths, output_dim]
+    return sum((a + bias) * b for a, b in itertools.pairwise(sizes))
+
+
+def mlp_widths(model: ModelConfig, input_dim: int, output_dim: int) -> list[int]:
+    """Hidden widths of `model`: as given, or `depth` equal ones whose parameter count is nearest to `num_params`."""
+    if model.widths is not None:
+        return list(model.widths)
+
+    def count(width: int) -> int:
+        return mlp_num_params([width] * model.depth, input_dim, output_dim, model.bias)
+
+    width = 1
+    while count(width + 1) <= model.num_params:
+        width += 1
+    width = min((width, width + 1), key=lambda w: abs(count(w) - model.num_params))
+    return [width] * model.depth
+
+
+@dataclass(frozen=True)
+class MlpBuild(RegressionBuild):
+    target: MlpTarget = field(default_factory=MlpTarget)
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(widths=[8]))
+    data: DataConfig = field(default_factory=DataConfig)
+    teacher: ModelConfig | None = None
+    """Null: a network of the student's architecture."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    checkpoints: CheckpointsConfig | None = None
+    """Targets along training, at every so many Adam steps, in place of the minimum. Training is then not stopped early
+    and not polished."""
+    step: int | None = None
+    """Which of the checkpoints this target is. A study has one target for each."""
+
+    analytic: ClassVar[bool] = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.step is not None:
+            require(
+                self.checkpoints is not None and self.step in self.checkpoint_steps,
+                "step",
+                self.step,
+                f"one of the steps of checkpoints: {self.checkpoint_steps or 'none are asked for'}",
+            )
+
+    @property
+    def checkpoint_steps(self) -> list[int]:
+        """Adam steps at which there is a target: every so many, and the last."""
+        if self.checkpoints is None:
+            return []
+        steps = range(self.checkpoints.every, self.training.steps + 1, self.checkpoints.every)
+        return sorted({*steps, self.training.steps})
+
+    @property
+    def n(self) -> int:
+        return self.data.n
+
+    @property
+    def widths(self) -> list[int]:
+        return mlp_widths(self.model, self.data.input_dim, self.data.output_dim)
+
+    @property
+    def param_shapes(self) -> dict[str, tuple[int, ...]]:
+        sizes = [self.data.input_dim, *self.widths, self.data.output_dim]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer, (a, b) in enumerate(itertools.pairwise(sizes)):
+            shapes[f"layers/{layer}/weight"] = (b, a)
+            if self.model.bias:
+                shapes[f"layers/{layer}/bias"] = (b,)
+        return shapes
+
+    @property
+    def num_data(self) -> int:
+        return self.data.n
+
+    @property
+    def label(self) -> str:
+        sizes = [self.data.input_dim, *self.widths, self.data.output_dim]
+        where = "" if self.step is None else f" step {self.step}"
+        return f"mlp {'-'.join(map(str, sizes))} {self.model.activation}{where}"
+
+
+BUILD_SCHEMAS: dict[str, type[BuildConfig]] = {
+    "quadratic": QuadraticBuild,
+    "monomial": MonomialBuild,
+    "monomial_sum": MonomialSumBuild,
+    "radial": RadialBuild,
+    "line_and_point": LineAndPointBuild,
+    "tanh": TanhBuild,
+    "dln": DlnBuild,
+    "mlp": MlpBuild,
+    "custom": CustomBuild,
+}

@@ -1,0 +1,126 @@
+"""What the samplers on minibatch gradients share: the loss they record, the check of their step size, costs and notes.
+
+None of them accepts or rejects, so their law is off by the step size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lambda_hat.config import StochasticGradientConfig
+from lambda_hat.posterior import Posterior
+from lambda_hat.samplers.base import LOSS_COST, Costs, Draws, Model, Sampler
+from lambda_hat.samplers.pilot import run_pilot
+from lambda_hat.samplers.run import run
+from lambda_hat.targets.base import Target
+
+PILOT_ARGUMENTS = ("step_size", "pilot_c", "pilot_steps")
+"""Fields of the configuration that only choose the step size, which the program takes as a number."""
+
+
+def posterior_gradient(
+    model: Model, key: Array, w: Float[Array, " dim"], batch_size: int | None
+) -> Float[Array, " dim"]:
+    """Gradient of the negative log posterior, over a batch where there is one."""
+    n_beta, gamma = model.posterior
+    return gamma * (w - model.w_star) + n_beta * model.loss_gradient(key, w, batch_size)
+
+
+def recorder(model: Model, cfg: StochasticGradientConfig) -> Callable[[Array, Array], Array]:
+    """(key, w) -> the full loss; its difference from `w_star` on a batch where paired, or under the same random key
+    where the loss is stochastic."""
+
+    def record(key, w):
+        if _paired(cfg, model.population):
+            key_batch, key_loss = jax.random.split(key)
+            batch = model.batch(key_batch, cfg.batch_size)
+            return model.batch_loss(w, batch, key_loss) - model.batch_loss(model.w_star, batch, key_loss)
+        if model.loss.stochastic:
+            return model.full_loss(w, key) - model.full_loss(model.w_star, key)
+        return model.full_loss(w)
+
+    return record
+
+
+def mala_acceptance(
+    model: Model, key: Array, w: Float[Array, " dim"], step_size: Array, scale: Float[Array, " dim"] | None
+) -> Float[Array, ""]:
+    """Probability that Metropolis accepts one Langevin step of `step_size`, P = `scale`, on the full data from `w`
+    (Roberts & Tweedie 1996)."""
+    variance = step_size if scale is None else step_size * scale
+
+    def log_density_ratio(there, here, gradient_here):
+        """log q(there | here)."""
+        return -0.5 * jnp.sum((there - here + 0.5 * variance * gradient_here) ** 2 / variance)
+
+    key_noise, key_loss = jax.random.split(key)
+
+    def potential(w):
+        return model.posterior.potential(model.full_loss(w, key_loss), w, model.w_star)
+
+    value, gradient = jax.value_and_grad(potential)(w)
+    noise = jax.random.normal(key_noise, w.shape, w.dtype)
+    proposal = w - 0.5 * variance * gradient + jnp.sqrt(variance) * noise
+    value_there, gradient_there = jax.value_and_grad(potential)(proposal)
+    back = log_density_ratio(w, proposal, gradient_there) - log_density_ratio(proposal, w, gradient)
+    log_ratio = value - value_there + back
+    return jnp.where(jnp.isnan(log_ratio), 0, jnp.exp(jnp.minimum(log_ratio, 0)))
+
+
+def _paired(cfg: StochasticGradientConfig, population: bool) -> bool:
+    return cfg.loss_estimate == "paired" and cfg.batch_size is not None and not population
+
+
+def records_differences(cfg: StochasticGradientConfig, target: Target) -> bool:
+    """Whether `recorder` records `L(w) - L(w_star)`."""
+    return target.loss.stochastic or _paired(cfg, target.population)
+
+
+def batch_fraction(cfg: StochasticGradientConfig, target: Target) -> float:
+    """A batch in units of the full data; 1 where there are no batches."""
+    if cfg.batch_size is None or target.population:
+        return 1.0
+    return cfg.batch_size / target.num_data
+
+
+def costs(cfg: StochasticGradientConfig, target: Target) -> Costs:
+    """A gradient is a batch's; a recorded loss is one forward pass, two of a batch when paired, two when stochastic."""
+    fraction = batch_fraction(cfg, target)
+    if _paired(cfg, target.population):
+        return Costs(fraction, 2 * fraction * LOSS_COST)
+    return Costs(fraction, LOSS_COST * (2 if target.loss.stochastic else 1))
+
+
+def notes(cfg: StochasticGradientConfig, target: Target) -> tuple[str, ...]:
+    """What a reader of the estimate should know."""
+    found = ["unadjusted: biased by its step size"]
+    if cfg.loss_estimate == "paired" and not _paired(cfg, target.population):
+        found.append("loss_estimate: paired needs batches, and this run has none; the loss is the full one")
+    if not target.population and cfg.batch_size is not None and cfg.batch_size > target.num_data:
+        found.append(
+            f"batch_size {cfg.batch_size} exceeds the {target.num_data} rows of the data; drawn with replacement"
+        )
+    return tuple(found)
+
+
+def run_with_pilot(
+    sampler: Sampler, target: Target, cfg: StochasticGradientConfig, identity: int, posterior: Posterior
+) -> Draws:
+    """Run the chains, after a pilot chain where `cfg` leaves the step size open."""
+    if cfg.step_size is not None:
+        return run(sampler, target, cfg, identity, posterior)
+    pilot = run_pilot(target, cfg, identity, posterior)
+    draws = run(sampler, target, replace(cfg, step_size=pilot.step_size), identity, posterior)
+    return draws._replace(
+        num_gradients=draws.num_gradients + pilot.num_gradients,
+        fge=draws.fge + pilot.fge,
+        seconds_compile=draws.seconds_compile + pilot.seconds_compile,
+        seconds_sample=draws.seconds_sample + pilot.seconds_sample,
+        cache_hit=draws.cache_hit and pilot.cache_hit,
+        notes=(*draws.notes, *pilot.notes),
+    )
