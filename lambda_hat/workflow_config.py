@@ -22,6 +22,7 @@ from lambda_hat.config import (
     DlnBuild,
     HmcConfig,
     MlpBuild,
+    NutsConfig,
     SampleConfig,
     SgldConfig,
 )
@@ -177,7 +178,7 @@ def compose_sample_cfg(
     layers.append((source, sampler_entry.get("overrides") or {}))
     layers.append((source, {"name": name, "target_id": target_id}))
     cfg = build_dataclass(schema, layers)
-    if isinstance(cfg, HmcConfig) and cfg.target_acceptance is None and build is not None:
+    if isinstance(cfg, (HmcConfig, NutsConfig)) and cfg.target_acceptance is None and build is not None:
         exact = build.analytic or isinstance(build, DlnBuild)
         cfg = replace(cfg, target_acceptance=0.99 if exact else 0.9)
     if build is not None and build.dim is not None and build.dim < cfg.min_dim:

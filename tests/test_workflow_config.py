@@ -151,7 +151,7 @@ BAD = [
     ({"targets.0.overrides.seed": -1}, r"seed: got -1"),
     ({"targets": []}, r"targets: the grid is empty"),
     ({"samplers": []}, r"samplers: the grid is empty"),
-    ({"samplers.0.name": "sglt"}, r"samplers\[0\]: name: unknown 'sglt'; did you mean 'sgld'\? valid: hmc"),
+    ({"samplers.0.name": "sglt"}, r"name: unknown 'sglt'; did you mean 'sgld' or 'sgnht'\? valid: adjusted_mclmc, hmc"),
     ({"samplers.0": {}}, r"samplers\[0\]: name: missing"),
     ({"samplers.0": "sgld"}, r"samplers\[0\]: expected a mapping"),
     ({"samplers.0.overrides.stepsize": 1}, r"samplers\[0\]: unknown key 'stepsize'; did you mean 'step_size'"),

@@ -19,7 +19,7 @@ from lambda_hat.config import (
 )
 from lambda_hat.errors import CorruptArtifact, TargetNotBuilt
 from lambda_hat.omegaconf_support import load_build_config
-from lambda_hat.targets import build_target, load_target, save_target
+from lambda_hat.targets import META_FORMAT, build_target, load_target, save_target
 
 MLP = MlpBuild(
     model=ModelConfig(widths=[2]),
@@ -56,10 +56,11 @@ def test_round_trip(cfg, tmp_path):
     for stored, made in ((again.w_star, target.w_star), (again.data, target.data)):
         assert stored.keys() == made.keys()
         for name, array in made.items():
-            assert stored[name].dtype == np.float64
+            assert stored[name].dtype == array.dtype
             np.testing.assert_array_equal(stored[name], array)
     with jax.enable_x64(True):
-        assert float(again.loss(again.w_star, again.data)) == pytest.approx(target.loss_at_w_star, rel=1e-14)
+        whole = again.loss if again.population else lambda params, data: again.loss.full(params, data, 1000)
+        assert float(whole(again.w_star, again.data)) == pytest.approx(target.loss_at_w_star, rel=1e-14)
 
     save_target(tmp_path / "b", *rebuilt(cfg))
     for name in ("params.npz", "data.npz", "config.yaml"):
@@ -107,7 +108,7 @@ def test_a_missing_file(built):
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(lambda meta: meta | {"format": 99}, "its format is 99"), (lambda meta: {"format": 1}, "no entry 'kind'")],
+    [(lambda meta: meta | {"format": 99}, "its format is 99"), (lambda meta: {"format": META_FORMAT}, "no entry 'kind'")],
 )
 def test_a_changed_meta(built, change, reason):
     path = built / "meta.json"
