@@ -7,13 +7,14 @@ import jax
 from lambda_hat.config import SampleConfig
 from lambda_hat.errors import ConfigError
 from lambda_hat.posterior import posterior_for
-from lambda_hat.samplers import hmc, mclmc, nuts, sgld
+from lambda_hat.samplers import adjusted_mclmc, hmc, mala, mclmc, nuts, sghmc, sgld, sgnht
 from lambda_hat.samplers.base import Draws
 from lambda_hat.targets.base import Target
 
 __all__ = ["Draws", "sample"]
 
-_SAMPLERS = {"sgld": sgld.sample, "hmc": hmc.sample, "nuts": nuts.sample, "mclmc": mclmc.sample}
+_MODULES = (sgld, sghmc, sgnht, mala, hmc, nuts, mclmc, adjusted_mclmc)
+_SAMPLERS = {module.__name__.rpartition(".")[2]: module.sample for module in _MODULES}
 
 
 def sample(target: Target, cfg: SampleConfig, identity: int = 0) -> Draws:

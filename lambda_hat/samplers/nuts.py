@@ -1,7 +1,7 @@
 """The No-U-Turn sampler (Hoffman & Gelman 2014, arXiv 1111.4246) with blackjax's kernel and window adaptation.
 
-Each chain adapts its own step size (dual averaging) and diagonal mass matrix in burn-in; chains share nothing. Chains run
-side by side in one program, which waits for the longest trajectory of all of them.
+Each chain adapts its own step size (dual averaging) and diagonal mass matrix in burn-in; chains share nothing. They
+run side by side in one program, which waits for the longest trajectory of all of them.
 """
 
 from __future__ import annotations

@@ -7,21 +7,38 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lambda_hat.config import HmcConfig, MclmcConfig, QuadraticBuild, QuadraticTarget, SgldConfig
+from lambda_hat.config import (
+    AdjustedMclmcConfig,
+    HmcConfig,
+    MalaConfig,
+    MclmcConfig,
+    NutsConfig,
+    QuadraticBuild,
+    QuadraticTarget,
+    SghmcConfig,
+    SgldConfig,
+    SgnhtConfig,
+)
 from lambda_hat.posterior import Posterior
 from lambda_hat.samplers import sample
+from lambda_hat.samplers.adjusted_mclmc import ADJUSTED_MCLMC
+from lambda_hat.samplers.base import NUM_CHECKS
 from lambda_hat.samplers.hmc import HMC
+from lambda_hat.samplers.mala import MALA
 from lambda_hat.samplers.mclmc import MCLMC
-from lambda_hat.samplers.run import _make, model_arguments, numbers, signature
+from lambda_hat.samplers.nuts import NUTS
+from lambda_hat.samplers.run import COMMON_ARGUMENTS, _make, model_arguments, numbers, signature
+from lambda_hat.samplers.sghmc import SGHMC
 from lambda_hat.samplers.sgld import SGLD
+from lambda_hat.samplers.sgnht import SGNHT
 from lambda_hat.targets import build_target
-from lambda_hat.targets.base import Target
+from lambda_hat.targets.base import Loss, Target
 
 SMALL = SgldConfig(num_chains=3, num_draws=50, num_burnin=10, step_size=1e-3, precision="float64")
 
 
 @dataclass(frozen=True)
-class Walled:
+class Walled(Loss):
     """`|w|^2`, and no number at all beyond w_0 = 0.08."""
 
     def __call__(self, params, data):
@@ -56,7 +73,13 @@ def test_one_program_per_signature(target):
     ):
         assert same_program.cache_hit
         assert same_program.seconds_compile == 0
-    for key, value in (("num_draws", 52), ("num_chains", 4), ("precond", "adam"), ("precision", "float32")):
+    for key, value in (
+        ("num_draws", 52),
+        ("num_chains", 4),
+        ("precond", "adam"),
+        ("precision", "float32"),
+        ("singular_fluctuation", True),
+    ):
         assert signature(replace(small, **{key: value}), SGLD.arguments) != signature(small, SGLD.arguments)
 
 
@@ -88,16 +111,21 @@ def test_the_largest_seed_and_identity_are_taken(target):
     ("sampler", "cfg"),
     [
         (SGLD, SgldConfig(precond="adam", momentum_in_drift=True, step_size=1e-3)),
+        (SGHMC, SghmcConfig(step_size=1e-3)),
+        (SGNHT, SgnhtConfig(step_size=1e-3)),
+        (MALA, MalaConfig(num_burnin=20)),
         (HMC, HmcConfig(num_burnin=20, target_acceptance=0.9)),
+        (NUTS, NutsConfig(num_burnin=20, target_acceptance=0.9)),
         (MCLMC, MclmcConfig()),
+        (ADJUSTED_MCLMC, AdjustedMclmcConfig()),
     ],
-    ids=["sgld", "hmc", "mclmc"],
+    ids=["sgld", "sghmc", "sgnht", "mala", "hmc", "nuts", "mclmc", "adjusted_mclmc"],
 )
 def test_everything_is_in_the_runs_precision(target, sampler, cfg, precision):
     built = target("quadratic")
     cfg = replace(cfg, precision=precision, num_chains=2, num_draws=4)
     with jax.enable_x64(precision == "float64"):
-        values = numbers(cfg, sampler.arguments)
+        values = numbers(cfg, (*COMMON_ARGUMENTS, *sampler.arguments))
         args = model_arguments(built, Posterior(10.0, 1.0), precision)
         seed = np.uint32(0)
         with jax.numpy_dtype_promotion("strict" if sampler.strict else "standard"):
@@ -136,9 +164,10 @@ def test_chains_that_blow_up_are_dead_and_the_others_go_on(target):
     "cfg",
     [
         HmcConfig(num_chains=4, num_draws=200, num_burnin=100, target_acceptance=0.9),
+        NutsConfig(num_chains=4, num_draws=200, num_burnin=100, target_acceptance=0.8),
         MclmcConfig(num_chains=4, num_draws=200, num_burnin=100, num_tuning=200),
     ],
-    ids=["hmc", "mclmc"],
+    ids=["hmc", "nuts", "mclmc"],
 )
 def test_steps_into_nowhere_are_counted_and_undone(cfg):
     draws = sample(walled(), cfg)
@@ -147,14 +176,89 @@ def test_steps_into_nowhere_are_counted_and_undone(cfg):
     assert np.all(np.isfinite(draws.loss))
 
 
-def test_work_of_hmc_is_counted():
-    cfg = HmcConfig(num_chains=4, num_draws=200, num_burnin=100, target_acceptance=0.9, thin=2)
-    draws = sample(walled(), cfg)
-    assert draws.fge == pytest.approx(4 * (1 + 10 * (100 + 2 * 200) + 200 / 3))
-    assert draws.num_transitions == 4 * 2 * 200
+class Counting(Loss):
+    """A quadratic that counts its gradients as they are computed, in each of the vmapped chains."""
+
+    strict = False
+
+    def __init__(self):
+        self.gradients = 0
+
+        @jax.custom_vjp
+        def loss(w):
+            return 0.5 * jnp.sum(w**2)
+
+        def forward(w):
+            jax.debug.callback(self._count, w[0])
+            return loss(w), w
+
+        loss.defvjp(forward, lambda w, g: (g * w,))
+        self._loss = loss
+
+    def _count(self, w):
+        self.gradients += np.size(w)
+
+    def __call__(self, params, data):
+        return self._loss(params["w"])
 
 
-def test_work_of_mclmc_is_counted():
-    cfg = MclmcConfig(num_chains=4, num_draws=200, num_burnin=100, num_tuning=200)
+EXACT_COUNTS = [
+    (HmcConfig(num_burnin=30, target_acceptance=0.9), lambda c: 1 + 10 * (30 + 20)),
+    (MalaConfig(num_burnin=30), lambda c: 1 + 30 + 20),
     # 80 + (60 + 20) + 40 steps of the tuner.
-    assert sample(walled(), cfg).fge == pytest.approx(4 * (1 + 2 * (200 + 100 + 200) + 200 / 3))
+    (MclmcConfig(num_burnin=30, num_tuning=200), lambda c: 1 + 2 * (200 + 30 + 20)),
+    (SgldConfig(num_burnin=30, step_size=1e-3), lambda c: 30 + 20),
+    (SgldConfig(num_burnin=30, step_size=1e-3, precond="rmsprop"), lambda c: 30 + 20),
+    (SghmcConfig(num_burnin=30, step_size=1e-3), lambda c: 10 * (30 + 20)),
+    (SgnhtConfig(num_burnin=30, step_size=1e-3), lambda c: 30 + 20),
+]
+
+
+@pytest.mark.parametrize(("cfg", "expected"), EXACT_COUNTS, ids=lambda x: getattr(x, "name", ""))
+def test_gradients_are_counted_as_they_are_defined(target, cfg, expected):
+    draws = sample(target("quadratic"), replace(cfg, num_chains=3, num_draws=10, thin=2))
+    assert draws.num_gradients == 3 * expected(cfg)
+    # A recorded loss is a third of a gradient, and a check of an unadjusted step two gradients.
+    checks = 2 * 10 if draws.mala_acceptance is not None else 0
+    assert draws.fge == pytest.approx(draws.num_gradients + 3 * (10 / 3 + checks))
+    assert draws.num_transitions == 3 * 10 * 2
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        HmcConfig(num_burnin=30),
+        MalaConfig(num_burnin=30),
+        NutsConfig(num_burnin=30),
+        AdjustedMclmcConfig(num_burnin=30, num_tuning=200),
+        MclmcConfig(num_burnin=30, num_tuning=200),
+    ],
+    ids=lambda cfg: cfg.name,
+)
+def test_the_count_of_gradients_is_the_number_evaluated(cfg):
+    """One chain, so that no other chain's longer trajectory is computed along."""
+    loss = Counting()
+    counted = Target(loss, {"w": np.zeros(3)}, {}, True, 1000, 0.0, 1.5, 1)
+    draws = sample(counted, replace(cfg, num_chains=1, num_draws=20))
+    jax.effects_barrier()
+    # blackjax's window adaptation makes two states that it does not step from, and NUTS one more per transition.
+    assert draws.num_gradients == pytest.approx(loss.gradients, rel=0.1)
+
+
+def test_checks_of_the_step_are_spread_over_the_draws(target):
+    for num_draws, expected in ((10, 10), (50, 50), (75, 38), (1000, 50)):
+        cfg = replace(SMALL, num_draws=num_draws, num_burnin=0)
+        draws = sample(target("quadratic"), cfg)
+        assert expected <= NUM_CHECKS
+        assert draws.fge == pytest.approx(3 * (num_draws * (1 + 1 / 3) + 2 * expected))
+        assert np.all((draws.mala_acceptance > 0.9) & (draws.mala_acceptance <= 1))
+
+
+def test_chains_start_from_w_star_and_a_jitter_of_their_own(target):
+    """Without a step to speak of, the loss at the first draws is that of the starts, `jitter^2 / 2` per direction."""
+    cfg = SgldConfig(num_chains=2000, num_draws=4, num_burnin=0, step_size=1e-14, jitter=0.3, precision="float64")
+    loss = sample(target("quadratic"), cfg).loss[:, 0]
+    expected = 3 * 0.3**2 / 2
+    assert abs(loss.mean() - expected) < 4 * loss.std() / np.sqrt(2000)
+    assert len(np.unique(loss)) == 2000
+    np.testing.assert_allclose(sample(target("quadratic"), replace(cfg, jitter=0.0)).loss, 0, atol=1e-12)

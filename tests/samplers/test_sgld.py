@@ -8,7 +8,7 @@ from lambda_hat.config import SgldConfig
 from lambda_hat.diagnostics import summarize
 from lambda_hat.posterior import Posterior, posterior_for
 from lambda_hat.samplers import sample
-from lambda_hat.targets.base import Target
+from lambda_hat.targets.base import Loss, Target
 
 CFG = SgldConfig(num_chains=16, num_draws=500, num_burnin=500, thin=5, gamma=50.0, step_size=4e-3)
 """On the quadratic of the fixtures: t a = 144.8, h = 194.8, eps h = .78."""
@@ -70,7 +70,7 @@ def test_momentum_in_the_drift_changes_the_law(estimate, target):
 
 
 @dataclass(frozen=True)
-class LeastSquares:
+class LeastSquares(Loss):
     """`mean (y - x w)^2 / 2`."""
 
     def __call__(self, params, data):
@@ -107,7 +107,8 @@ def test_batches_find_the_llc_of_a_regression(loss_estimate):
     assert summary.loss_mean == pytest.approx(target.loss_at_w_star + exact / posterior.n_beta, rel=0.02)
     per_record = 1 / 3 if loss_estimate == "full" else 2 / 3 * 0.25
     pilot = 1000 * 2
-    assert draws.fge == pytest.approx(pilot + 16 * (0.25 * (1000 + 5000) + 500 * per_record))
+    checks = 2 * 50
+    assert draws.fge == pytest.approx(pilot + 16 * (0.25 * (1000 + 5000) + 500 * per_record + checks))
 
 
 def test_a_batch_larger_than_the_data_is_taken_and_said():
@@ -127,13 +128,32 @@ def test_a_paired_loss_without_batches_is_the_full_one_and_says_so(target, estim
 def test_a_given_step_size_is_the_step_size(target):
     draws = sample(target("quadratic"), CFG)
     assert np.all(draws.step_size == np.float32(CFG.step_size))
-    assert draws.fge == pytest.approx(16 * (500 + 500 * 5 + 500 / 3))
+    assert draws.fge == pytest.approx(16 * (500 + 500 * 5 + 500 / 3 + 2 * 50))
     assert draws.acceptance is None
     assert draws.num_divergent == 0
     assert any("unadjusted" in note for note in draws.notes)
 
 
 def test_a_flat_loss_gives_zero(target):
-    flat = replace(target("quadratic"), data={"eigenvalues": np.zeros(4)})
+    quadratic = target("quadratic")
+    flat = replace(quadratic, data=quadratic.data | {"eigenvalues": np.zeros(4)})
     summary = summarize(sample(flat, CFG), 0.0, 144.8)
     assert (summary.llc_mean, summary.llc_std_error, summary.verdict) == (0.0, 0.0, "ok")
+
+
+def test_mala_acceptance_is_that_of_a_metropolis_step(target):
+    """Against Monte Carlo in numpy: one Langevin step on the quadratic from its stationary law."""
+    quadratic = target("quadratic")
+    posterior = posterior_for(CFG, quadratic.n, quadratic.dim)
+    h = posterior.n_beta * quadratic.data["eigenvalues"] + posterior.gamma
+    rng = np.random.default_rng(0)
+    for eps, low, high in ((1e-5, 0.99, 1.0), (4e-3, 0.3, 0.95), (9e-3, 0.0, 0.7)):
+        draws = sample(quadratic, replace(CFG, step_size=eps, num_burnin=20_000 if eps < 1e-4 else 500))
+        w = rng.normal(size=(200_000, 4)) / np.sqrt(h * (1 - eps * h / 4))
+        there = w - eps / 2 * h * w + np.sqrt(eps) * rng.normal(size=w.shape)
+        energy = 0.5 * np.sum(h * (there**2 - w**2), axis=1)
+        moves = ((w - there + eps / 2 * h * there) ** 2 - (there - w + eps / 2 * h * w) ** 2).sum(axis=1) / (2 * eps)
+        expected = np.minimum(1, np.exp(-energy - moves)).mean()
+        assert low < expected <= high
+        error = draws.mala_acceptance.std(ddof=1) / 4
+        assert abs(draws.mala_acceptance.mean() - expected) < 4 * error + 0.005

@@ -2,7 +2,16 @@
 
 import pytest
 
-from lambda_hat.config import HmcConfig, MclmcConfig, SgldConfig
+from lambda_hat.config import (
+    AdjustedMclmcConfig,
+    HmcConfig,
+    MalaConfig,
+    MclmcConfig,
+    NutsConfig,
+    SghmcConfig,
+    SgldConfig,
+    SgnhtConfig,
+)
 
 ADJUSTED = 0.0
 UNADJUSTED = 0.05
@@ -22,6 +31,32 @@ def check(summary, exact, allowance):
 def test_hmc(estimate, name):
     cfg = HmcConfig(num_chains=8, num_draws=2000, num_burnin=1000, target_acceptance=0.99, thin=2)
     check(*estimate(name, cfg), ADJUSTED)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nuts(estimate, name):
+    check(*estimate(name, NutsConfig(num_chains=4, num_draws=4000, num_burnin=1000, target_acceptance=0.99)), ADJUSTED)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_mala(estimate, name):
+    check(*estimate(name, MalaConfig(num_chains=8, num_draws=3000, num_burnin=1000, thin=20)), ADJUSTED)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_adjusted_mclmc(estimate, name):
+    cfg = AdjustedMclmcConfig(num_chains=8, num_draws=2000, num_burnin=500, thin=2)
+    check(*estimate(name, cfg), ADJUSTED)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sghmc_with_the_pilots_step(estimate, name):
+    check(*estimate(name, SghmcConfig(num_chains=16, num_draws=1000, num_burnin=1000, thin=10)), UNADJUSTED)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sgnht_with_the_pilots_step(estimate, name):
+    check(*estimate(name, SgnhtConfig(num_chains=16, num_draws=1000, num_burnin=5000, thin=50)), UNADJUSTED)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,0 +1,75 @@
+"""The Metropolis-adjusted Langevin algorithm (Roberts & Tweedie 1996) with blackjax's kernel.
+
+Each chain adapts its own step size by dual averaging (Hoffman & Gelman 2014) in burn-in; chains share nothing.
+"""
+
+from __future__ import annotations
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from blackjax.adaptation.step_size import dual_averaging_adaptation
+from jaxtyping import Array
+
+from lambda_hat.config import MalaConfig
+from lambda_hat.posterior import Posterior
+from lambda_hat.samplers.base import LOSS_COST, Algorithm, Costs, Draws, Info, Model, Sampler
+from lambda_hat.samplers.run import run
+from lambda_hat.targets.base import Target
+
+
+def build(model: Model, cfg: MalaConfig, arguments: dict[str, Array]) -> Algorithm:
+    """One chain of MALA. `tuned` is the step size epsilon, as in SGLD; blackjax's is half of it."""
+    kernel = blackjax.mala.build_kernel()
+    init, update, final = dual_averaging_adaptation(arguments["target_acceptance"])
+
+    def adapt(key, start):
+        def transition(carry, index):
+            state, averaging = carry
+            step_size = jnp.exp(averaging.log_step_size)
+            state, info = kernel(jax.random.fold_in(key, index), state, model.log_density, 0.5 * step_size)
+            # A proposal where the density overflows is a rejection.
+            acceptance = jnp.where(jnp.isnan(info.acceptance_rate), 0, info.acceptance_rate)
+            return (state, update(averaging, acceptance)), None
+
+        carry = blackjax.mala.init(start, model.log_density), init(arguments["initial_step_size"])
+        (state, averaging), _ = jax.lax.scan(transition, carry, jnp.arange(cfg.num_burnin, dtype=jnp.uint32))
+        return state, final(averaging), 1 + cfg.num_burnin
+
+    def step(key, state, step_size):
+        state, info = kernel(key, state, model.log_density, 0.5 * step_size)
+        return state, Info(info.acceptance_rate, jnp.zeros((), bool), 1)
+
+    return Algorithm(
+        adapt=adapt,
+        num_burnin=np.uint32(0),  # all of it is adaptation
+        step=step,
+        position=lambda state: state.position,
+        record=lambda key, w: model.full_loss(w),
+        step_size=lambda step_size: step_size,
+    )
+
+
+def costs(cfg: MalaConfig, target: Target) -> Costs:
+    """Gradients are of the full data."""
+    return Costs(per_gradient=1.0, per_record=LOSS_COST)
+
+
+def notes(cfg: MalaConfig, target: Target) -> tuple[str, ...]:
+    return ()
+
+
+MALA = Sampler(
+    name="mala",
+    arguments=("target_acceptance", "initial_step_size"),
+    strict=False,
+    build=build,
+    costs=costs,
+    notes=notes,
+)
+
+
+def sample(target: Target, cfg: MalaConfig, identity: int, posterior: Posterior) -> Draws:
+    """Run the chains."""
+    return run(MALA, target, cfg, identity, posterior)
