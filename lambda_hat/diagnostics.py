@@ -38,12 +38,12 @@ class Verdict(Enum):
         "Use a higher target acceptance, or a smaller step."
     )
     STUCK = (
-        "chain {stuck_chain} accepted {least_acceptance:.1%} of its moves, below {min_acceptance:.0%}: it hardly moved. "
-        "Use more burn-in, or a smaller initial step."
+        "chain {stuck_chain} accepted {least_acceptance:.1%} of its moves, below {min_acceptance:.0%}: it hardly moved."
+        " Use more burn-in, or a smaller initial step."
     )
     NOT_A_MINIMUM = (
-        "L_n falls {descent:.3g} nats (n_beta L_n) below its value at w_star: w_star is no minimum, and the estimate is "
-        "too low. Train longer, or raise gamma."
+        "n_beta L_n falls {descent:.3g} nats below its value at w_star: w_star is no minimum, and the estimate is too "
+        "low. Train longer, or raise gamma."
     )
     UNMIXED = "the chains disagree (R-hat {rhat:.3f}, above {max_rhat}). Draw longer, with more burn-in."
     DRIFTING = (

@@ -20,7 +20,7 @@ class LambdaHatError(Exception):
     exit_code = EXIT_FAILED
 
 
-class ConfigError(LambdaHatError):
+class ConfigError(LambdaHatError, ValueError):
     """A configuration, option or command that cannot be run as written; nothing was started."""
 
     exit_code = EXIT_USAGE

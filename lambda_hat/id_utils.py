@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, replace
 from typing import Any
 
-from lambda_hat.config import BuildConfig, SampleConfig
+from lambda_hat.config import BuildConfig, CustomBuild, SampleConfig
 
 NOT_IDENTITY = ("runtime", "store")
 """Sections that say where and how something is computed, never what."""
@@ -20,7 +20,11 @@ def canonical_json(payload: Any) -> str:
 
 def identity_payload(cfg: BuildConfig | SampleConfig) -> dict[str, Any]:
     """The part of a configuration that decides its numbers."""
-    return {key: value for key, value in asdict(cfg).items() if key not in NOT_IDENTITY}
+    payload = {key: value for key, value in asdict(cfg).items() if key not in NOT_IDENTITY}
+    if isinstance(cfg, CustomBuild):
+        # The file's content is in it, by its hash.
+        del payload["target"]["checkpoint"]
+    return payload
 
 
 def target_id_for(cfg: BuildConfig) -> str:

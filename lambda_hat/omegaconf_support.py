@@ -135,8 +135,22 @@ def to_yaml(cfg: Any) -> str:
 def load_build_config(path: Path | str) -> BuildConfig:
     """Read the configuration of a target, as `to_yaml` wrote it."""
     content = load_yaml(path)
-    kind = content.get("target", {}).get("kind") if isinstance(content.get("target"), dict) else None
+    kind = None
+    if isinstance(content.get("target"), dict):
+        if "kind" not in content["target"] and "factory" in content["target"]:
+            content["target"] = custom_target(content["target"], str(path))
+        kind = content["target"].get("kind")
     return build_dataclass(schema_for(BUILD_SCHEMAS, kind, f"{path}: target.kind"), [(str(path), content)])
+
+
+def custom_target(target: dict[str, Any], source: str) -> dict[str, Any]:
+    """A target section that names a factory, its kind filled in. Raises ConfigError for any other."""
+    if "factory" not in target:
+        raise ConfigError(
+            f"{source}: target: got {target!r}, expected a name in conf/target, or factory: package.module:function "
+            "with kwargs and version"
+        )
+    return {"kind": "custom", **target}
 
 
 def load_sample_config(path: Path | str) -> SampleConfig:

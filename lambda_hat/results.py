@@ -16,6 +16,7 @@ from lambda_hat.config import SAMPLE_SCHEMAS, BuildConfig, SampleConfig
 from lambda_hat.errors import LambdaHatError
 from lambda_hat.id_utils import canonical_json, identity_payload, trajectory_id
 from lambda_hat.omegaconf_support import load_build_config, load_sample_config
+from lambda_hat.paths import moving_dim
 from lambda_hat.posterior import posterior_for
 from lambda_hat.store import Store, read_json, write_bytes_atomic
 
@@ -166,24 +167,22 @@ def _target_state(store: Store, ref: RunRef) -> _TargetState:
     }
     if status == "built":
         meta = read_json(directory / "meta.json")
-        columns |= {key: meta[key] for key in ("loss_at_w_star", "true_llc", "true_multiplicity")}
+        columns |= {key: meta[key] for key in ("n", "dim", "loss_at_w_star", "true_llc", "true_multiplicity")}
         return _TargetState(columns, None)
     return _TargetState(columns, error_line(directory / "error.json") if status == "failed" else None)
 
 
 def _row(store: Store, ref: RunRef, target: _TargetState) -> dict[str, Any]:
     directory = store.run_dir(ref.target_id, ref.run_id)
-    posterior = posterior_for(ref.cfg, ref.build.n, ref.build.dim)
     row: dict[str, Any] = {
         "target_id": ref.target_id,
         "run_id": ref.run_id,
         "sampler": ref.cfg.name,
         "run_dir": str(directory),
         **target.columns,
-        "beta": posterior.n_beta / ref.build.n,
-        "gamma": posterior.gamma,
-        "n_beta": posterior.n_beta,
+        **_restricted(ref, target.columns),
     }
+    row |= _posterior_columns(ref.cfg, row["n"], row["dim"])
     row |= {f"cfg.{key}": value for key, value in _flatten(dataclasses.asdict(ref.cfg))}
     status = store.run_status(ref.target_id, ref.run_id)
     if status == "finished":
@@ -194,6 +193,24 @@ def _row(store: Store, ref: RunRef, target: _TargetState) -> dict[str, Any]:
     if target.error is not None:
         return row | {"status": "blocked", "reason": f"its target could not be built: {target.error}"}
     return row | {"status": "pending", "reason": "not sampled yet"}
+
+
+def _restricted(ref: RunRef, columns: dict[str, Any]) -> dict[str, Any]:
+    """What is other than the whole target's where a run moves a part of the parameters."""
+    if ref.cfg.restrict is None:
+        return {}
+    dim = moving_dim(ref.build, ref.cfg)
+    if dim == columns["dim"]:
+        return {}
+    return {"dim": dim, "true_llc": None, "true_multiplicity": None}
+
+
+def _posterior_columns(cfg: SampleConfig, n: int | None, dim: int | None) -> dict[str, Any]:
+    """Empty where they depend on a target that is not built yet."""
+    if n is None or (dim is None and cfg.prior_radius is not None):
+        return {}
+    posterior = posterior_for(cfg, n, dim)
+    return {"beta": posterior.n_beta / n, "gamma": posterior.gamma, "n_beta": posterior.n_beta}
 
 
 def error_line(path: Path) -> str:

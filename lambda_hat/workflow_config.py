@@ -19,6 +19,7 @@ from lambda_hat.config import (
     BUILD_SCHEMAS,
     SAMPLE_SCHEMAS,
     BuildConfig,
+    CustomBuild,
     DlnBuild,
     HmcConfig,
     MlpBuild,
@@ -29,7 +30,8 @@ from lambda_hat.config import (
 from lambda_hat.cost import estimate_seconds
 from lambda_hat.errors import ConfigError, nearest
 from lambda_hat.id_utils import canonical_json, identity_payload, run_id_for, target_id_for
-from lambda_hat.omegaconf_support import apply_words, build_dataclass, load_yaml, schema_for
+from lambda_hat.omegaconf_support import apply_words, build_dataclass, custom_target, load_yaml, schema_for
+from lambda_hat.paths import moving_dim
 
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
 
@@ -128,10 +130,13 @@ def compose_build_cfg(
     """
     _check_entry(target_entry, TARGET_ENTRY_KEYS, source)
     name = target_entry.get("target", "mlp")
-    base = _group("target", name, conf_dir, source)
+    if isinstance(name, dict):
+        where, base = source, {"target": custom_target(name, source)}
+    else:
+        where, base = _group_file("target", name, conf_dir), _group("target", name, conf_dir, source)
     kind = base.get("target", {}).get("kind")
-    schema = schema_for(BUILD_SCHEMAS, kind, f"{_group_file('target', name, conf_dir)}: target.kind")
-    layers = [(_group_file("target", name, conf_dir), base)]
+    schema = schema_for(BUILD_SCHEMAS, kind, f"{where}: target.kind")
+    layers = [(where, base)]
     for group in MLP_GROUPS:
         if group not in target_entry:
             continue
@@ -150,7 +155,7 @@ def compose_build_cfg(
         layers.append((source, {"seed": target_entry["seed"]}))
     layers.append((source, target_entry.get("overrides") or {}))
     layers.append((source, {"store": {"root": store_root}}))
-    return build_dataclass(schema, layers)
+    return with_checkpoint_hash(build_dataclass(schema, layers), source)
 
 
 def compose_sample_cfg(
@@ -181,12 +186,41 @@ def compose_sample_cfg(
     if isinstance(cfg, (HmcConfig, NutsConfig)) and cfg.target_acceptance is None and build is not None:
         exact = build.analytic or isinstance(build, DlnBuild)
         cfg = replace(cfg, target_acceptance=0.99 if exact else 0.9)
-    if build is not None and build.dim is not None and build.dim < cfg.min_dim:
+    dim = None if build is None else _moving_dim(build, cfg, source)
+    if dim is not None and dim < cfg.min_dim:
         raise ConfigError(
             f"{source}: {name} needs at least {cfg.min_dim} parameters, but target {target_id} ({build.kind}) has "
-            f"{build.dim}; take another sampler, or put that target into a study without {name}"
+            f"{dim}; take another sampler, or put that target into a study without {name}"
         )
     return cfg
+
+
+def _moving_dim(build: BuildConfig, cfg: SampleConfig, source: str) -> int | None:
+    """Parameters that move; None where they are not known before the target is built."""
+    try:
+        return moving_dim(build, cfg)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def with_checkpoint_hash(cfg: BuildConfig, source: str) -> BuildConfig:
+    """`cfg` with the absolute path of its checkpoint file and the hash of its content.
+
+    Raises ConfigError where there is no such file, or the hash that is given is another one.
+    """
+    if not isinstance(cfg, CustomBuild) or cfg.target.checkpoint is None:
+        return cfg
+    path = Path(cfg.target.checkpoint).expanduser().absolute()
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{source}: target.checkpoint: {path} cannot be read: {error.strerror or error}") from None
+    if cfg.target.checkpoint_sha256 not in (None, digest):
+        raise ConfigError(
+            f"{source}: target.checkpoint_sha256: got {cfg.target.checkpoint_sha256}, but that of {path} is {digest}; "
+            "leave it out"
+        )
+    return replace(cfg, target=replace(cfg.target, checkpoint=str(path), checkpoint_sha256=digest))
 
 
 def _expand_targets(
@@ -257,7 +291,8 @@ program are then only less likely to meet."""
 
 def _program(build: BuildConfig, cfg: SampleConfig) -> str:
     spec = {key: value for key, value in asdict(cfg).items() if key not in NOT_PROGRAM}
-    text = canonical_json([spec, build.kind, build.dim, build.num_data])
+    whose = identity_payload(build)["target"] if isinstance(build, CustomBuild) else None
+    text = canonical_json([spec, build.kind, build.dim, build.num_data, whose])
     return f"{cfg.name}-{build.kind}-{hashlib.sha1(text.encode()).hexdigest()[:8]}"
 
 

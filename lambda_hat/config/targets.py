@@ -171,6 +171,8 @@ class CustomTarget:
     id."""
     checkpoint_sha256: str | None = None
     """Hash of the file's content, part of the id. Filled in when a study is composed."""
+    n: int | None = None
+    """Number of data points; null: the rows of the data. Needed where the factory returns no data."""
 
     def __post_init__(self):
         module, colon, function = self.factory.partition(":")
@@ -182,6 +184,8 @@ class CustomTarget:
             "package.module:function",
         )
         positive_int("target.version", self.version, 0)
+        if self.n is not None:
+            positive_int("target.n", self.n, 3)
         if self.checkpoint is not None:
             require(
                 self.checkpoint.endswith((".npz", ".safetensors")),
@@ -485,10 +489,6 @@ class CustomBuild(BuildConfig):
     target: CustomTarget = field(default_factory=CustomTarget)
 
     analytic: ClassVar[bool] = False
-
-    @property
-    def n(self) -> None:
-        return None
 
     @property
     def param_shapes(self) -> None:

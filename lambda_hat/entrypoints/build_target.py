@@ -14,6 +14,7 @@ from lambda_hat.id_utils import target_id_for
 from lambda_hat.lease import LEASE_VARIABLE, exit_when_lost
 from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.store import Store
+from lambda_hat.workflow_config import with_checkpoint_hash
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build into `--target-dir`; 0 also where the target is already there."""
-    cfg = load_build_config(args.config_yaml)
+    cfg = with_checkpoint_hash(load_build_config(args.config_yaml), str(args.config_yaml))
     target_id = target_id_for(cfg)
     if args.target_id and args.target_id != target_id:
         raise ConfigError(f"--target-id {args.target_id}: {args.config_yaml} describes {target_id}")

@@ -131,6 +131,8 @@ class Made(NamedTuple):
     w_star: dict[str, np.ndarray]
     data: dict[str, np.ndarray]
     info: dict[str, Any]
+    target: Target | None = None
+    """The whole, of a kind whose loss and number of data points are known only now."""
 
 
 def regression_loss(residual: Float[Array, "rows outputs"], kind: str, sigma: float) -> Float[Array, ""]:

@@ -108,7 +108,10 @@ def test_a_missing_file(built):
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(lambda meta: meta | {"format": 99}, "its format is 99"), (lambda meta: {"format": META_FORMAT}, "no entry 'kind'")],
+    [
+        (lambda meta: meta | {"format": 99}, "its format is 99"),
+        (lambda meta: {"format": META_FORMAT}, "no entry 'kind'"),
+    ],
 )
 def test_a_changed_meta(built, change, reason):
     path = built / "meta.json"
