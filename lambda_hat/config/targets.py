@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from omegaconf import MISSING
+
 from lambda_hat.config.common import (
     RuntimeConfig,
     StoreConfig,
@@ -160,7 +162,7 @@ class CustomTarget:
     """A loss, parameters and data that a function of the user's returns."""
 
     kind: str = "custom"
-    factory: str = ""
+    factory: str = MISSING
     """`package.module:function`, importable where targets are built and sampled. It is called with `kwargs` and returns
     `(loss, params, data)`."""
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -178,7 +180,7 @@ class CustomTarget:
         module, colon, function = self.factory.partition(":")
         words = [*module.split("."), *function.split(".")]
         require(
-            bool(colon) and all(word.isidentifier() for word in words),
+            self.factory == MISSING or (bool(colon) and all(word.isidentifier() for word in words)),
             "target.factory",
             self.factory,
             "package.module:function",
