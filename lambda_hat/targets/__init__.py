@@ -20,11 +20,20 @@ from lambda_hat.config import BuildConfig, MlpBuild
 from lambda_hat.errors import BuildFailed, ConfigError, CorruptArtifact, TargetNotBuilt
 from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.store import read_json, write_bytes_atomic, write_config, write_json_atomic
-from lambda_hat.targets import analytic, linear, mlp
+from lambda_hat.targets import analytic, custom, linear, mlp, tanh
 from lambda_hat.targets.base import SLICE_ROWS, Loss, Made, Target
 from lambda_hat.targets.truth import true_llc, true_llc_t
 
-__all__ = ["Loss", "Target", "build_checkpoints", "build_target", "load_target", "save_target", "true_llc", "true_llc_t"]
+__all__ = [
+    "Loss",
+    "Target",
+    "build_checkpoints",
+    "build_target",
+    "load_target",
+    "save_target",
+    "true_llc",
+    "true_llc_t",
+]
 
 META_FORMAT = 2
 
@@ -32,8 +41,12 @@ _KINDS: dict[str, ModuleType] = {
     "quadratic": analytic,
     "monomial": analytic,
     "monomial_sum": analytic,
+    "radial": analytic,
+    "line_and_point": analytic,
+    "tanh": tanh,
     "dln": linear,
     "mlp": mlp,
+    "custom": custom,
 }
 
 
@@ -73,6 +86,8 @@ def build_checkpoints(cfg: MlpBuild) -> list[tuple[MlpBuild, Target, dict[str, A
 
 
 def _target(cfg: BuildConfig, made: Made) -> Target:
+    if made.target is not None:
+        return made.target
     loss = _KINDS[cfg.kind].make_loss(cfg)
     population = cfg.num_data == 0
     at_w_star = float(_loss_at(loss, population, made.w_star, made.data))

@@ -1,4 +1,4 @@
-"""Losses of a single parameter vector `w` in closed form: quadratics, and sums of monomials."""
+"""Losses of a single parameter vector `w` in closed form: quadratics, monomials, and two with singular points."""
 
 from __future__ import annotations
 
@@ -8,68 +8,82 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lambda_hat.config import MonomialBuild, MonomialSumBuild, QuadraticBuild
+from lambda_hat.config import (
+    BuildConfig,
+    LineAndPointBuild,
+    MonomialBuild,
+    MonomialSumBuild,
+    QuadraticBuild,
+    RadialBuild,
+)
 from lambda_hat.targets.base import Loss, Made
+from lambda_hat.targets.truth import eigenvalues
 
 USUAL_BITS = 3
-"""Monomials with all k below 2^3 share their programs."""
+"""Losses with all exponents k below 2^3 share their programs."""
+USUAL_DIM = 4
+"""Up to this many coordinates every loss of this module has the same arrays, so that those of one dimension share
+their programs. More terms than a loss needs are cheap only while there are few."""
 
 
 @dataclass(frozen=True)
-class QuadraticLoss(Loss):
-    """`L(w) = sum_i a_i w_i^2 / 2`, with `data["eigenvalues"]` of shape (dim,)."""
+class PolynomialLoss(Loss):
+    """`L(w) = sum_i a_i w_i^2 / 2 + sum_b prod_j phi_j(w)^k_bj` with the squares
+    `phi(w) = (w_1^2, ..., w_dim^2, |w|^2, (w_1 - 1)^2)`.
 
-    def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
-        return 0.5 * jnp.sum(data["eigenvalues"] * params["w"] ** 2)
-
-
-@dataclass(frozen=True)
-class MonomialLoss(Loss):
-    """`L(w) = sum_b prod_i (w_i^2)^k_bi`, with `data["exponents"]` k of shape (blocks, dim); 0 where not in the block.
-
-    The exponents are data, so that monomials of one shape share a compiled program. `bits`: all k are below 2^bits.
+    `data`: "eigenvalues" a of shape (dim,), "exponents" k of shape (terms, dim + 2); a term whose k are all 0 is none.
+    Both are data, so that losses of one dimension share a compiled program. `bits`: all k are below 2^bits.
     """
 
     bits: int
 
     def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
+        squares = params["w"] ** 2
+        quadratic = 0.5 * jnp.sum(data["eigenvalues"] * squares)
         exponents = data["exponents"].astype(jnp.int32)
+        if len(exponents) == 0:
+            return quadratic
+        phi = jnp.concatenate([squares, jnp.sum(squares)[None], (params["w"][:1] - 1) ** 2])
         # By repeated squaring: derivatives of x^k are NaN at x = 0 in JAX where k is a traced number.
-        factor = jnp.broadcast_to(params["w"] ** 2, exponents.shape)
+        factor = jnp.broadcast_to(phi, exponents.shape)
         one = jnp.ones_like(factor)
         powers = one
         for bit in range(self.bits):
             powers = powers * jnp.where((exponents >> bit) & 1 == 1, factor, one)
             # A square that no power needs could overflow, and its derivative would be NaN.
             factor = jnp.where(exponents >> (bit + 1) > 0, factor, one) ** 2
-        return jnp.sum(jnp.prod(powers, axis=-1))
+        products = jnp.prod(powers, axis=-1)
+        return quadratic + jnp.sum(jnp.where(jnp.any(exponents > 0, axis=-1), products, jnp.zeros_like(products)))
 
 
-def make_loss(cfg: QuadraticBuild | MonomialBuild | MonomialSumBuild) -> Loss:
+def make_loss(cfg: BuildConfig) -> Loss:
     """The loss of an analytic target."""
-    if isinstance(cfg, QuadraticBuild):
-        return QuadraticLoss()
-    largest = max(max(block) for block in cfg.target.blocks)
-    return MonomialLoss(bits=max(largest.bit_length(), USUAL_BITS))
+    largest = max((max(term.values()) for term in _terms(cfg)), default=0)
+    return PolynomialLoss(bits=max(largest.bit_length(), USUAL_BITS))
 
 
-def make(cfg: QuadraticBuild | MonomialBuild | MonomialSumBuild) -> Made:
+def make(cfg: BuildConfig) -> Made:
     """`w_star` {"w": (dim,)} and the constants of the loss."""
-    if isinstance(cfg, QuadraticBuild):
-        return Made({"w": np.zeros(cfg.dim)}, {"eigenvalues": eigenvalues(cfg)}, {})
-    point = cfg.target.point
+    terms = _terms(cfg)
+    exponents = np.zeros((cfg.dim if cfg.dim <= USUAL_DIM else len(terms), cfg.dim + 2))
+    for row, term in zip(exponents, terms, strict=False):
+        row[list(term)] = list(term.values())
+    curvatures = eigenvalues(cfg) if isinstance(cfg, QuadraticBuild) else np.zeros(cfg.dim)
+    point = getattr(cfg.target, "point", None)
     w_star = np.zeros(cfg.dim) if point is None else np.array(point, dtype=np.float64)
-    exponents = np.zeros((len(cfg.target.blocks), cfg.dim))
-    start = 0
-    for row, block in zip(exponents, cfg.target.blocks, strict=True):
-        row[start : start + len(block)] = block
-        start += len(block)
-    return Made({"w": w_star}, {"exponents": exponents}, {})
+    return Made({"w": w_star}, {"eigenvalues": curvatures, "exponents": exponents}, {})
 
 
-def eigenvalues(cfg: QuadraticBuild) -> np.ndarray:
-    """The curvatures `a_i`, shape (dim,), zeros last."""
-    rank = cfg.dim if cfg.target.rank is None else cfg.target.rank
-    values = np.zeros(cfg.dim)
-    values[:rank] = 1.0 if cfg.target.eigenvalues is None else cfg.target.eigenvalues
-    return values
+def _terms(cfg: BuildConfig) -> list[dict[int, int]]:
+    """Each term's exponents k by the place of their square in phi."""
+    radius, line = cfg.dim, cfg.dim + 1
+    if isinstance(cfg, RadialBuild):
+        return [{radius: cfg.target.k}]
+    if isinstance(cfg, LineAndPointBuild):
+        return [{radius: 4, line: 1}]
+    terms, start = [], 0
+    if isinstance(cfg, (MonomialBuild, MonomialSumBuild)):
+        for block in cfg.target.blocks:
+            terms.append(dict(enumerate(block, start)))
+            start += len(block)
+    return terms

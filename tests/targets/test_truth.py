@@ -10,10 +10,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from scipy.integrate import dblquad, quad
+from scipy.special import roots_hermitenorm
 
 from lambda_hat.config import (
     DlnBuild,
     DlnTarget,
+    LineAndPointBuild,
+    LineAndPointTarget,
     MlpBuild,
     MonomialBuild,
     MonomialSumBuild,
@@ -21,8 +24,13 @@ from lambda_hat.config import (
     MonomialTarget,
     QuadraticBuild,
     QuadraticTarget,
+    RadialBuild,
+    RadialTarget,
+    TanhBuild,
+    TanhTarget,
 )
 from lambda_hat.targets.aoyagi import dln_llc
+from lambda_hat.targets.quadrature import half_normal_rule
 from lambda_hat.targets.truth import true_llc, true_llc_t
 
 
@@ -40,6 +48,18 @@ def quadratic(dim, rank=None, eigenvalues=None):
 
 def dln(widths, rank=None, loss="nll", sigma=1.0, **target):
     return DlnBuild(target=DlnTarget(widths=widths, rank=rank, **target), loss=loss, sigma=sigma)
+
+
+def radial(dim, k):
+    return RadialBuild(target=RadialTarget(dim=dim, k=k))
+
+
+def line_and_point(x, y):
+    return LineAndPointBuild(target=LineAndPointTarget(point=[x, y]))
+
+
+def tanh(hidden):
+    return TanhBuild(target=TanhTarget(hidden=hidden))
 
 
 # ------------------------------------------------------------------------------------------------ Aoyagi's formula
@@ -136,6 +156,15 @@ def test_aoyagi_refuses_a_rank_above_a_width():
         (monomial_sum([[1, 1], [2, 2]], [0.0, 1.0, 0.0, 0.0]), (3 / 4, 2)),
         (dln([5, 3, 5]), ((3 * 10 - 9) / 2, 1)),
         (dln([2, 1, 2], 0), (1.0, 2)),
+        (radial(2, 2), (1 / 2, 1)),
+        (radial(3, 4), (3 / 8, 1)),
+        (line_and_point(1.0, -2.0), (1 / 2, 1)),
+        (line_and_point(0.0, 0.0), (1 / 4, 1)),
+        (tanh(1), (1 / 2, 2)),
+        (tanh(2), (2 / 3, 1)),
+        (tanh(3), (5 / 6, 1)),
+        (tanh(4), (1.0, 2)),
+        (tanh(9), (3 / 2, 2)),
         (MlpBuild(), None),
     ],
 )
@@ -221,6 +250,205 @@ def test_the_order_of_integration_does_not_matter(j, k, t, gamma):
     assert value == pytest.approx(true_llc_t(monomial([k, j]), t, gamma), rel=1e-10)
 
 
+def under_the_localisation(tau, dim, gamma, draws=4_000_000):
+    """The same and its standard error, by importance sampling from the localisation at 0."""
+    w = np.random.default_rng(0).normal(size=(dim, draws)) / math.sqrt(gamma)
+    tau = tau(w)
+    weights = np.exp(-tau)
+    mean = np.sum(weights * tau) / np.sum(weights)
+    return mean, math.sqrt(np.sum((weights * (tau - mean)) ** 2)) / np.sum(weights)
+
+
+@pytest.mark.parametrize("point", [[0.0, 0.0, 0.0], [0.0, 0.6, 0.0], [1.3, 0.5, 0.0]])
+@pytest.mark.parametrize(("t", "gamma"), [(20.0, 1.0), (300.0, 4.0)])
+def test_three_coordinates_against_adaptive_quadrature(point, t, gamma):
+    # Given x and y the third coordinate is Gaussian.
+    (p, q, _), half = point, 9 / math.sqrt(gamma)
+
+    def curvature(x, y):
+        return 2 * t * x**2 * y**4
+
+    def density(y, x):
+        return math.exp(-gamma / 2 * ((x - p) ** 2 + (y - q) ** 2)) / math.sqrt(curvature(x, y) + gamma)
+
+    def moment(y, x):
+        return density(y, x) * curvature(x, y) / (2 * (curvature(x, y) + gamma))
+
+    def ends(centre):
+        graded = [0.01, 0.05, 0.2, 0.5]
+        return sorted({centre - half, centre, centre + half, 0.0, *graded, *(-x for x in graded)})
+
+    def integral(f):
+        options = {"epsabs": 1e-9, "epsrel": 1e-9}
+        return sum(dblquad(f, a, b, c, d, **options)[0] for a, b in pairwise(ends(p)) for c, d in pairwise(ends(q)))
+
+    expected = integral(moment) / integral(density)
+    assert true_llc_t(monomial([1, 2, 1], point), t, gamma) == pytest.approx(expected, rel=1e-6)
+
+
+def test_four_coordinates_against_the_localisation():
+    mean, error = under_the_localisation(lambda w: 30 * np.prod(w**2, axis=0) * w[3] ** 2, 4, 1.0)
+    assert error < 0.003 * mean
+    assert abs(true_llc_t(monomial([1, 1, 1, 2]), 30.0, 1.0) - mean) < 4 * error
+
+
+@pytest.mark.parametrize("distance", [19.99, 20.01])
+def test_a_coordinate_away_from_zero_by_either_way(distance):
+    # Given x, y is Gaussian: an integral over x alone.
+    t, gamma = 50.0, 4.0
+    p = distance / math.sqrt(gamma)
+
+    def density(x):
+        return math.exp(-gamma / 2 * (x - p) ** 2) / math.sqrt(2 * t * x**4 + gamma)
+
+    low, high = p - 6, p + 6
+    mass = quad(density, low, high, epsabs=0, epsrel=1e-12)[0]
+    moment = quad(lambda x: density(x) * t * x**4 / (2 * t * x**4 + gamma), low, high, epsabs=0, epsrel=1e-12)[0]
+    assert true_llc_t(monomial([2, 1], [p, 0.0]), t, gamma) == pytest.approx(moment / mass, rel=1e-10)
+
+
+@pytest.mark.parametrize(("dim", "k"), [(1, 2), (2, 1), (2, 3), (5, 2)])
+@pytest.mark.parametrize(("t", "gamma"), [(5.0, 1.0), (144.0, 100.0), (1e6, 0.01)])
+def test_radial_against_adaptive_quadrature(dim, k, t, gamma):
+    end = min(math.sqrt(150 / gamma), (75 / t) ** (1 / (2 * k)))
+
+    def density(r):
+        return r ** (dim - 1) * math.exp(-t * r ** (2 * k) - gamma / 2 * r**2)
+
+    options = {"epsabs": 0, "epsrel": 1e-12, "limit": 500}
+    mass = quad(density, 0, end, **options)[0]
+    moment = quad(lambda r: t * r ** (2 * k) * density(r), 0, end, **options)[0]
+    assert true_llc_t(radial(dim, k), t, gamma) == pytest.approx(moment / mass, rel=1e-9)
+
+
+def test_radial_by_other_formulas():
+    t, gamma = 144.0, 3.0
+    assert true_llc_t(radial(1, 3), t, gamma) == pytest.approx(true_llc_t(monomial([3]), t, gamma), rel=1e-10)
+    whole = true_llc_t(quadratic(4, 4, [2.0] * 4), t, gamma)
+    assert true_llc_t(radial(4, 1), t, gamma) == pytest.approx(whole, rel=1e-10)
+
+
+@pytest.mark.parametrize("point", [(1.0, 1.0), (1.0, 0.0), (1.0, -2.5), (0.0, 0.0)])
+@pytest.mark.parametrize(("n", "gamma"), [(1e3, 1.0), (1e3, 100.0), (1e4, 3.0)])
+def test_line_and_point_on_a_stretched_grid(point, n, gamma):
+    """Trapezoidal rule in y and in u, `w1 = 1 + c sinh u`, which resolves the line as well as the plane around it."""
+    t, c = n / math.log(n), 1e-4
+    spread = 12.5 / math.sqrt(gamma)
+    u = np.arange(math.asinh((point[0] - spread - 1) / c), math.asinh((point[0] + spread - 1) / c), 0.01)
+    y = np.arange(point[1] - spread, point[1] + spread, 0.02 / max(1.0, math.sqrt(gamma) / 2))[:, None]
+    x, slope = 1 + c * np.sinh(u), np.cosh(u)
+    tau = t * (x - 1) ** 2 * (x**2 + y**2) ** 4
+    density = slope * np.exp(-tau - gamma / 2 * ((x - point[0]) ** 2 + (y - point[1]) ** 2))
+    expected = np.sum(density * tau) / np.sum(density)
+    assert true_llc_t(line_and_point(*point), t, gamma) == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("b", [0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0])
+def test_the_nodes_of_the_tanh_loss_stand_for_normal_inputs(b):
+    x, weights = half_normal_rule()
+    expected = quad(lambda x: np.tanh(b * x) ** 2 * np.exp(-(x**2) / 2), 0, 12, epsabs=0, epsrel=1e-10, limit=200)[0]
+    assert np.tanh(b * x) ** 2 @ weights == pytest.approx(expected * math.sqrt(2 / math.pi), rel=1e-5)
+
+
+@pytest.mark.parametrize(("t", "gamma"), [(2.0, 1.0), (144.0, 1.0), (144.0, 100.0), (1e4, 5.0)])
+def test_one_tanh_unit_against_adaptive_quadrature(t, gamma):
+    x, weights = half_normal_rule()
+
+    def curvature(b):
+        return t * float(np.tanh(b * x) ** 2 @ weights)
+
+    def density(b):
+        return math.exp(-gamma / 2 * b**2) / math.sqrt(curvature(b) + gamma)
+
+    options = {"epsabs": 0, "epsrel": 1e-11, "limit": 500}
+    end = 12 / math.sqrt(gamma)
+    mass = quad(density, 0, end, **options)[0]
+    moment = quad(lambda b: density(b) * curvature(b) / (2 * (curvature(b) + gamma)), 0, end, **options)[0]
+    assert true_llc_t(tanh(1), t, gamma) == pytest.approx(moment / mass, rel=1e-9)
+
+
+@pytest.mark.parametrize(("t", "gamma"), [(2.0, 1.0), (20.0, 1.0), (144.0, 4.0)])
+def test_two_tanh_units_on_a_plain_grid(t, gamma):
+    x, weights = half_normal_rule()
+    b = np.arange(-8.5, 8.5, 0.0125) / math.sqrt(gamma)
+    features = np.tanh(b[:, None] * x)
+    cross = (features * weights) @ features.T
+    own = np.diag(cross)
+    trace = t * (own[:, None] + own) + 2 * gamma
+    determinant = (t * own[:, None] + gamma) * (t * own + gamma) - (t * cross) ** 2
+    density = np.exp(-gamma / 2 * (b[:, None] ** 2 + b**2)) / np.sqrt(determinant)
+    expected = np.sum(density * (1 - gamma / 2 * trace / determinant)) / np.sum(density)
+    assert true_llc_t(tanh(2), t, gamma) == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("hidden", [1, 2])
+def test_tanh_networks_against_the_localisation(hidden):
+    """All of the weights drawn, and normal inputs by 200 nodes: the loss's own describe them well enough."""
+    x, weights = roots_hermitenorm(200)
+    x, weights = x[100:], weights[100:] / weights[100:].sum()
+    t, gamma = 20.0, 2.0
+
+    def tau(w):
+        total = np.zeros(w.shape[1])
+        for node, weight in zip(x, weights, strict=True):
+            if weight > 1e-12:
+                total += weight * np.sum(w[:hidden] * np.tanh(w[hidden:] * node), axis=0) ** 2
+        return t / 2 * total
+
+    mean, error = under_the_localisation(tau, 2 * hidden, gamma, draws=500_000)
+    assert error < 0.005 * mean
+    assert abs(true_llc_t(tanh(hidden), t, gamma) - mean) < 4 * error
+
+
+def by_triangular_factors(inputs, t, gamma):
+    """`|B A|^2` with B of shape (q, 2), through `B = Q R`: R has entries chi_q, chi_(q-1) and normal. q = 2."""
+    u = np.arange(-28.0, 4.5, 0.17)
+    z = np.arange(-10.3, 10.3, 0.1)
+    r11, r22 = np.exp(u)[:, None, None], np.exp(u)[:, None]
+    r12, slope = 1e-3 * np.sinh(z), np.cosh(z)
+    log_prior = 2 * u[:, None, None] + u[:, None] + np.log(slope) - (r11**2 + r22**2 + r12**2) / 2
+    trace, determinant = (r11**2 + r22**2 + r12**2) / gamma, (r11 * r22 / gamma) ** 2
+    whole = 4 * t**2 * determinant + 2 * t * gamma * trace + gamma**2
+    value = inputs / 2 * (2 * 4 * t**2 * determinant + 2 * t * gamma * trace) / whole
+    density = np.exp(log_prior - inputs / 2 * np.log(whole))
+    return np.sum(density * value) / np.sum(density)
+
+
+@pytest.mark.parametrize(("n", "gamma"), SETTINGS)
+@pytest.mark.parametrize("inputs", [2, 3, 6])
+def test_two_eigenvalues_by_triangular_factors(inputs, n, gamma):
+    t = n / math.log(n)
+    expected = by_triangular_factors(inputs, t / 2, gamma)
+    assert true_llc_t(dln([inputs, 2, 2], 0), t, gamma) == pytest.approx(expected, rel=1e-7)
+    assert true_llc_t(dln([2, 2, inputs], 0), t, gamma) == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("widths", [(1, 3, 1), (3, 1, 1), (1, 1, 3), (2, 2, 2), (3, 2, 5), (2, 4, 3), (2, 3, 2)])
+def test_two_layers_against_the_localisation(widths):
+    inputs, hidden, outputs = widths
+    t, gamma = 4.0, 1.5
+
+    def tau(w):
+        a = w[: hidden * inputs].reshape(hidden, inputs, -1)
+        b = w[hidden * inputs :].reshape(outputs, hidden, -1)
+        return t / 2 * np.sum(np.einsum("ohk,hik->oik", b, a) ** 2, axis=(0, 1))
+
+    mean, error = under_the_localisation(tau, hidden * (inputs + outputs), gamma, draws=400_000)
+    assert error < 0.02 * mean
+    assert abs(true_llc_t(dln(widths, 0), t, gamma) - mean) < 4 * error
+
+
+def test_products_approach_lambda_through_their_multiplicity():
+    """`lambda_t = lambda - (m - 1)/log t + ...`, so that differences of its inverse slope tell m."""
+    for widths in [(2, 2, 2), (1, 3, 1), (2, 4, 3), (2, 2, 5)]:
+        llc, multiplicity = dln_llc(widths, 0)
+        values = [llc - true_llc_t(dln(widths, 0), 10.0**d, 1.0) for d in (10, 12)]
+        if multiplicity == 1:
+            assert abs(values[1]) < 1e-3 * llc
+        else:
+            assert values[0] * 10 == pytest.approx(values[1] * 12, rel=0.1)
+
+
 def test_a_narrow_localisation_far_from_the_singularity():
     # At (p, 0) with gamma p^2 large x stays at p: what is left is a quadratic of curvature 2 p^2.
     t, gamma, p = 10.0, 1e10, 3.0
@@ -258,16 +486,17 @@ def test_lambda_t_approaches_lambda():
     ("cfg", "gamma"),
     [
         (MlpBuild(), 1.0),
-        (monomial([1, 1, 1]), 1.0),
-        (monomial_sum([[1], [1, 1, 1]]), 1.0),
+        (tanh(3), 1.0),
         (dln([2, 1, 2]), 1.0),
-        (dln([3, 2, 3], 0), 1.0),
+        (dln([3, 3, 3], 0), 1.0),
         (dln([3, 1, 1, 3], 0), 1.0),
         (dln([2, 1, 2], 0, data="empirical"), 1.0),
         # Without a localisation these posteriors are improper.
         (quadratic(3, 2), 0.0),
         (monomial([1, 1]), 0.0),
         (dln([2, 1, 2], 0), 0.0),
+        (line_and_point(1.0, 1.0), 0.0),
+        (tanh(1), 0.0),
     ],
 )
 def test_lambda_t_is_none_where_it_is_not_known(cfg, gamma):
@@ -277,6 +506,7 @@ def test_lambda_t_is_none_where_it_is_not_known(cfg, gamma):
 def test_without_localisation_where_that_is_proper():
     assert true_llc_t(quadratic(4), 144.0, 0.0) == 2.0
     assert true_llc_t(monomial_sum([[1], [3]]), 144.0, 0.0) == pytest.approx(1 / 2 + 1 / 6, rel=1e-10)
+    assert true_llc_t(radial(3, 4), 144.0, 0.0) == 3 / 8
 
 
 def test_formulas_import_without_jax():
