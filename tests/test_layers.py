@@ -25,7 +25,7 @@ LAYERS = {
     2: {"samplers"},
     3: {"llc", "diagnostics", "waic"},
     4: {"api", "execute"},
-    5: {"entrypoints", "pictures", "report", "results"},
+    5: {"entrypoints", "pictures", "report", "results", "validate"},
 }
 MAY_IMPORT = {
     0: {"omegaconf", "yaml"},
@@ -35,7 +35,7 @@ MAY_IMPORT = {
     4: {"h5netcdf", "jax", "numpy", "xarray"},
     5: {"matplotlib", "pandas", "pyarrow", "rich"},
 }
-JAX_FREE_LATER = {"pictures", "posterior", "report", "results"}
+JAX_FREE_LATER = {"pictures", "posterior", "report", "results", "validate"}
 """Above L0, yet imported by the driver: they may not reach jax either."""
 
 

@@ -265,7 +265,7 @@ class NutsConfig(SampleConfig):
         if self.target_acceptance is not None:
             fraction("target_acceptance", self.target_acceptance)
         positive("initial_step_size", self.initial_step_size)
-        positive_int("num_burnin", self.num_burnin, 20)
+        positive_int("num_burnin", self.num_burnin, 40)
 
 
 @dataclass(frozen=True)

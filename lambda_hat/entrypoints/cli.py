@@ -1,4 +1,4 @@
-"""`lambda-hat`: build a target, sample a run, collect the table, list the store."""
+"""`lambda-hat`: build a target, sample a run, collect the table, list the store, validate the samplers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lambda_hat
-from lambda_hat.entrypoints import build_target, sample
+from lambda_hat.entrypoints import build_target, sample, validate
 from lambda_hat.errors import EXIT_OK, StoreError, run_command
 from lambda_hat.store import Store
 
@@ -36,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     ls = commands.add_parser("ls", help="what the store holds")
     ls.add_argument("--store", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     ls.set_defaults(run=_ls)
+
+    truth = commands.add_parser("validate", help="hold the samplers against targets whose exact answer is known")
+    validate.add_arguments(truth)
+    truth.set_defaults(run=validate.run)
 
     args = parser.parse_args(argv)
     run_command(lambda: args.run(args))

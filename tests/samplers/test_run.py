@@ -115,7 +115,7 @@ def test_the_largest_seed_and_identity_are_taken(target):
         (SGNHT, SgnhtConfig(step_size=1e-3)),
         (MALA, MalaConfig(num_burnin=20)),
         (HMC, HmcConfig(num_burnin=20, target_acceptance=0.9)),
-        (NUTS, NutsConfig(num_burnin=20, target_acceptance=0.9)),
+        (NUTS, NutsConfig(num_burnin=40, target_acceptance=0.9)),
         (MCLMC, MclmcConfig()),
         (ADJUSTED_MCLMC, AdjustedMclmcConfig()),
     ],
@@ -229,7 +229,7 @@ def test_gradients_are_counted_as_they_are_defined(target, cfg, expected):
     [
         HmcConfig(num_burnin=30),
         MalaConfig(num_burnin=30),
-        NutsConfig(num_burnin=30),
+        NutsConfig(num_burnin=60),
         AdjustedMclmcConfig(num_burnin=30, num_tuning=200),
         MclmcConfig(num_burnin=30, num_tuning=200),
     ],

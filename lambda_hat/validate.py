@@ -1,0 +1,275 @@
+"""The truth table: targets whose exact finite-n value is known, and how far each sampler is from it.
+
+Rows are spread over worker processes of one core each. Rows of one program follow each other in one process, because
+compiling costs more than sampling.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from queue import Empty
+from typing import Any
+
+from lambda_hat.config import (
+    SAMPLE_SCHEMAS,
+    AdjustedMclmcConfig,
+    BuildConfig,
+    DlnBuild,
+    DlnTarget,
+    HmcConfig,
+    LineAndPointBuild,
+    LineAndPointTarget,
+    MalaConfig,
+    MclmcConfig,
+    MonomialBuild,
+    MonomialSumBuild,
+    MonomialSumTarget,
+    MonomialTarget,
+    NutsConfig,
+    QuadraticBuild,
+    QuadraticTarget,
+    RadialBuild,
+    RadialTarget,
+    SampleConfig,
+    SghmcConfig,
+    SgldConfig,
+    SgnhtConfig,
+    TanhBuild,
+    TanhTarget,
+)
+from lambda_hat.cores import bind_process
+from lambda_hat.errors import ConfigError, LambdaHatError
+from lambda_hat.report import BIASED_SAMPLERS
+
+DEFAULT_SAMPLERS = ("nuts", "sgld")
+MAX_STD_ERRORS, MAX_ERROR = 3.0, 0.02
+"""What an unbiased sampler is held to: both."""
+MAX_BIASED_ERROR = 0.05
+"""What a sampler is held to that its step size biases."""
+WANTED_ERROR = 0.006
+"""Relative standard error that the unbiased samplers' lengths are chosen for."""
+ESS_PER_DRAW = 0.4
+"""Measured for NUTS on these targets, where a draw is one transition."""
+MOST_THIN = 4
+POLL = 0.5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One target at one localisation; `beta` is `1 / log n`."""
+
+    build: BuildConfig
+    gamma: float = 1.0
+
+    @property
+    def label(self) -> str:
+        extra = [f"n={self.build.n:g}"] if self.build.n != 1000 else []
+        extra += [f"γ={self.gamma:g}"] if self.gamma != 1 else []
+        label = self.build.label.removesuffix(", population")
+        return ", ".join([label, *extra])
+
+
+def _monomial(*exponents: int, point: list[float] | None = None, n: int = 1000) -> MonomialBuild:
+    return MonomialBuild(target=MonomialTarget(exponents=list(exponents), point=point, n=n))
+
+
+def _sum(*blocks: list[int], n: int = 1000) -> MonomialSumBuild:
+    return MonomialSumBuild(target=MonomialSumTarget(blocks=list(blocks), n=n))
+
+
+def _dln(*widths: int, rank: int = 0, n: int = 1000) -> DlnBuild:
+    return DlnBuild(target=DlnTarget(widths=list(widths), rank=rank, n=n))
+
+
+SPREAD = [0.01, 0.1, 1.0, 10.0]
+
+ROWS: tuple[Row, ...] = (
+    Row(QuadraticBuild(target=QuadraticTarget(dim=4, eigenvalues=SPREAD))),
+    Row(QuadraticBuild(target=QuadraticTarget(dim=4, rank=2))),
+    Row(QuadraticBuild(target=QuadraticTarget(dim=4, rank=2)), gamma=100.0),
+    Row(_sum([1, 1], [2], [1])),
+    Row(_sum([1, 1], [1, 1])),
+    Row(RadialBuild(target=RadialTarget(dim=4, k=2))),
+    Row(_monomial(2)),
+    Row(_monomial(2, n=10_000)),
+    Row(_monomial(2), gamma=100.0),
+    Row(_sum([1], [2])),
+    Row(_sum([1], [2], n=10_000)),
+    Row(_monomial(1, 1)),
+    Row(_monomial(1, 1, n=10_000)),
+    Row(_monomial(1, 1, point=[1.0, 0.0])),
+    Row(_monomial(1, 1, point=[1.0, 0.0]), gamma=100.0),
+    Row(_monomial(1, 2)),
+    Row(RadialBuild(target=RadialTarget(dim=2, k=2))),
+    Row(RadialBuild(target=RadialTarget(dim=2, k=3))),
+    Row(LineAndPointBuild(target=LineAndPointTarget(point=[1.0, 1.0]))),
+    Row(LineAndPointBuild(target=LineAndPointTarget(point=[0.0, 0.0]))),
+    Row(TanhBuild(target=TanhTarget(hidden=1))),
+    Row(TanhBuild(target=TanhTarget(hidden=2))),
+    Row(TanhBuild(target=TanhTarget(hidden=4))),
+    Row(_dln(2, 1, 2)),  # case 1, M + H + N + r odd
+    Row(_dln(2, 1, 2, n=10_000)),
+    Row(_dln(2, 2, 2)),  # case 1, even
+    Row(_dln(1, 1, 3)),  # case 2
+    Row(_dln(3, 1, 1)),  # case 3
+    Row(_dln(1, 3, 1)),  # case 4
+    Row(_dln(2, 2, 2, rank=1)),
+    Row(_dln(5, 3, 5)),
+    Row(_dln(4, 4, 4, 4, 4, rank=2)),
+)
+"""The four cases are those of reduced rank regression (Aoyagi & Watanabe 2005). The last three have a multiplicity above
+1 and no exact value at finite n."""
+
+
+def settings(sampler: str, row: Row, llc: float) -> SampleConfig:
+    """The run of one sampler on one row, long enough for its bar. `llc` is about what will come out: the relative
+    standard error of a mean is about `1 / sqrt(llc ESS)`, because `n_beta L` varies as a gamma law of that shape."""
+    draws = 1 / (llc * WANTED_ERROR**2 * ESS_PER_DRAW)
+
+    def thin(per_thin: int) -> int:
+        return min(max(math.ceil(draws / per_thin), 1), MOST_THIN)
+
+    cfg: SampleConfig
+    match sampler:
+        case "nuts":
+            cfg = NutsConfig(num_draws=20_000, num_burnin=2000, target_acceptance=0.99, max_num_doublings=7)
+            cfg = replace(cfg, thin=thin(80_000))
+        case "hmc":
+            cfg = HmcConfig(num_chains=8, num_draws=20_000, num_burnin=2000, target_acceptance=0.99)
+            cfg = replace(cfg, thin=2 * thin(80_000))
+        case "mala":
+            cfg = MalaConfig(num_chains=16, num_draws=10_000, num_burnin=2000, thin=20 * thin(80_000))
+        case "adjusted_mclmc":
+            cfg = AdjustedMclmcConfig(num_chains=8, num_draws=20_000, num_burnin=1000, thin=thin(40_000))
+        case "mclmc":
+            cfg = MclmcConfig(num_chains=8, num_draws=10_000, num_burnin=1000, thin=5)
+        case "sgld":
+            cfg = SgldConfig(num_chains=16, num_draws=5000, num_burnin=20_000, thin=100)
+        case "sghmc":
+            cfg = SghmcConfig(num_chains=16, num_draws=5000, num_burnin=2000, thin=10)
+        case "sgnht":
+            cfg = SgnhtConfig(num_chains=16, num_draws=5000, num_burnin=20_000, thin=100)
+        case _:
+            raise AssertionError(sampler)
+    return replace(cfg, gamma=row.gamma)
+
+
+def select(samplers: Sequence[str], only: str) -> list[tuple[str, Row]]:
+    """Every pair of a sampler and a row that it can take. Raises ConfigError where `only` matches no row."""
+    rows = [row for row in ROWS if fnmatchcase(row.label, only)]
+    if not rows:
+        raise ConfigError(f"--only {only!r}: matches no row; they are {'; '.join(row.label for row in ROWS)}")
+    return [(name, row) for name in samplers for row in rows if row.build.dim >= SAMPLE_SCHEMAS[name].min_dim]
+
+
+def run_rows(
+    chosen: Sequence[tuple[str, Row]], num_processes: int, choose: Callable[[str, Row, float], SampleConfig] = settings
+) -> Iterator[dict[str, Any]]:
+    """Run every pair, in processes of their own, and yield each result as it comes.
+
+    Raises LambdaHatError where a process dies.
+    """
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    shares = _shares(chosen, num_processes)
+    workers = [context.Process(target=_work, args=(share, choose, results), daemon=True) for share in shares]
+    for worker in workers:
+        worker.start()
+    try:
+        left = len(chosen)
+        while left:
+            try:
+                yield results.get(timeout=POLL)
+                left -= 1
+            except Empty:
+                dead = next((worker for worker in workers if worker.exitcode not in (None, 0)), None)
+                if dead is not None:
+                    raise LambdaHatError(f"a worker process ended with status {dead.exitcode}; see above") from None
+    finally:
+        for worker in workers:
+            worker.terminate()
+
+
+def _shares(chosen: Sequence[tuple[str, Row]], count: int) -> list[list[tuple[str, Row]]]:
+    """Groups of one program each, dealt out to processes, the largest first to the one that has least."""
+    groups: dict[Any, list[tuple[str, Row]]] = defaultdict(list)
+    for name, row in chosen:
+        groups[name, _program(row.build)].append((name, row))
+    shares: list[list[tuple[str, Row]]] = [[] for _ in range(count)]
+    # A compilation costs about as much as a row.
+    weights = [0] * count
+    for group in sorted(groups.values(), key=len, reverse=True):
+        least = weights.index(min(weights))
+        shares[least] += group
+        weights[least] += len(group) + 1
+    return [share for share in shares if share]
+
+
+def _program(build: BuildConfig) -> Any:
+    """What rows must have in common to share a program."""
+    shapes = tuple(sorted((build.param_shapes or {}).items()))
+    return ("dln" if isinstance(build, DlnBuild) else "tanh" if isinstance(build, TanhBuild) else "polynomial", shapes)
+
+
+def _work(share: Sequence[tuple[str, Row]], choose: Callable[[str, Row, float], SampleConfig], results: Any) -> None:
+    # Ctrl-C is the parent's to answer.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    bind_process(1)
+    for name, row in share:
+        results.put(run_row(name, row, choose))
+
+
+def run_row(sampler: str, row: Row, choose: Callable[[str, Row, float], SampleConfig] = settings) -> dict[str, Any]:
+    """One sampler on one row, through the code of a study's runs."""
+    from lambda_hat.execute import estimate
+    from lambda_hat.targets import build_target, true_llc_t
+
+    started = time.perf_counter()
+    target, _ = build_target(row.build)
+    n_beta = target.n / math.log(target.n)
+    exact = true_llc_t(row.build, n_beta, row.gamma)
+    found = estimate(target, choose(sampler, row, exact or target.true_llc or 1.0))
+    summary, draws = found.summary, found.draws
+    result = {
+        "row": row.label,
+        "sampler": sampler,
+        "dim": target.dim,
+        "n": target.n,
+        "gamma": row.gamma,
+        "llc": summary.llc_mean,
+        "std_error": summary.llc_std_error,
+        "true_llc_t": exact,
+        "true_llc": target.true_llc,
+        "true_multiplicity": target.true_multiplicity,
+        "verdict": summary.verdict,
+        "num_gradients": draws.num_gradients,
+        "cache_hit": draws.cache_hit,
+        "seconds": time.perf_counter() - started,
+    }
+    return result | judge(sampler, summary.llc_mean, summary.llc_std_error, exact)
+
+
+def judge(sampler: str, llc: float, std_error: float, exact: float | None) -> dict[str, Any]:
+    """`rel_error` and `z` against the exact value, and whether the sampler's bar is met; None without one."""
+    if exact is None:
+        return {"rel_error": None, "z": None, "meets_bar": None}
+    rel_error = llc / exact - 1
+    z = (llc - exact) / std_error if std_error > 0 else math.nan
+    if sampler in BIASED_SAMPLERS:
+        meets = abs(rel_error) <= MAX_BIASED_ERROR
+    else:
+        meets = abs(rel_error) <= MAX_ERROR and abs(z) <= MAX_STD_ERRORS
+    return {"rel_error": rel_error, "z": z, "meets_bar": meets}
+
+
+def default_processes() -> int:
+    """One per core that this process may use."""
+    return len(os.sched_getaffinity(0))
