@@ -37,7 +37,8 @@ def _ref(build, cfg_type, **values):
 def _finish(store, ref, **values):
     target = store.target_dir(ref.target_id)
     write_config(target, ref.build)
-    meta = {"loss_at_w_star": 0.0, "true_llc": 2.0, "true_multiplicity": 1}
+    numbers = {"n": ref.build.n, "dim": ref.build.dim, "loss_at_w_star": 0.0}
+    meta = numbers | {"true_llc": 2.0, "true_multiplicity": 1}
     write_json_atomic(target / "meta.json", meta)
     run = store.run_dir(ref.target_id, ref.run_id)
     write_config(run, ref.cfg)

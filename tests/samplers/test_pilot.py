@@ -51,7 +51,8 @@ def test_the_preconditioner_is_part_of_the_curvature(target):
 
 
 def test_no_curvature_at_all_is_said(target):
-    flat = replace(target("quadratic"), data={"eigenvalues": np.zeros(4)})
+    quadratic = target("quadratic")
+    flat = replace(quadratic, data=quadratic.data | {"eigenvalues": np.zeros(4)})
     found = pilot(flat, posterior=Posterior(n_beta=100.0, gamma=0.0))
     assert found.step_size == CFG.pilot_c
     assert "no curvature" in found.notes[0]
