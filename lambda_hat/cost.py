@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lambda_hat.config import (
     BuildConfig,
+    DlnBuild,
     HmcConfig,
     NutsConfig,
     SampleConfig,
@@ -44,7 +45,8 @@ def estimate_seconds(build: BuildConfig, cfg: SampleConfig) -> float:
     """Expected seconds of one run on one core, compilation included; right to a small factor."""
     num_data = UNKNOWN_ROWS if build.num_data is None else build.num_data
     dim = UNKNOWN_DIM if build.dim is None else build.dim
-    full_rows = max(num_data, 1)
+    # The loss of a linear network is that of the product of its factors, whatever the number of rows.
+    full_rows = build.target.widths[0] if isinstance(build, DlnBuild) else max(num_data, 1)
     rows = full_rows
     if isinstance(cfg, StochasticGradientConfig) and num_data and cfg.batch_size is not None:
         rows = cfg.batch_size

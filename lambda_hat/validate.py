@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from queue import Empty
@@ -60,9 +60,6 @@ ESS_PER_DRAW = 0.4
 """Measured for NUTS on these targets, where a draw is one transition."""
 MOST_THIN = 4
 POLL = 0.5
-
-Choose = Callable[[str, "Row", float | None], SampleConfig]
-"""(sampler, row, exact answer) -> the run."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,7 @@ def settings(sampler: str, row: Row, llc: float | None) -> SampleConfig:
         case "mclmc":
             cfg = MclmcConfig(num_chains=8, num_draws=10_000, num_burnin=1000, thin=5)
         case "sgld":
-            cfg = SgldConfig(num_chains=16, num_draws=5000, num_burnin=20_000, thin=100)
+            cfg = SgldConfig(num_chains=16, num_draws=5000, num_burnin=100_000, thin=150)
             if row.is_stiff:
                 cfg = replace(cfg, num_burnin=1_000_000, thin=2000)
         case "sghmc":
@@ -180,28 +177,37 @@ def settings(sampler: str, row: Row, llc: float | None) -> SampleConfig:
 
 
 def select(samplers: Sequence[str], only: str) -> list[tuple[str, Row]]:
-    """Every pair of a sampler and a row that it can take. Raises ConfigError where `only` matches no row."""
+    """Every pair of a sampler and a row that it can take.
+
+    Raises ConfigError where `only` matches no row, or none that one of the samplers can take.
+    """
     rows = [row for row in ROWS if fnmatchcase(row.label, only)]
     if not rows:
         raise ConfigError(f"--only {only!r}: matches no row; they are {'; '.join(row.label for row in ROWS)}")
-    return [(name, row) for name in samplers for row in rows if row.build.dim >= SAMPLE_SCHEMAS[name].min_dim]
+    chosen = []
+    for name in samplers:
+        least = SAMPLE_SCHEMAS[name].min_dim
+        taken = [(name, row) for row in rows if row.build.dim >= least]
+        if not taken:
+            raise ConfigError(f"--only {only!r}: {name} takes none of these rows, it needs at least {least} parameters")
+        chosen += taken
+    return chosen
 
 
-def run_rows(
-    chosen: Sequence[tuple[str, Row]], num_processes: int, choose: Choose = settings
-) -> Iterator[dict[str, Any]]:
-    """Run every pair, in processes of their own, and yield each result as it comes.
+def run_rows(chosen: Sequence[tuple[str, Row]], num_processes: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Run every pair, in at most so many processes, and yield each result as it comes.
 
     Raises LambdaHatError where a process dies.
     """
     context = multiprocessing.get_context("spawn")
     groups, results = context.Queue(), context.Queue()
     # The largest first: the last ones to be taken even out what the processes have to do.
-    for group in sorted(_groups(chosen), key=len, reverse=True):
+    pending = sorted(_groups(chosen), key=len, reverse=True)
+    num_processes = min(num_processes, len(pending))
+    for group in [*pending, *[None] * num_processes]:
         groups.put(group)
-    for _ in range(num_processes):
-        groups.put(None)
-    workers = [context.Process(target=_work, args=(groups, choose, results), daemon=True) for _ in range(num_processes)]
+    work = (groups, seed, results)
+    workers = [context.Process(target=_work, args=work, daemon=True) for _ in range(num_processes)]
     for worker in workers:
         worker.start()
     try:
@@ -233,16 +239,16 @@ def _program(build: BuildConfig) -> Any:
     return ("dln" if isinstance(build, DlnBuild) else "tanh" if isinstance(build, TanhBuild) else "polynomial", shapes)
 
 
-def _work(groups: Any, choose: Choose, results: Any) -> None:
+def _work(groups: Any, seed: int, results: Any) -> None:
     # Ctrl-C is the parent's to answer.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     bind_process(1)
     for group in iter(groups.get, None):
         for name, row in group:
-            results.put(run_row(name, row, choose))
+            results.put(run_row(name, row, seed))
 
 
-def run_row(sampler: str, row: Row, choose: Choose = settings) -> dict[str, Any]:
+def run_row(sampler: str, row: Row, seed: int = 0) -> dict[str, Any]:
     """One sampler on one row, through the code of a study's runs."""
     from lambda_hat.execute import estimate
     from lambda_hat.targets import build_target, true_llc_t
@@ -251,7 +257,7 @@ def run_row(sampler: str, row: Row, choose: Choose = settings) -> dict[str, Any]
     target, _ = build_target(row.build)
     n_beta = target.n / math.log(target.n)
     exact = true_llc_t(row.build, n_beta, row.gamma)
-    found = estimate(target, choose(sampler, row, exact))
+    found = estimate(target, replace(settings(sampler, row, exact), seed=seed))
     summary, draws = found.summary, found.draws
     result = {
         "row": row.label,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lambda_hat.config import SAMPLE_SCHEMAS
-from lambda_hat.errors import EXIT_FAILED, EXIT_OK, ConfigError, nearest
+from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ConfigError, nearest
 from lambda_hat.report import BIASED_SAMPLERS
 from lambda_hat.validate import (
     DEFAULT_SAMPLERS,
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a sampler, several with commas, or all; repeatable; default: {','.join(DEFAULT_SAMPLERS)}",
     )
     parser.add_argument("--only", default="*", metavar="GLOB", help="only rows whose name matches")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every run (default: 0)")
     parser.add_argument("--processes", type=int, metavar="N", help="of one core each; default: one per core")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON, and nothing else")
 
@@ -60,16 +61,30 @@ def run(args: argparse.Namespace) -> int:
     """Run the truth suite; 0 where every estimate with an exact answer meets its bar, else 1."""
     if args.processes is not None and args.processes < 1:
         raise ConfigError(f"--processes: got {args.processes}, expected an integer of at least 1")
+    if not 0 <= args.seed < 2**32:
+        raise ConfigError(f"--seed: got {args.seed}, expected an integer from 0 to 2^32 - 1")
     chosen = select(samplers_of(args.sampler), args.only)
     processes = default_processes() if args.processes is None else args.processes
     started = time.monotonic()
-    found = {(r["sampler"], r["row"]): _finite(r) for r in showing_progress(run_rows(chosen, processes), len(chosen))}
-    results = [found[name, row.label] for name, row in chosen]
+    rows = run_rows(chosen, processes, args.seed)
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    interrupted = False
+    try:
+        for r in showing_progress(rows, len(chosen)):
+            found[r["sampler"], r["row"]] = _finite(r)
+    except KeyboardInterrupt:
+        interrupted = True
+    keys = [(name, row.label) for name, row in chosen]
+    results = [found[key] for key in keys if key in found]
+    if interrupted:
+        print(f"interrupted: {len(results)} of {len(chosen)} rows are done", file=sys.stderr)
     if args.json:
         json.dump(results, sys.stdout, indent=2, allow_nan=False)
         print()
-    else:
+    elif results:
         print_table(results, time.monotonic() - started, processes)
+    if interrupted:
+        return EXIT_INTERRUPTED
     return EXIT_FAILED if any(r["meets_bar"] is False for r in results) else EXIT_OK
 
 
@@ -131,6 +146,12 @@ def print_table(results: Sequence[dict[str, Any]], seconds: float, processes: in
     console.print(view)
     for sampler in dict.fromkeys(r["sampler"] for r in results):
         console.print(summary_line(sampler, [r for r in results if r["sampler"] == sampler]), soft_wrap=True)
+    if any(r["meets_bar"] is False for r in results):
+        console.print(
+            f"an honest error exceeds {MAX_STD_ERRORS:g} standard errors once in 370 rows: a miss that another --seed "
+            "does not repeat was chance",
+            soft_wrap=True,
+        )
     programs = sum(not r["cache_hit"] for r in results)
     console.print(
         f"{len(results)} runs of {programs} programs in {seconds:.0f} s on {processes} "
