@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-RUN_BY_CI = {"make run", "make test", "make lint", "bash .ci/run"}
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")]
+RUN_BY_CI = {"make run", "make test", "make lint", "bash .ci/run", "lambda-hat validate"}
+FILE_NAME = re.compile(r"# (\S+\.(?:yaml|py))\n")
+"""First line of a block that is a file."""
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -31,8 +33,9 @@ def commands(document: Path) -> list[str]:
 def test_every_command_of_the_readme_runs_in_its_order(tmp_path):
     for name in ("flows", "mpi", "conf"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for text in blocks(ROOT / "README.md", "yaml"):
-        (tmp_path / re.match(r"# (\S+\.yaml)\n", text).group(1)).write_text(text)
+    python = blocks(ROOT / "README.md", "python")
+    for text in [*blocks(ROOT / "README.md", "yaml"), *filter(FILE_NAME.match, python)]:
+        (tmp_path / FILE_NAME.match(text).group(1)).write_text(text)
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     ran = []
     for command in commands(ROOT / "README.md"):
@@ -41,11 +44,28 @@ def test_every_command_of_the_readme_runs_in_its_order(tmp_path):
         done = subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         ran.append(command)
-    assert len(ran) >= 9
-    for code in blocks(ROOT / "README.md", "python"):
+    assert len(ran) >= 12
+    snippets = [text for text in python if not FILE_NAME.match(text)]
+    assert len(snippets) >= 4
+    for code in snippets:
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, f"{code}\n{done.stderr}"
         assert done.stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+@pytest.mark.parsl
+def test_every_command_of_the_benchmarks_but_the_long_one_runs(tmp_path):
+    for name in ("benchmarks", "flows", "mpi", "conf"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    ran = [command for command in commands(ROOT / "benchmarks" / "README.md") if command != "python benchmarks/dln.py"]
+    assert len(ran) == 2
+    for command in ran:
+        done = subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert (tmp_path / "results" / "two" / "dln.md").is_file()
 
 
 def test_ci_runs_what_the_readme_promises():
@@ -53,6 +73,7 @@ def test_ci_runs_what_the_readme_promises():
     promised = {command for command in commands(ROOT / "README.md") if command.startswith("make ")}
     assert promised == {"make run", "make test"}
     assert all(command in script.splitlines() for command in promised)
+    assert ".venv/bin/lambda-hat validate" in script
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert {"run", "test", "lint"} <= set(targets)
 
@@ -61,8 +82,8 @@ def test_ci_runs_what_the_readme_promises():
 def test_links_and_named_files_exist(document):
     text = document.read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
-    for name in re.findall(r"`((?:lambda_hat|flows|mpi|conf|tests|docs)/[\w./]+\.\w+)`", text):
+        assert (document.parent / target).exists(), target
+    for name in re.findall(r"`((?:lambda_hat|flows|mpi|conf|tests|docs|benchmarks)/[\w./]+\.\w+)`", text):
         assert (ROOT / name).exists(), name
 
 

@@ -1,0 +1,118 @@
+"""The benchmark of deep linear networks: what it draws, what it writes, and a tiny one through the packed flow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from benchmarks import dln  # noqa: E402
+from lambda_hat.omegaconf_support import load_yaml  # noqa: E402
+from lambda_hat.targets.aoyagi import dln_llc  # noqa: E402
+
+CONFIG = load_yaml(ROOT / "benchmarks" / "dln.yaml")
+TINY = {
+    "classes": {"tiny": {"layers": [2, 2], "widths": [2, 4], "params": [8, 30], "n": 1000}},
+    "hmc": {"num_chains": 1, "num_burnin": 100, "num_draws": 200, "jitter": 1e-3},
+    "sgld": {"num_chains": 1, "num_burnin": 500, "num_draws": 50, "thin": 10, "step_size": 1e-5, "batch_size": 50},
+}
+
+
+@pytest.mark.parametrize("name", ["1K", "10K", "100K", "1M"])
+def test_networks_are_of_their_class(name):
+    spec = CONFIG["classes"][name]
+    networks = dln.draw_class(CONFIG, name, 10, 0)
+    for network in networks:
+        assert spec["layers"][0] <= len(network.widths) - 1 <= spec["layers"][1]
+        assert spec["widths"][0] <= min(network.widths) and max(network.widths) <= spec["widths"][1]
+        assert spec["params"][0] <= dln.num_params(network.widths) <= spec["params"][1]
+    assert dln.draw_class(CONFIG, name, 3, 0) == networks[:3]
+    assert dln.draw_class(CONFIG, name, 3, 1) != networks[:3]
+
+
+def test_a_class_that_no_network_is_in_is_refused(monkeypatch):
+    monkeypatch.setattr(dln, "MAX_DRAWS", 100)
+    with pytest.raises(dln.ConfigError, match="no network of 100 had"):
+        dln.draw_network({"layers": [2, 2], "widths": [2, 3], "params": [1000, 2000], "n": 10}, [0])
+
+
+@pytest.mark.parametrize(("name", "steps"), [("1K", 10_000), ("10K", 10_000), ("100K", 50_000), ("1M", 50_000)])
+def test_the_baseline_has_the_published_number_of_steps(name, steps):
+    settings = CONFIG["sgld"] | CONFIG["sgld_of_class"][name]
+    assert settings["num_burnin"] + settings["num_draws"] * settings["thin"] == steps
+    assert (settings["gamma"], settings["batch_size"], settings["num_chains"]) == (1.0, 500, 1)
+
+
+def test_the_summary_counts_missing_numbers_apart():
+    rows = pd.DataFrame(
+        {
+            "class": "1K", "sampler": "sgld", "status": ["finished"] * 3 + ["pending"],
+            "rel_error": [0.1, -0.3, np.nan, np.nan], "verdict": ["ok", "ok", "diverged", None],
+            "num_gradients": [10, 10, 10, None], "fge": [1.0, 1.0, 1.0, np.nan], "seconds": [1.0, 2.0, 3.0, np.nan],
+        }
+    )  # fmt: skip
+    table = dln.summary(rows)
+    assert len(table) == 1
+    row = table.iloc[0]
+    assert row["networks"] == "3 of 4"
+    assert row["mean abs error"] == pytest.approx(0.2)
+    assert row["mean signed"] == pytest.approx(-0.1)
+    assert row["NaN"] == pytest.approx(1 / 3)
+    assert row["verdicts"] == "2 ok, 1 diverged"
+    assert "| 1K | SGLD, published settings | 3 of 4 | 0.200 |" in dln.markdown(table, "the command", "nll")
+
+
+def bench(*words, cwd):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "dln.py"), *words], capture_output=True, text=True, cwd=cwd,
+        timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--classes", "2K"], "--classes: got '2K', expected some of 1K,10K"),
+        (["--samplers", "hmc,nuts"], "--samplers: got 'nuts', expected some of hmc,sgld"),
+        (["--networks", "0"], "--networks: got 0"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_2(tmp_path, words, message):
+    done = bench(*words, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+@pytest.mark.parsl
+def test_a_tiny_class_through_the_flow(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    words = ["--config", "tiny.yaml", "--classes", "tiny", "--networks", "2", "--out", "out"]
+    planned = bench(*words, "--dry-run", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    assert "2 targets (0 cached, 2 to build)" in planned.stdout
+    assert not (tmp_path / "out").exists()
+    done = bench(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = pd.read_csv(tmp_path / "out" / "dln.csv")
+    assert list(rows["sampler"]) == ["hmc", "hmc", "sgld", "sgld"]
+    for row in rows.itertuples():
+        widths = list(map(int, row.widths.split("-")))
+        assert row.true_llc == dln_llc(widths, min(widths))[0]
+        assert row.rel_error == pytest.approx(row.llc_mean / row.true_llc - 1)
+        assert row.sampler == "sgld" or abs(row.rel_error) < 0.1 + 5 * row.llc_std_error / row.true_llc
+    text = (tmp_path / "out" / "dln.md").read_text()
+    assert text.count("2 of 2") == 2
+    assert (tmp_path / "out" / "dln.png").read_bytes()[:4] == b"\x89PNG"
+    again = bench(*words, "--collect", cwd=tmp_path)
+    assert again.returncode == 0
+    assert (tmp_path / "out" / "dln.md").read_text() == text
