@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from lambda_hat.config import AdjustedMclmcConfig
 from lambda_hat.posterior import Posterior
-from lambda_hat.samplers.base import LOSS_COST, Algorithm, Costs, Draws, Info, Model, Sampler
+from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
 from lambda_hat.samplers.mclmc import GRADIENTS_PER_STEP
 from lambda_hat.samplers.run import run
 from lambda_hat.targets.base import Target
@@ -73,22 +73,11 @@ def build(model: Model, cfg: AdjustedMclmcConfig, arguments: dict[str, Array]) -
     )
 
 
-def costs(cfg: AdjustedMclmcConfig, target: Target) -> Costs:
-    """Gradients are of the full data."""
-    return Costs(per_gradient=1.0, per_record=LOSS_COST)
-
-
-def notes(cfg: AdjustedMclmcConfig, target: Target) -> tuple[str, ...]:
-    return ()
-
-
 ADJUSTED_MCLMC = Sampler(
     name="adjusted_mclmc",
     arguments=("num_burnin", "target_acceptance"),
     strict=False,
     build=build,
-    costs=costs,
-    notes=notes,
 )
 
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from lambda_hat.config import SampleConfig
 from lambda_hat.posterior import Posterior
-from lambda_hat.targets.base import Loss
+from lambda_hat.targets.base import Loss, Target
 
 LOSS_COST = 1 / 3
 """Cost of a loss in gradients of the same rows: a gradient is one forward and two backward products (a convention)."""
@@ -115,6 +116,11 @@ class Costs(NamedTuple):
     per_record: float
 
 
+def full_data_costs(cfg: SampleConfig, target: Target) -> Costs:
+    """Every gradient and every recorded loss is of the full data."""
+    return Costs(per_gradient=1.0, per_record=LOSS_COST)
+
+
 class Sampler(NamedTuple):
     """What one sampler module gives to `run`.
 
@@ -130,8 +136,8 @@ class Sampler(NamedTuple):
     arguments: tuple[str, ...]
     strict: bool
     build: Callable[[Model, Any, dict[str, Array]], Algorithm]
-    costs: Callable[[Any, Any], Costs]
-    notes: Callable[[Any, Any], tuple[str, ...]]
+    costs: Callable[[Any, Any], Costs] = full_data_costs
+    notes: Callable[[Any, Any], tuple[str, ...]] = lambda cfg, target: ()
     records_differences: Callable[[Any, Any], bool] = lambda cfg, target: False
     takes_noise: bool = False
 

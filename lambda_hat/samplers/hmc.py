@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from lambda_hat.config import HmcConfig
 from lambda_hat.posterior import Posterior
-from lambda_hat.samplers.base import LOSS_COST, Algorithm, Costs, Draws, Info, Model, Sampler
+from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
 from lambda_hat.samplers.run import run
 from lambda_hat.targets.base import Target
 
@@ -72,22 +72,11 @@ def build(model: Model, cfg: HmcConfig, arguments: dict[str, Array]) -> Algorith
     )
 
 
-def costs(cfg: HmcConfig, target: Target) -> Costs:
-    """Gradients are of the full data."""
-    return Costs(per_gradient=1.0, per_record=LOSS_COST)
-
-
-def notes(cfg: HmcConfig, target: Target) -> tuple[str, ...]:
-    return ()
-
-
 HMC = Sampler(
     name="hmc",
     arguments=("target_acceptance", "initial_step_size"),
     strict=False,
     build=build,
-    costs=costs,
-    notes=notes,
 )
 
 

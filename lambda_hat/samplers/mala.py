@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from lambda_hat.config import MalaConfig
 from lambda_hat.posterior import Posterior
-from lambda_hat.samplers.base import LOSS_COST, Algorithm, Costs, Draws, Info, Model, Sampler
+from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
 from lambda_hat.samplers.run import run
 from lambda_hat.targets.base import Target
 
@@ -51,22 +51,11 @@ def build(model: Model, cfg: MalaConfig, arguments: dict[str, Array]) -> Algorit
     )
 
 
-def costs(cfg: MalaConfig, target: Target) -> Costs:
-    """Gradients are of the full data."""
-    return Costs(per_gradient=1.0, per_record=LOSS_COST)
-
-
-def notes(cfg: MalaConfig, target: Target) -> tuple[str, ...]:
-    return ()
-
-
 MALA = Sampler(
     name="mala",
     arguments=("target_acceptance", "initial_step_size"),
     strict=False,
     build=build,
-    costs=costs,
-    notes=notes,
 )
 
 

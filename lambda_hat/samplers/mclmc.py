@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lambda_hat.config import MclmcConfig
 from lambda_hat.posterior import Posterior
-from lambda_hat.samplers.base import LOSS_COST, Algorithm, Costs, Draws, Info, Model, Sampler
+from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
 from lambda_hat.samplers.run import run
 from lambda_hat.targets.base import Target
 
@@ -65,11 +65,6 @@ def build(model: Model, cfg: MclmcConfig, arguments: dict) -> Algorithm:
     )
 
 
-def costs(cfg: MclmcConfig, target: Target) -> Costs:
-    """Gradients are of the full data."""
-    return Costs(per_gradient=1.0, per_record=LOSS_COST)
-
-
 def notes(cfg: MclmcConfig, target: Target) -> tuple[str, ...]:
     return ("unadjusted: biased by its step size",)
 
@@ -79,7 +74,6 @@ MCLMC = Sampler(
     arguments=("num_burnin", "desired_energy_var"),
     strict=False,
     build=build,
-    costs=costs,
     notes=notes,
 )
 

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from lambda_hat.config import NutsConfig
 from lambda_hat.posterior import Posterior
-from lambda_hat.samplers.base import LOSS_COST, Algorithm, Costs, Draws, Info, Model, Sampler
+from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
 from lambda_hat.samplers.hmc import DEFAULT_ACCEPTANCE
 from lambda_hat.samplers.run import run
 from lambda_hat.targets.base import Target
@@ -89,22 +89,11 @@ def build(model: Model, cfg: NutsConfig, arguments: dict[str, Array]) -> Algorit
     )
 
 
-def costs(cfg: NutsConfig, target: Target) -> Costs:
-    """Gradients are of the full data."""
-    return Costs(per_gradient=1.0, per_record=LOSS_COST)
-
-
-def notes(cfg: NutsConfig, target: Target) -> tuple[str, ...]:
-    return ()
-
-
 NUTS = Sampler(
     name="nuts",
     arguments=("target_acceptance", "initial_step_size"),
     strict=False,
     build=build,
-    costs=costs,
-    notes=notes,
 )
 
 
