@@ -25,6 +25,9 @@ POLL_SHORTEST, POLL_LONGEST = 0.0005, 0.005
 """Seconds between two looks for a message. Idle ranks sleep in between: a blocking receive spins, and would take the
 core from a rank that computes."""
 
+LAST_WORDS = 0.5
+"""Seconds before an abort: Hydra ends the job at once, and drops what it has not yet read of a rank's output."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -39,6 +42,7 @@ class World:
         sys.stdout.flush()
         sys.stderr.flush()
         if self.comm is not None:
+            time.sleep(LAST_WORDS)
             self.comm.Abort(code)
         os._exit(code)
 
