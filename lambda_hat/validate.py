@@ -162,7 +162,7 @@ def settings(sampler: str, row: Row, llc: float | None) -> SampleConfig:
         case "mclmc":
             cfg = MclmcConfig(num_chains=8, num_draws=10_000, num_burnin=1000, thin=5)
         case "sgld":
-            cfg = SgldConfig(num_chains=16, num_draws=5000, num_burnin=100_000, thin=150)
+            cfg = SgldConfig(num_chains=16, num_draws=5000, num_burnin=50_000, thin=100)
             if row.is_stiff:
                 cfg = replace(cfg, num_burnin=1_000_000, thin=2000)
         case "sghmc":
