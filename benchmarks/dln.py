@@ -31,8 +31,8 @@ from lambda_hat.workflow_config import compose_study  # noqa: E402
 HERE = Path(__file__).resolve().parent
 SAMPLERS = ("hmc", "sgld")
 LABELS = {"hmc": "HMC", "sgld": "SGLD, published settings"}
-BENCHMARK_SEED = 0
-"""The sampler settings were chosen on the networks of seed 7."""
+BENCHMARK_SEED = 1
+"""The sampler settings were chosen on the networks of seeds 0 and 7."""
 MAX_DRAWS = 1_000_000
 
 
