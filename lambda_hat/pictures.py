@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -21,6 +21,8 @@ ESTIMATES_NAME = "llc.png"
 TRAINING_NAME = "llc_training.png"
 MOST_PANELS = 30
 COLUMNS = 3
+LEGEND_LETTERS = 90
+"""Of its entries in one line."""
 PANEL = (4.2, 2.9)
 """Inches."""
 
@@ -88,8 +90,7 @@ def draw_training(table: pa.Table, path: Path) -> Path | None:
     trainings = list(dict.fromkeys(frame["trajectory"]))[:MOST_PANELS]
     figure, axes = _panels(len(trainings))
     # One line per sampler setting: the runs of a setting differ in their target alone.
-    settings = [name for name in frame.columns if name == "sampler" or name.startswith("cfg.")]
-    frame = frame.assign(setting=[repr(row) for row in frame[settings].itertuples(index=False, name=None)])
+    frame = frame.assign(setting=_setting_labels(frame))
     colours = _colours(frame["setting"])
     for axis, trajectory in zip(axes, trainings, strict=True):
         group = frame[frame["trajectory"] == trajectory]
@@ -98,9 +99,7 @@ def draw_training(table: pa.Table, path: Path) -> Path | None:
             steps = part["step"].astype(float)
             low, high = (part["llc_mean"] + sign * 2 * part["llc_std_error"] for sign in (-1, 1))
             axis.fill_between(steps, low, high, color=colours[setting], alpha=0.25, linewidth=0)
-            axis.plot(
-                steps, part["llc_mean"], "o-", color=colours[setting], markersize=3, label=part["sampler"].iloc[0]
-            )
+            axis.plot(steps, part["llc_mean"], "o-", color=colours[setting], markersize=3, label=setting)
             doubtful = part[part["verdict"] != "ok"]
             if len(doubtful):
                 axis.plot(
@@ -127,6 +126,25 @@ def draw_training(table: pa.Table, path: Path) -> Path | None:
 def _finished(table: pa.Table) -> pd.DataFrame:
     frame = to_frame(table)
     return frame[(frame["status"] == "finished") & frame["llc_mean"].notna()]
+
+
+def _setting_labels(frame: pd.DataFrame) -> pd.Series:
+    """For every run its sampler, and the keys in which that sampler's runs differ: equal for equal settings."""
+    labels = frame["sampler"].astype(str)
+    for _, part in frame.groupby("sampler"):
+        for column in (name for name in frame.columns if name.startswith("cfg.")):
+            words = part[column].map(_word)
+            if words.nunique() > 1:
+                labels[part.index] += ", " + column.removeprefix("cfg.") + " " + words
+    return labels
+
+
+def _word(value: Any) -> str:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "none" if value is None or value is pd.NA else str(value)
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
@@ -159,8 +177,10 @@ def _save(figure: Figure, axes: list[Axes], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), fontsize=9, frameon=False)
-    figure.tight_layout(rect=(0, 0.35 / figure.get_figheight(), 1, 1))
+    columns = max(1, min(len(handles), LEGEND_LETTERS // max(map(len, handles), default=1)))
+    lines = math.ceil(len(handles) / columns)
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=columns, fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, (0.15 + 0.2 * lines) / figure.get_figheight(), 1, 1))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     plt.close(figure)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lambda_hat.config import CheckpointsConfig, DataConfig, HmcConfig, MlpBuild, ModelConfig, TrainingConfig
@@ -11,7 +12,7 @@ from lambda_hat.errors import BuildFailed, ConfigError
 from lambda_hat.execute import build_into, sample_into
 from lambda_hat.id_utils import checkpoint_ids, run_id_for, target_id_for, trajectory_id
 from lambda_hat.omegaconf_support import load_build_config
-from lambda_hat.pictures import draw_all
+from lambda_hat.pictures import _setting_labels, draw_all
 from lambda_hat.results import collect, runs_in_store
 from lambda_hat.store import Store, read_json
 from lambda_hat.targets import build_checkpoints, build_target, load_target
@@ -125,3 +126,16 @@ def test_the_table_and_the_picture_show_the_training(tmp_path):
     pictures = draw_all(table, tmp_path)
     assert set(pictures) == {"training"}
     assert pictures["training"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_settings_are_told_apart_by_what_differs():
+    frame = pd.DataFrame(
+        {
+            "sampler": ["hmc", "hmc", "hmc", "sgld"],
+            "cfg.restrict": [None, ["layers/0/*"], None, None],
+            "cfg.seed": [0, 0, 0, 1],
+            "cfg.thin": [2, 2, 2, 5],
+        }
+    )
+    labels = _setting_labels(frame)
+    assert labels.tolist() == ["hmc, restrict none", "hmc, restrict layers/0/*", "hmc, restrict none", "sgld"]
