@@ -21,8 +21,8 @@ ESTIMATES_NAME = "llc.png"
 TRAINING_NAME = "llc_training.png"
 MOST_PANELS = 30
 COLUMNS = 3
-LEGEND_LETTERS = 90
-"""Of its entries in one line."""
+LETTERS_PER_INCH = 9
+"""Of a legend."""
 PANEL = (4.2, 2.9)
 """Inches."""
 
@@ -177,7 +177,8 @@ def _save(figure: Figure, axes: list[Axes], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    columns = max(1, min(len(handles), LEGEND_LETTERS // max(map(len, handles), default=1)))
+    letters = int(LETTERS_PER_INCH * figure.get_figwidth())
+    columns = max(1, min(len(handles), letters // max(map(len, handles), default=1)))
     lines = math.ceil(len(handles) / columns)
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=columns, fontsize=9, frameon=False)
     figure.tight_layout(rect=(0, (0.15 + 0.2 * lines) / figure.get_figheight(), 1, 1))
