@@ -54,7 +54,7 @@ MAX_STD_ERRORS, MAX_ERROR = 3.0, 0.02
 """What an unbiased sampler is held to: both."""
 MAX_BIASED_ERROR = 0.05
 """What a sampler is held to that its step size biases."""
-WANTED_ERROR = 0.006
+WANTED_ERROR = 0.007
 """Relative standard error that the unbiased samplers' lengths are chosen for."""
 ESS_PER_DRAW = 0.4
 """Measured for NUTS on these targets, where a draw is one transition."""
@@ -121,7 +121,6 @@ ROWS: tuple[Row, ...] = (
     Row(LineAndPointBuild(target=LineAndPointTarget(point=[0.0, 0.0]))),
     Row(TanhBuild(target=TanhTarget(hidden=1))),
     Row(TanhBuild(target=TanhTarget(hidden=2))),
-    Row(TanhBuild(target=TanhTarget(hidden=4))),
     Row(_dln(2, 1, 2)),  # case 1, M + H + N + r odd
     Row(_dln(2, 1, 2, n=10_000)),
     Row(_dln(2, 2, 2)),  # case 1, even
@@ -129,11 +128,10 @@ ROWS: tuple[Row, ...] = (
     Row(_dln(3, 1, 1)),  # case 3
     Row(_dln(1, 3, 1)),  # case 4
     Row(_dln(2, 2, 2, rank=1)),
-    Row(_dln(5, 3, 5)),
     Row(_dln(4, 4, 4, 4, 4, rank=2)),
 )
-"""The four cases are those of reduced rank regression (Aoyagi & Watanabe 2005). The last three have a multiplicity
-above 1. Without an exact value at finite n are these three, and the tanh network of four units."""
+"""The four cases are those of reduced rank regression (Aoyagi & Watanabe 2005). The last two have a multiplicity above
+1, and no exact value at finite n."""
 
 
 def settings(sampler: str, row: Row, llc: float | None) -> SampleConfig:
