@@ -79,8 +79,8 @@ class Row:
     @property
     def is_stiff(self) -> bool:
         """Whether the largest curvature, which SGLD's step size follows, is met where hardly any mass lies. On the line
-        w1 = 1 it is `2 n_beta (1 + w2^2)^4`, 1e5 and more at the ends that a pilot chain reaches: of SGLD's 36,000 to
-        130,000 steps one was an independent draw (measured)."""
+        w1 = 1 it is `2 n_beta (1 + w2^2)^4`: with 520,000 steps a chain three seeds were 52, 7 and 41 % too high, with
+        10 million 5, -1 and 3 %."""
         return isinstance(self.build, LineAndPointBuild) and self.build.target.point[0] == 1
 
 

@@ -46,8 +46,8 @@ class SampleConfig:
     """Also estimate the singular fluctuation (Watanabe's functional variance) and WAIC; one more pass over the data per
     recorded draw."""
     precision: str = "float64"
-    """float64 or float32. In float32 the energies of 1e5 parameters and more are off by nats on CPUs: what accepts or
-    rejects by them takes tiny steps there."""
+    """float64 or float32. In float32 HMC's energies of several hundred thousand parameters are off by many nats on
+    CPUs, and its adapted steps came out a thousand times too small."""
     slice_rows: int = 16384
     """Full-data losses and gradients are summed over slices of this many rows."""
     format: int = SAMPLE_FORMAT
