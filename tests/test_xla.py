@@ -1,5 +1,5 @@
-"""That the installed XLA computes what it is asked to. jaxlib 0.10.2 does not on CPUs, where matrix products are followed
-by a reduction in one program (jax issue 39103)."""
+"""That the installed XLA computes what it is asked to. jaxlib 0.10.2 does not on CPUs, where a reduction follows matrix
+products in one program (jax issue 39103)."""
 
 from itertools import pairwise
 
