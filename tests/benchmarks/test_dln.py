@@ -19,8 +19,8 @@ from lambda_hat.targets.aoyagi import dln_llc  # noqa: E402
 
 CONFIG = load_yaml(ROOT / "benchmarks" / "dln.yaml")
 TINY = {
-    "classes": {"tiny": {"layers": [2, 2], "widths": [2, 4], "params": [8, 30], "n": 1000}},
-    "hmc": {"num_chains": 1, "num_burnin": 100, "num_draws": 200, "jitter": 1e-3},
+    "classes": {"tiny": {"layers": [2, 2], "widths": [2, 4], "params": [8, 30], "n": 100_000}},
+    "hmc": {"num_chains": 1, "num_burnin": 1000, "num_draws": 10_000, "jitter": 1e-3},
     "sgld": {"num_chains": 1, "num_burnin": 500, "num_draws": 50, "thin": 10, "step_size": 1e-5, "batch_size": 50},
 }
 
@@ -109,7 +109,7 @@ def test_a_tiny_class_through_the_flow(tmp_path):
         widths = list(map(int, row.widths.split("-")))
         assert row.true_llc == dln_llc(widths, min(widths))[0]
         assert row.rel_error == pytest.approx(row.llc_mean / row.true_llc - 1)
-        assert row.sampler == "sgld" or abs(row.rel_error) < 0.1 + 5 * row.llc_std_error / row.true_llc
+        assert row.sampler == "sgld" or abs(row.rel_error) < 5 * row.llc_std_error / row.true_llc
     text = (tmp_path / "out" / "dln.md").read_text()
     assert text.count("2 of 2") == 2
     assert (tmp_path / "out" / "dln.png").read_bytes()[:4] == b"\x89PNG"
