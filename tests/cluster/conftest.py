@@ -1,0 +1,70 @@
+"""Clusters for the tests: a real SLURM and a fake PBS on this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.slurm_lab import SlurmLab, missing_binaries
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cluster: starts a real SLURM or a fake PBS")
+
+
+def _install() -> None:
+    """Install SLURM, or skip with the reason why that failed."""
+    lacking = ", ".join(missing_binaries())
+    if shutil.which("apt-get") is None:
+        pytest.skip(f"SLURM's {lacking} are missing and there is no apt-get to install slurm-wlm and munge")
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for words in (["update"], ["install", "-y", "--no-install-recommends", "slurm-wlm", "munge"]):
+        command = ["apt-get", "-q", *words]
+        try:
+            done = subprocess.run(
+                command,
+                env=env,
+                timeout=300,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired:
+            pytest.skip(f"SLURM's {lacking} are missing, and `{' '.join(command)}` did not end within 300 s")
+        if done.returncode != 0:
+            pytest.skip(f"SLURM's {lacking} are missing, and `{' '.join(command)}` failed: {done.stderr[-500:]}")
+    if missing_binaries():
+        pytest.skip(f"slurm-wlm and munge are installed, but not {', '.join(missing_binaries())}")
+
+
+@pytest.fixture(scope="session")
+def _slurm_cluster() -> Iterator[SlurmLab]:
+    if os.geteuid() != 0:
+        pytest.skip("the SLURM lab needs root: its nodes are namespaces with host names of their own")
+    probe = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "--uts", "true"], capture_output=True, text=True
+    )
+    if probe.returncode != 0:
+        pytest.skip(f"the SLURM lab needs namespaces, which this machine refuses: {probe.stderr.strip()}")
+    if missing_binaries():
+        _install()
+    with SlurmLab() as lab:
+        yield lab
+
+
+@pytest.fixture
+def slurm_lab(_slurm_cluster: SlurmLab) -> Iterator[SlurmLab]:
+    """The session's SLURM, empty before and after each test: a job left in the queue fails the test that left it."""
+    yield _slurm_cluster
+    deadline = time.monotonic() + 5
+    while (left := _slurm_cluster.jobs()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if left:
+        _slurm_cluster.cancel_all()
+        pytest.fail(f"jobs left in the queue: {left}")
