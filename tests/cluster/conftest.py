@@ -25,16 +25,9 @@ def _install() -> None:
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for words in (["update"], ["install", "-y", "--no-install-recommends", "slurm-wlm", "munge"]):
         command = ["apt-get", "-q", *words]
+        how = {"env": env, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
         try:
-            done = subprocess.run(
-                command,
-                env=env,
-                timeout=300,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                stdin=subprocess.DEVNULL,
-            )
+            done = subprocess.run(command, timeout=300, **how)
         except subprocess.TimeoutExpired:
             pytest.skip(f"SLURM's {lacking} are missing, and `{' '.join(command)}` did not end within 300 s")
         if done.returncode != 0:

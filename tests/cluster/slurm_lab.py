@@ -1,7 +1,7 @@
 """A real SLURM cluster of four nodes on this machine.
 
-Everything the lab starts lives in one PID namespace, so ending its first process ends daemons, jobs and ranks alike, also
-those that detached themselves, and nothing else.
+Everything the lab starts lives in one PID namespace, so ending its first process ends daemons, jobs and ranks alike,
+also those that detached themselves, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 NODES = ("n1", "n2", "n3", "n4")
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -72,12 +75,13 @@ PartitionName=closed Nodes=n[1-4] MaxTime=01:00:00 State=UP AllowAccounts=physic
 # First process of the namespace: it starts the daemons and, by waiting, reaps what detached itself.
 SUPERVISOR = """\
 lab=$1
-munged --foreground --key-file="$lab/munge/munge.key" --socket="$lab/munge/munge.sock" --pid-file="$lab/run/munged.pid" \\
-  --log-file="$lab/log/munged.log" --seed-file="$lab/munge/munged.seed" &
+munged --foreground --key-file="$lab/munge/munge.key" --socket="$lab/munge/munge.sock" \\
+  --pid-file="$lab/run/munged.pid" --log-file="$lab/log/munged.log" --seed-file="$lab/munge/munged.seed" &
 for _ in $(seq 200); do [ -S "$lab/munge/munge.sock" ] && break; sleep 0.02; done
 slurmctld -D -c &
 for node in n1 n2 n3 n4; do
-  unshare --uts --mount sh -c 'mount --bind "$0/hosts" /etc/hosts && hostname "$1" && exec slurmd -D -N "$1"' "$lab" "$node" &
+  unshare --uts --mount \\
+    sh -c 'mount --bind "$0/hosts" /etc/hosts && hostname "$1" && exec slurmd -D -N "$1"' "$lab" "$node" &
 done
 wait
 """
@@ -117,16 +121,20 @@ class SlurmLab:
     Facts, tried on SLURM 22.05.8 (Debian 12) as root:
 
     - Each node says its own name to `hostname`, claims 4 cores and 4000 MB, has no GPU, and sees this machine's files.
-    - Partitions `debug` (the default) and `builds` hold all four nodes; `closed` takes the account `physics` only. MaxTime 1 h.
+    - Partitions `debug` (the default) and `builds` hold all four nodes, with MaxTime 1 h. `closed` admits nobody: it
+      asks for an account, and without an accounting database every account is unknown.
+    - What a partition does not admit is refused by `sbatch`, with exit status 1.
     - `MpiDefault=pmi2`: a plain `srun` makes one world of PyPI's mpich; `srun --mpi=none` makes singletons.
     - There is no accounting database: `sacct` fails.
-    - A time limit is a whole number of minutes and fires up to 30 s late; ranks get TERM, then KILL after 5 s (`KillWait`).
+    - A time limit is a whole number of minutes and fires up to 30 s late: `expire` hastens it. TERM comes first, KILL
+      after 5 s (`KillWait`).
+    - `mpiexec -hosts n2,n1` puts rank 0 on n1: Hydra starts through srun, which has an order of its own.
     - Process ids seen in a job are those of the lab's PID namespace, not those seen from outside.
 
     Parameters
     ----------
-    folder: scratch folder of the lab, short and without spaces (munge's socket name has at most 107 bytes); by default a new
-        one under /tmp, which goes at the end.
+    folder: scratch folder of the lab, short and without spaces (munge's socket name has at most 107 bytes); by default
+        a new one under /tmp, which goes at the end.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -275,7 +283,7 @@ class SlurmLab:
             lambda: number not in {job.id for job in self.jobs()} and self.job(number)["JobState"], timeout
         )
 
-    def wait_for(self, condition, timeout: float = 60):
+    def wait_for(self, condition: Callable[[], T], timeout: float = 60) -> T:
         """Poll until `condition()` is true; returns its value, or raises LabError with the queue."""
         deadline = time.monotonic() + timeout
         while not (value := condition()):
