@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cluster.fake_pbs import FakePbs
 from tests.cluster.slurm_lab import SlurmLab, missing_binaries
 
 
@@ -61,3 +62,18 @@ def slurm_lab(_slurm_cluster: SlurmLab) -> Iterator[SlurmLab]:
     if left:
         _slurm_cluster.cancel_all()
         pytest.fail(f"jobs left in the queue: {left}")
+
+
+@pytest.fixture
+def pbs(request: pytest.FixtureRequest) -> Iterator[FakePbs]:
+    """A fake PBS for one test; a job left unfinished fails the test that left it.
+
+    Other than two nodes with history: `@pytest.mark.parametrize("pbs", [{"history": False}], indirect=True)`.
+    """
+    with FakePbs(**getattr(request, "param", {})) as pbs:
+        yield pbs
+        deadline = time.monotonic() + 5
+        while (left := [job for job, state in pbs.jobs().items() if state != "F"]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if left:
+            pytest.fail(f"jobs left unfinished: { {job: pbs.job(job) for job in left} }")

@@ -166,13 +166,8 @@ class SlurmLab:
         self.stop()
 
     def _write_files(self) -> None:
-        for name in (
-            "munge",
-            "state",
-            "run",
-            "log",
-            *(f"{kind}/{node}" for kind in ("spool", "tmp") for node in NODES),
-        ):
+        per_node = [f"{kind}/{node}" for kind in ("spool", "tmp") for node in NODES]
+        for name in ("munge", "state", "run", "log", *per_node):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)  # munged refuses a folder that others may write, srun must enter it
         key = self.folder / "munge/munge.key"
@@ -192,17 +187,7 @@ class SlurmLab:
 
     def _start(self) -> None:
         # The chain of death signals: this process, unshare, the namespace. A killed test run leaves no cluster behind.
-        words = [
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-            "unshare",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount",
-            "--mount-proc",
-        ]
+        words = "setpriv --pdeathsig KILL unshare --pid --fork --kill-child --mount --mount-proc".split()
         with (self.folder / "log/supervisor.log").open("wb") as log:
             self._process = subprocess.Popen(
                 [*words, "bash", "-c", SUPERVISOR, "supervisor", str(self.folder)],
@@ -233,16 +218,15 @@ class SlurmLab:
     def stop(self) -> None:
         """End the namespace, and with it every process of the lab; remove the folder if the lab made it."""
         if self._process is not None:
+            # When its child dies, the kernel reaps the whole namespace before unshare ends.
             children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
             with contextlib.suppress(OSError):
                 for child in children.read_text().split():
                     os.kill(int(child), signal.SIGKILL)
-            # unshare ends when the kernel has reaped the whole namespace; --kill-child is for when it is killed itself.
-            try:
-                self._process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        self._process.wait(timeout=10)
+            self._process.kill()
+            self._process.wait()
             self._process = None
         if self._own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -279,9 +263,8 @@ class SlurmLab:
 
     def wait(self, number: int, timeout: float = 60) -> str:
         """Wait until a job has left the queue; returns its state, e.g. COMPLETED, FAILED, CANCELLED, TIMEOUT."""
-        return self.wait_for(
-            lambda: number not in {job.id for job in self.jobs()} and self.job(number)["JobState"], timeout
-        )
+        self.wait_for(lambda: number not in {job.id for job in self.jobs()}, timeout)
+        return self.job(number)["JobState"]
 
     def wait_for(self, condition: Callable[[], T], timeout: float = 60) -> T:
         """Poll until `condition()` is true; returns its value, or raises LabError with the queue."""
