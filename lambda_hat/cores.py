@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lambda_hat.errors import ConfigError
 
@@ -25,6 +26,14 @@ class Binding:
     """Cores that XLA believes to have."""
     shared: bool
     """Another rank of this launch was put on the same cores."""
+    device: str | None = None
+    """The GPU, as `device_variable` names it: an index or a UUID. None where the process computes on cores."""
+    device_variable: str | None = None
+    """The variable that shows this process no other GPU."""
+    memory_fraction: float | None = None
+    """Share of the GPU's memory that XLA may take; None leaves it to jax."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What the launcher and the scheduler had said about GPUs."""
 
 
 def bind_process(num_cores: int) -> Binding:

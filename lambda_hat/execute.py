@@ -137,9 +137,20 @@ def where_am_i() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "cores": xla_cores(),
+        "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
         "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__},
     }
+
+
+def visible_devices() -> list[tuple[str, str]]:
+    """Backend (cpu, gpu, ...) and kind of every device that jax sees, the default one first.
+
+    Raises RuntimeError or AssertionError, jax's own, where no backend that `JAX_PLATFORMS` names can be started.
+    """
+    import jax
+
+    return [(jax.default_backend(), device.device_kind) for device in jax.devices()]
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,9 +1,16 @@
-"""What the launcher says about this process, and the cores that the process takes. Imports neither jax nor mpi4py."""
+"""What the launcher says about this process, and the cores and the GPU that the process takes. Imports neither jax nor
+mpi4py: jax looks at cores and GPUs once, when it starts."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
-from collections.abc import Iterable, Mapping
+import re
+import socket
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
 
 from lambda_hat.cores import Binding, tell_xla
 from lambda_hat.errors import LaunchError
@@ -13,8 +20,27 @@ from lambda_hat.errors import LaunchError
 # of the script, hence only the variables of a step count, and only beside SLURM_STEP_NUM_TASKS.
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-LOCAL_RANK_VARIABLES = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "PMI_RANK")
-LOCAL_SIZE_VARIABLES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
+LOCAL_RANK_VARIABLES = (
+    "MPI_LOCALRANKID",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "PMI_LOCAL_RANK",
+    "SLURM_LOCALID",
+    "PMI_RANK",
+)
+LOCAL_SIZE_VARIABLES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "PMI_LOCAL_SIZE")
+
+Vendor = Literal["cuda", "rocm"]
+VISIBLE_DEVICES: dict[Vendor, tuple[str, ...]] = {
+    "cuda": ("CUDA_VISIBLE_DEVICES",),
+    "rocm": ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"),
+}
+"""The variables that hide GPUs, the one to set first. ROCm applies the others to what the first one left, so one at a
+time may be set; SLURM sets three of them unless its gres.conf says otherwise."""
+
+MEMORY_FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+"""jax refuses both at once."""
+DEFAULT_MEMORY_FRACTION = 0.75
+"""jax's own."""
 
 
 def _first(variables: Iterable[str], environment: Mapping[str, str]) -> tuple[str, int] | None:
@@ -48,9 +74,23 @@ def launcher_local_rank(environment: Mapping[str, str]) -> int:
 
 
 def launcher_local_size(environment: Mapping[str, str]) -> int | None:
-    """How many processes the launcher started on this node, where it says so."""
+    """How many processes the launcher started on this node, where it says so; 1 without a known launcher."""
+    if launcher_size(environment) is None:
+        return 1
     found = _first(LOCAL_SIZE_VARIABLES, environment)
-    return found[1] if found else None
+    return found[1] if found else _slurm_local_size(environment)
+
+
+def _slurm_local_size(environment: Mapping[str, str]) -> int | None:
+    counts: list[int] = []
+    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        # 4(x2),3: two nodes with four tasks, then one with three.
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            return None
+        counts += [int(match[1])] * int(match[2] or 1)
+    node = environment.get("SLURM_NODEID", "")
+    return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
 
 
 def check_world(size: int, expected: int | None, environment: Mapping[str, str]) -> None:
@@ -106,3 +146,263 @@ def bind_cores(local_rank: int, cores_per_rank: int, local_size: int | None = No
     cores, shared = choose_cores(os.sched_getaffinity(0), local_rank, cores_per_rank, local_size)
     os.sched_setaffinity(0, cores)
     return Binding(cores, cores_per_rank, shared)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# GPUs
+
+
+def bind_rank(rank: int, cores_per_rank: int, gpus_per_node: int, ranks_per_gpu: int) -> Binding:
+    """Give this process its cores and its GPU, by its rank on the node. `rank`, its number in the world, is told only.
+
+    With `gpus_per_node` 0 the process computes on its cores, also on a node with GPUs: `JAX_PLATFORMS` becomes cpu
+    unless it is set.
+    Raises LaunchError, with host, rank and environment, where the GPUs do not add up; else as `bind_cores`.
+    """
+    local_rank, local_size = launcher_local_rank(os.environ), launcher_local_size(os.environ)
+    binding = bind_cores(local_rank, cores_per_rank, local_size)
+    if gpus_per_node == 0:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        return binding
+    vendor, before = find_vendor(os.environ), _about_gpus(os.environ)
+    try:
+        device = choose_gpu(os.environ, vendor, local_rank, local_size, gpus_per_node, ranks_per_gpu)
+        changes = gpu_environment(os.environ, vendor, device, ranks_per_gpu)
+    except LaunchError as error:
+        raise LaunchError(f"{_place(rank)}: {error}. {_in_words(before)}") from None
+    for name, value in changes.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    fraction = next((float(value) for name, value in changes.items() if name in MEMORY_FRACTION and value), None)
+    variable = VISIBLE_DEVICES[vendor][0]
+    return replace(binding, device=device, device_variable=variable, memory_fraction=fraction, environment=before)
+
+
+def find_vendor(environment: Mapping[str, str], exists: Callable[[str], bool] = os.path.exists) -> Vendor:
+    """Whose GPUs this node has: by its device files, and only without any by the scheduler's variables.
+
+    SLURM sets the variables of every vendor on every node, unless its gres.conf says otherwise.
+    """
+    if exists("/dev/nvidiactl"):
+        return "cuda"
+    if exists("/dev/kfd"):
+        return "rocm"
+    rocm = "ROCR_VISIBLE_DEVICES" in environment and "CUDA_VISIBLE_DEVICES" not in environment
+    return "rocm" if rocm else "cuda"
+
+
+def choose_gpu(
+    environment: Mapping[str, str],
+    vendor: Vendor,
+    local_rank: int,
+    local_size: int | None,
+    gpus_per_node: int,
+    ranks_per_gpu: int,
+) -> str:
+    """The GPU of one rank, in the words of the visible-devices variable.
+
+    Rank k of a node gets number `k // ranks_per_gpu` of what the scheduler lists, or of all. Where SLURM has bound each
+    task to a GPU, the rank keeps it.
+    Raises LaunchError where the scheduler gives no or too few GPUs, GPUs would be shared by more than `ranks_per_gpu`
+    ranks, or would be idle.
+    """
+    _check_counts(local_rank, local_size, gpus_per_node, ranks_per_gpu)
+    variable, listed = listed_gpus(environment, vendor)
+    if listed is None:
+        return str(local_rank // ranks_per_gpu)
+    told = f"{variable}={environment[variable]}"
+    if not listed:
+        raise LaunchError(
+            f"the pack asks for {gpus_per_node} GPUs on each node, but the scheduler gave this process none ({told}); "
+            f"ask it for them (#SBATCH --gpus-per-node={gpus_per_node}, PBS: select=...:ngpus={gpus_per_node}), or "
+            "write gpus_per_node: 0"
+        )
+    if len(set(listed)) < len(listed):
+        raise LaunchError(f"{told} lists a GPU twice; let every GPU stand there once")
+    task = _slurm_gpus_per_task(environment)
+    if task is not None:
+        return _gpu_of_task(told, listed, *task, ranks_per_gpu)
+    if len(listed) < gpus_per_node:
+        several = local_rank > 0 or local_size != 1
+        bound = (
+            ". Did a wrapper or the launcher bind each rank to a GPU? Ranks choose by their number on the node: leave "
+            "that out (srun --gpu-bind=none), or let srun bind with --gpus-per-task=1"
+            if len(listed) == 1 and several
+            else ""
+        )
+        raise LaunchError(
+            f"the pack asks for {gpus_per_node} GPUs on each node, but {told} lists {len(listed)}; ask the scheduler "
+            f"for {gpus_per_node}, or write gpus_per_node: {len(listed)}{bound}"
+        )
+    return listed[local_rank // ranks_per_gpu]
+
+
+def _check_counts(local_rank: int, local_size: int | None, gpus_per_node: int, ranks_per_gpu: int) -> None:
+    ranks = local_rank + 1 if local_size is None else local_size
+    room = gpus_per_node * ranks_per_gpu
+    gpus = f"{gpus_per_node} GPUs" if gpus_per_node > 1 else "1 GPU"
+    if max(ranks, local_rank + 1) > room:
+        needed = -(-ranks // gpus_per_node)
+        least = "at least " if local_size is None else ""
+        raise LaunchError(
+            f"there are {least}{ranks} ranks on this node and {gpus} with ranks_per_gpu {ranks_per_gpu}, which take "
+            f"{room}; set ranks_per_node: {room}, or ranks_per_gpu: {needed} for ranks that share a GPU and its memory"
+        )
+    used = -(-ranks // ranks_per_gpu)
+    if local_size is not None and used < gpus_per_node:
+        raise LaunchError(
+            f"{ranks} {'rank' if ranks == 1 else 'ranks'} on this node with ranks_per_gpu {ranks_per_gpu} would leave "
+            f"{gpus_per_node - used} of {gpus} idle; set ranks_per_node: {room}, or gpus_per_node: {used}"
+        )
+
+
+def listed_gpus(environment: Mapping[str, str], vendor: Vendor) -> tuple[str, list[str] | None]:
+    """The visible-devices variable that is set, and what it lists: indices or UUIDs. None where none is set."""
+    for variable in VISIBLE_DEVICES[vendor]:
+        if variable in environment:
+            words = [word.strip() for word in environment[variable].split(",")]
+            # The driver reads up to the first name of no device: -1, NoDevFiles (SLURM's), nothing.
+            end = next((i for i, word in enumerate(words) if not word or word in ("-1", "NoDevFiles")), len(words))
+            return variable, words[:end]
+    return VISIBLE_DEVICES[vendor][0], None
+
+
+def _slurm_gpus_per_task(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
+    """What says that SLURM bound this very process to GPUs of its own, how many, and how many tasks have the same ones.
+
+    A job's options reach Hydra's and Open MPI's ranks too, but they are not the tasks that were bound.
+    """
+    found = _first(LOCAL_RANK_VARIABLES, environment)
+    if "SLURM_STEP_NUM_TASKS" not in environment or found is None or found[0] != "SLURM_LOCALID":
+        return None
+    how = environment.get("SLURM_GPU_BIND", "").lower().split(",")[-1]
+    if how == "none":
+        return None
+    kind, _, number = how.partition(":")
+    if kind in ("single", "per_task") and number.isdecimal():
+        told = f"SLURM_GPU_BIND={how}"
+        return (told, 1, int(number)) if kind == "single" else (told, int(number), 1)
+    tasks = environment.get("SLURM_NTASKS_PER_GPU", "")
+    if tasks.isdecimal():
+        return f"SLURM_NTASKS_PER_GPU={tasks}", 1, int(tasks)
+    for variable in ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"):
+        # 1, a100:1, gres/gpu:1, gres:gpu:a100:1; cpu:4 beside it says nothing.
+        for part in environment.get(variable, "").split(","):
+            match = re.fullmatch(r"(?:.*[:=])?(\d+)", part)
+            if match and (variable == "SLURM_GPUS_PER_TASK" or "gpu" in part):
+                return f"{variable}={environment[variable]}", int(match[1]), 1
+    return None
+
+
+def _gpu_of_task(
+    told: str, listed: Sequence[str], why: str, gpus_per_task: int, tasks_per_gpu: int, ranks_per_gpu: int
+) -> str:
+    if gpus_per_task != 1 or len(listed) != 1:
+        raise LaunchError(
+            f"SLURM gave this task GPUs of its own ({why}), {told}, and a rank uses one; write --gpus-per-task=1 and a "
+            "task for every GPU, or --gpus-per-node and --gpu-bind=none, so that ranks choose by their number on the "
+            "node"
+        )
+    if tasks_per_gpu != ranks_per_gpu:
+        raise LaunchError(
+            f"SLURM put {tasks_per_gpu} tasks on each GPU ({why}), but ranks_per_gpu is {ranks_per_gpu}; write "
+            f"ranks_per_gpu: {tasks_per_gpu}"
+        )
+    return listed[0]
+
+
+def gpu_environment(
+    environment: Mapping[str, str], vendor: Vendor, device: str, ranks_per_gpu: int
+) -> dict[str, str | None]:
+    """What to set, or with None to remove, so that jax sees `device` alone and takes its share of the memory.
+
+    Raises LaunchError where the memory fraction that is set is no number.
+    """
+    variable, *others = VISIBLE_DEVICES[vendor]
+    changes: dict[str, str | None] = {variable: device}
+    changes |= {name: None for name in others if name in environment}
+    if vendor == "cuda":
+        # nvidia-smi's order, so that an index in a record means the GPU of that index.
+        changes |= {"CUDA_DEVICE_ORDER": environment.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")}
+    # jax names what keeps a backend from starting only where the backend was asked for by name.
+    changes |= {"JAX_PLATFORMS": environment.get("JAX_PLATFORMS") or f"{vendor},cpu"}
+    if ranks_per_gpu > 1:
+        name = next((name for name in MEMORY_FRACTION if environment.get(name)), MEMORY_FRACTION[-1])
+        text = environment.get(name) or str(DEFAULT_MEMORY_FRACTION)
+        try:
+            whole = float(text)
+        except ValueError:
+            raise LaunchError(f"{name}={text} is no number; write {DEFAULT_MEMORY_FRACTION}, jax's own") from None
+        changes |= {name: f"{whole / ranks_per_gpu:.4g}"}
+    return changes
+
+
+def check_gpu(rank: int, binding: Binding, look: Callable[[], Sequence[tuple[str, str]]]) -> None:
+    """Refuse to compute on anything but the one GPU of `binding`; `look` asks jax what it sees (backend and kind).
+
+    Raises LaunchError with host, rank, environment, the jax plugins and what nvidia-smi lists.
+    """
+    try:
+        seen, reason = look(), ""
+    except (RuntimeError, AssertionError) as error:
+        seen, reason = [], f" ({str(error).partition(chr(10))[0]})" if str(error) else ""
+    if len(seen) == 1 and seen[0][0] == "gpu":
+        return
+    found = ", ".join(f"{kind} ({backend})" for backend, kind in seen) or "no device"
+    plugins = gpu_plugins()
+    raise LaunchError(
+        f"{_place(rank)}: the pack gives this rank a GPU ({binding.device_variable}={binding.device}), but jax sees "
+        f"{found}{reason}. {_in_words(binding.environment)}. jax plugins: {', '.join(plugins) or 'none'}. "
+        f"{_nvidia_smi()}. {_remedy(binding.environment, plugins)}"
+    )
+
+
+def _remedy(environment: Mapping[str, str], plugins: Sequence[str]) -> str:
+    platforms = set(environment.get("JAX_PLATFORMS", "").split(","))
+    if not platforms & {"", "cuda", "rocm", "gpu"}:
+        return "Unset JAX_PLATFORMS, or write gpus_per_node: 0"
+    if not plugins:
+        return "Write pip install 'jax[cuda12]' (AMD: 'jax[rocm7-local]') where the ranks run, or gpus_per_node: 0"
+    if environment.get("CUDA_VISIBLE_DEVICES", "").startswith(("GPU-", "MIG-")):
+        return (
+            "Where nvidia-smi lists other UUIDs, the launcher handed on the environment of another node: unset "
+            "CUDA_VISIBLE_DEVICES before the launch"
+        )
+    return "Ask the scheduler for GPUs on these nodes, or write gpus_per_node: 0"
+
+
+def gpu_plugins() -> list[str]:
+    """The installed packages that let jax use GPUs, with versions."""
+    found = set()
+    for distribution in importlib.metadata.distributions():
+        name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
+        if re.fullmatch(r"jax-(cuda|rocm)\d*-(plugin|pjrt)", name):
+            found.add(f"{name} {distribution.version}")
+    return sorted(found)
+
+
+def _nvidia_smi() -> str:
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"nvidia-smi: {error.strerror if isinstance(error, OSError) else 'no answer in 10 s'}"
+    return f"nvidia-smi: {'; '.join((done.stdout + done.stderr).split(chr(10))).strip('; ') or 'nothing'}"
+
+
+def _place(rank: int) -> str:
+    local_size = launcher_local_size(os.environ)
+    of = f" of {local_size}" if local_size is not None else ""
+    return f"rank {rank} (local rank {launcher_local_rank(os.environ)}{of}) on {socket.gethostname()}"
+
+
+def _about_gpus(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that decide which GPU a process sees."""
+    pattern = r"(CUDA|ROCR|HIP|NVIDIA)_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|JAX_PLATFORMS|SLURM_\w*(GPU|GRES|TRES)\w*"
+    return {name: environment[name] for name in sorted(environment) if re.fullmatch(pattern, name)}
+
+
+def _in_words(about: Mapping[str, str]) -> str:
+    words = [f"{name} not set" for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES") if name not in about]
+    return f"Environment: {', '.join([f'{name}={value}' for name, value in about.items()] + words)}"

@@ -6,12 +6,18 @@
 The second form needs no driver: it composes the study, builds the targets that are missing, and runs what is left.
 
 A pack file is JSON: `format` (1), `pack_id`, `store_root` (absolute), `cores_per_rank`, `expected_ranks` (or null),
-`runs` (target_id, run_id, config, cost in seconds; program, which runs that
-share compiled code have in common, where known), and `builds` (target_id, config) where the ranks are to build as well.
+`runs` (target_id, run_id, config, cost in seconds; program, which runs that share compiled code have in common, where
+known), and where they are needed `builds` (target_id, config), for the ranks to build as well, `gpus_per_node` (0) and
+`ranks_per_gpu` (1).
+
+With `gpus_per_node` above 0 each rank takes one GPU by its rank on the node, keeping to what the scheduler gave, and
+the whole pack stops where a rank sees none. With 0 the ranks compute on cores, and leave the node's GPUs alone, unless
+`JAX_PLATFORMS` is set.
 
 Logs go to the pack's folder in the store: `rank-0000.log` has what the rank printed, native libraries included, and
 `rank-0000.jsonl` its events: `start`, `ready`, `build_start`, `build_end`, `run_start`, `run_end` and `end`. Every run
 has one `run_end`, with `status` (finished, failed or blocked), `seconds`, and the `reason` where it is not finished.
+`refused`, with a `reason`, stands where a rank could not start as the pack asks.
 """
 
 from __future__ import annotations
@@ -51,10 +57,10 @@ from lambda_hat.omegaconf_support import build_dataclass, schema_for
 from lambda_hat.store import EventLog, Store, read_json, write_json_atomic
 from lambda_hat.workflow_config import Study, compose_study
 from mpi.devices import (
-    bind_cores,
+    bind_rank,
+    check_gpu,
     check_world,
     launcher_local_rank,
-    launcher_local_size,
     launcher_rank,
     launcher_size,
 )
@@ -62,6 +68,10 @@ from mpi.dispatch import Item, World, dispatch, install_abort_hooks, start_mpi, 
 
 PACK_FORMAT = 1
 PACK_KEYS = ("format", "pack_id", "store_root", "cores_per_rank", "expected_ranks", "runs")
+PACK_DEFAULTS = {"builds": [], "gpus_per_node": 0, "ranks_per_gpu": 1}
+
+PATIENCE = 3.0
+"""Seconds by which a rank lets another one go first with a message that both have."""
 
 Pack = dict[str, Any]
 
@@ -94,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LambdaHatError as error:
         if world.size == 1:
             raise
+        # What is wrong with the site is wrong on every rank: rank 0 ends the job before the others say it again, and
+        # the first rank of a node before the rest of it.
+        time.sleep(0 if world.rank == 0 else PATIENCE * (1 + (launcher_local_rank(os.environ) > 0)))
         # To leave as a single process does would keep this rank waiting for the others, and them for this one.
         to_stderr(f"error: {error}")
         world.abort(error.exit_code)
@@ -125,7 +138,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("pack", nargs="?", type=Path, metavar="PACK.json", help="the pack, as the driver wrote it")
     parser.add_argument("--experiments", type=Path, metavar="FILE", help="compose, build and run this study instead")
     parser.add_argument("--store", metavar="DIR", help="with --experiments: the store to use")
-    parser.add_argument("--cores-per-rank", type=int, default=1, metavar="N", help="with --experiments; default 1")
+    for option, default, what in (
+        ("--cores-per-rank", 1, "cores of one rank"),
+        ("--gpus-per-node", 0, "GPUs that the ranks of a node take; 0: they compute on cores"),
+        ("--ranks-per-gpu", 1, "ranks that share a GPU"),
+    ):
+        about = f"with --experiments: {what}; default {default}"
+        parser.add_argument(option, type=int, default=default, metavar="N", help=about)
     parser.add_argument("--dry-run", action="store_true", help="show what would be built and run, and start nothing")
     parser.add_argument("words", nargs="*", metavar="key=value", help="with --experiments: overrides of the file")
     args = parser.parse_intermixed_args(argv)
@@ -135,8 +154,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         args.pack = None
     if (args.pack is None) == (args.experiments is None):
         parser.error("give either PACK.json or --experiments FILE")
-    if args.pack is not None and (args.words or args.store or args.cores_per_rank != 1):
-        parser.error("a pack file says all; --store, --cores-per-rank and key=value go with --experiments")
+    resources = (args.cores_per_rank, args.gpus_per_node, args.ranks_per_gpu)
+    if args.pack is not None and (args.words or args.store or resources != (1, 0, 1)):
+        parser.error(
+            "a pack file says all; --store, --cores-per-rank, --gpus-per-node, --ranks-per-gpu and key=value go with "
+            "--experiments"
+        )
     return args
 
 
@@ -159,9 +182,16 @@ def load_pack(args: argparse.Namespace) -> Pack:
     study = compose_study(args.experiments, args.words, settings)
     if study.site_overrides:
         raise ConfigError(f"site.{study.site_overrides[0]}: the launcher is the site here; give mpirun's own options")
-    if args.cores_per_rank < 1:
-        raise ConfigError(f"--cores-per-rank: got {args.cores_per_rank}, expected an integer of at least 1")
-    pack = pack_of_study(study, args.cores_per_rank)
+    for option, value, least in (
+        ("--cores-per-rank", args.cores_per_rank, 1),
+        ("--gpus-per-node", args.gpus_per_node, 0),
+        ("--ranks-per-gpu", args.ranks_per_gpu, 1),
+    ):
+        _at_least(option, value, least)
+    pack = pack_of_study(study, args.cores_per_rank) | {
+        "gpus_per_node": args.gpus_per_node,
+        "ranks_per_gpu": args.ranks_per_gpu,
+    }
     if pack["runs"] and not args.dry_run:
         store = Store(pack["store_root"])
         store.ensure_writable()
@@ -185,11 +215,19 @@ def read_pack(path: Path) -> Pack:
     missing = [key for key in PACK_KEYS if key not in pack]
     if missing:
         raise ConfigError(f"{path}: {missing[0]}: missing; a pack file has the keys {', '.join(PACK_KEYS)}")
-    for entry in pack.setdefault("builds", []):
+    pack = PACK_DEFAULTS | pack
+    for key, least in (("cores_per_rank", 1), ("gpus_per_node", 0), ("ranks_per_gpu", 1)):
+        _at_least(f"{path}: {key}", pack[key], least)
+    for entry in pack["builds"]:
         _same_id(path, entry["target_id"], target_id_for(_build_config(entry)))
     for entry in pack["runs"]:
         _same_id(path, entry["run_id"], run_id_for(_sample_config(entry)))
     return pack
+
+
+def _at_least(name: str, value: Any, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise ConfigError(f"{name}: got {value!r}, expected an integer of at least {least}")
 
 
 def _same_id(path: Path, written: str, computed: str) -> None:
@@ -269,10 +307,12 @@ def _key(run: dict[str, Any]) -> str:
 
 def describe_pack(pack: Pack) -> str:
     """What `--dry-run` prints."""
-    cost = sum(run["cost"] for run in pack["runs"])
+    hours = sum(run["cost"] for run in pack["runs"]) / 3600
+    gpus = pack["gpus_per_node"] > 0
+    price = f"{hours / pack['ranks_per_gpu']:.2g} GPU" if gpus else f"{hours * pack['cores_per_rank']:.2g} core"
     lines = [
-        f"{pack['pack_id']}: {len(pack['builds'])} targets to build, {len(pack['runs'])} runs, about "
-        f"{cost * pack['cores_per_rank'] / 3600:.2g} core-hours, in {pack['store_root']}"
+        f"{pack['pack_id']}: {len(pack['builds'])} targets to build, {len(pack['runs'])} runs, about {price}-hours, in "
+        f"{pack['store_root']}"
     ]
     costs = {_key(run): run["cost"] for run in pack["runs"]}
     for item in items_of(pack):
@@ -288,13 +328,13 @@ def run_pack(world: World, pack: Pack, started: float) -> Counter[str]:
     """This rank's part of the pack; returns how many items of all ranks had which outcome.
 
     `started` is the monotonic time at which the rank began.
+    Raises LaunchError, with no run attempted on this rank, where it cannot have the cores or the GPU that the pack asks
+    for.
     """
     if not pack["runs"]:
         if world.rank == 0:
             print("nothing to do: every run is finished in the store")
         return Counter()
-    local_size = launcher_local_size(os.environ)
-    binding = bind_cores(launcher_local_rank(os.environ), pack["cores_per_rank"], local_size)
     store = Store(pack["store_root"])
     folder = store.pack_dir(pack["pack_id"])
     events = EventLog(folder / f"rank-{world.rank:04d}.jsonl")
@@ -302,7 +342,11 @@ def run_pack(world: World, pack: Pack, started: float) -> Counter[str]:
         install_abort_hooks(world, console.alarm)
         exit_when_lost(os.environ.get(LEASE_VARIABLE), f"rank {world.rank}")
         rank = Rank(world, pack, store, events, console)
-        rank.begin(binding)
+        try:
+            rank.begin(bind_rank(world.rank, pack["cores_per_rank"], pack["gpus_per_node"], pack["ranks_per_gpu"]))
+        except LaunchError as error:
+            events.append("refused", rank=world.rank, host=socket.gethostname(), reason=str(error))
+            raise
         outcomes = dispatch(world, items_of(pack), rank.do)
         rank.finish(time.monotonic() - started)
         if world.rank == 0:
@@ -362,7 +406,7 @@ class Rank:
         self._busy = 0.0
 
     def begin(self, binding: Binding) -> None:
-        """Write `start`, import what samples, write `ready`."""
+        """Write `start`, import what samples, write `ready`. Raises LaunchError where jax does not see the GPU."""
         self._events.append(
             "start",
             **self._context,
@@ -375,6 +419,8 @@ class Rank:
         # Only now: XLA counts the cores that the process may use when it starts.
         from lambda_hat import execute
 
+        if binding.device is not None:
+            check_gpu(self._world.rank, binding, execute.visible_devices)
         self._execute = execute
         self._events.append("ready", seconds=time.monotonic() - begun, **execute.where_am_i())
 

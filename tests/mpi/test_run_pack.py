@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import asdict
@@ -238,6 +239,9 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(study, tmp_path):
         (["--experiments", "STUDY", "samplers.0.nam=hmc"], "unknown key 'nam'"),
         (["--experiments", "STUDY", "site.ranks_per_node=2"], "the launcher is the site here"),
         (["--experiments", "STUDY", "--cores-per-rank", "0"], "--cores-per-rank: got 0"),
+        (["--experiments", "STUDY", "--gpus-per-node", "-1"], "--gpus-per-node: got -1"),
+        (["--experiments", "STUDY", "--ranks-per-gpu", "0"], "--ranks-per-gpu: got 0"),
+        (["PACK", "--gpus-per-node", "1"], "a pack file says all"),
     ],
 )
 def test_bad_input_is_refused_with_one_message(study, tmp_path, words, told):
@@ -255,6 +259,8 @@ def test_bad_input_is_refused_with_one_message(study, tmp_path, words, told):
     [
         ({"format": 7}, "not a pack file of format 1"),
         ({"runs": None}, "runs: missing"),
+        ({"gpus_per_node": "two"}, "pack.json: gpus_per_node: got 'two', expected an integer of at least 0"),
+        ({"ranks_per_gpu": 0}, "pack.json: ranks_per_gpu: got 0, expected an integer of at least 1"),
         ({"seed": 7}, "the file was edited"),
     ],
 )
@@ -293,3 +299,48 @@ def test_ranks_end_when_their_driver_has(study, tmp_path, ranks):
     assert done.returncode != 0
     logs = [log.read_text() for log in store.pack_dir("pack_test").glob("rank-*.log")]
     assert any("its driver has ended; stopping" in log for log in logs)
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/kfd"), reason="this machine has GPUs")
+@pytest.mark.parametrize("visible", [None, "0"])
+def test_a_pack_for_gpus_stops_where_a_rank_sees_none(study, tmp_path, visible):
+    store = Store(tmp_path / "store")
+    pack_of(study, store.root, tmp_path / "pack.json", expected_ranks=2, gpus_per_node=1, ranks_per_gpu=2)
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    done = run(tmp_path / "pack.json", ranks=2, environment=environment, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error: ") == 1
+    told = "CUDA_VISIBLE_DEVICES=0" if visible else "CUDA_VISIBLE_DEVICES not set"
+    for word in ("rank 0 (local rank 0 of 2)", socket.gethostname(), told, "jax sees cpu", "jax plugins: none"):
+        assert word in done.stderr
+    events = events_of(store, "pack_test")
+    assert {event["event"] for event in events} <= {"start", "refused"}
+    (first, *_) = [event for event in events if event["event"] == "refused" and event["rank"] == 0]
+    assert first["reason"] in done.stderr
+    bindings = [event["binding"] for event in events if event["event"] == "start"]
+    assert {(b["device_variable"], b["device"], b["memory_fraction"]) for b in bindings} == {
+        ("CUDA_VISIBLE_DEVICES", "0", 0.375)
+    }
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    "gpus, visible, told",
+    [(1, None, "2 ranks on this node and 1 GPU"), (4, None, "2 of 4 GPUs idle"), (2, "", "gave this process none")],
+)
+def test_gpus_that_do_not_add_up_stop_the_pack(study, tmp_path, gpus, visible, told):
+    store = Store(tmp_path / "store")
+    pack_of(study, store.root, tmp_path / "pack.json", gpus_per_node=gpus)
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    done = run(tmp_path / "pack.json", ranks=2, environment=environment, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error: ") == 1 and told in done.stderr and socket.gethostname() in done.stderr
+    assert {event["event"] for event in events_of(store, "pack_test")} == {"refused"}
+
+
+def test_a_dry_run_for_gpus_counts_gpu_hours(study, tmp_path):
+    words = ["--experiments", study, "--store", tmp_path / "store", "--dry-run", "--gpus-per-node", "2"]
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    assert "GPU-hours, in" in done.stdout.splitlines()[0]
