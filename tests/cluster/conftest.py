@@ -54,7 +54,7 @@ def _slurm_cluster() -> Iterator[SlurmLab]:
 
 @pytest.fixture
 def slurm_lab(_slurm_cluster: SlurmLab) -> Iterator[SlurmLab]:
-    """The session's SLURM, empty before and after each test: a job left in the queue fails the test that left it."""
+    """The SLURM of the session, with an empty queue; a job left in it fails the test that left it."""
     yield _slurm_cluster
     deadline = time.monotonic() + 5
     while (left := _slurm_cluster.jobs()) and time.monotonic() < deadline:
