@@ -153,6 +153,29 @@ def visible_devices() -> list[tuple[str, str]]:
     return [(jax.default_backend(), device.device_kind) for device in jax.devices()]
 
 
+def probe() -> dict[str, Any]:
+    """Compile and run something small, and say where and how fast: for a site's preflight.
+
+    `result` equals `expected` on every device that computes rightly: the sums are whole numbers that float32, and the
+    shorter factors of a GPU's matrix product, hold exactly.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    begun = time.monotonic()
+    matrix = np.arange(256).reshape(16, 16) % 5 - 2
+    result = jax.jit(lambda x: jnp.sum((x @ x.T) ** 2))(matrix.astype(np.float32))
+    device = jax.devices()[0]
+    return {
+        "backend": jax.default_backend(),
+        "device_kind": device.device_kind,
+        "device_memory": (device.memory_stats() or {}).get("bytes_limit"),
+        "result": float(result),
+        "expected": float(np.sum((matrix @ matrix.T) ** 2)),
+        "seconds_compute": time.monotonic() - begun,
+    }
+
+
 @functools.lru_cache(maxsize=4)
 def _load(target_dir: Path) -> tuple[Target, BuildConfig]:
     # Runs of one target follow each other on a rank; the store never changes a target that is built.

@@ -16,8 +16,7 @@ THIRD_PARTY = {
 }  # fmt: skip
 L0 = {
     "config", "cores", "cost", "errors", "id_utils", "lease", "omegaconf_support", "packing", "paths",
-    "store",
-    "workflow_config",
+    "preflight", "store", "workflow_config",
 }  # fmt: skip
 LAYERS = {
     0: L0,

@@ -13,7 +13,6 @@ from lambda_hat.lease import LEASE_VARIABLE
 from lambda_hat.packing import RunItem, make_packs
 from lambda_hat.store import Store, read_events, read_json, write_json_atomic
 from lambda_hat.workflow_config import compose_study
-from mpi.launch import find_mpiexec, launch_line
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = str(ROOT / "mpi" / "run_pack.py")
@@ -52,7 +51,7 @@ def run(*words, ranks=None, environment=None, timeout=240.0):
     """`python mpi/run_pack.py` from another folder, under mpiexec when `ranks` are given."""
     line = [sys.executable, PROGRAM, *map(str, words)]
     if ranks is not None:
-        line = launch_line("hydra", ["localhost"], ranks, line, find_mpiexec("bundled").mpiexec)
+        line = [str(Path(sys.executable).parent / "mpiexec"), "-n", str(ranks), *line]
     env = {key: value for key, value in os.environ.items() if key != "NPROC"} | (environment or {})
     return subprocess.run(line, capture_output=True, text=True, timeout=timeout, cwd="/", env=env)
 
