@@ -22,6 +22,13 @@ comm = MPI.COMM_WORLD
 open(f"{comm.rank}-{comm.size}-{socket.gethostname()}.{os.getpid()}", "w").close()
 """
 
+# Signals go to every process of the job: the sleep may end before the shell has got its own.
+PATIENT = """\
+trap 'echo TERM; exit 3' TERM
+touch started
+while true; do sleep 60 & wait; done
+"""
+
 
 def script(folder: Path, body: str) -> Path:
     path = folder / "job.sh"
@@ -84,7 +91,7 @@ def test_refusals(slurm_lab, words, message):
 
 
 def test_scancel_and_partitions(slurm_lab, tmp_path):
-    job = script(tmp_path, "trap 'echo TERM; exit 3' TERM\ntouch started\nsleep 60 & wait")
+    job = script(tmp_path, PATIENT)
     number = slurm_lab.submit("-p", "builds", "-o", "out", job, cwd=tmp_path)
     slurm_lab.wait_for((tmp_path / "started").exists)
     assert [(each.id, each.state, each.partition) for each in slurm_lab.jobs()] == [(number, "RUNNING", "builds")]
@@ -105,7 +112,7 @@ def test_busy_nodes_make_a_job_wait(slurm_lab, tmp_path):
 
 @pytest.mark.slow
 def test_the_time_limit_ends_a_job(slurm_lab, tmp_path):
-    job = script(tmp_path, "trap 'echo TERM; exit 3' TERM\ntouch started\nsleep 600 & wait")
+    job = script(tmp_path, PATIENT)
     number = slurm_lab.submit("-t", "2", "-o", "out", job, cwd=tmp_path)
     slurm_lab.wait_for((tmp_path / "started").exists)
     slurm_lab.expire(number)
