@@ -277,13 +277,15 @@ def _slurm_gpus_per_task(environment: Mapping[str, str]) -> tuple[str, int, int]
     found = _first(LOCAL_RANK_VARIABLES, environment)
     if "SLURM_STEP_NUM_TASKS" not in environment or found is None or found[0] != "SLURM_LOCALID":
         return None
-    how = environment.get("SLURM_GPU_BIND", "").lower().split(",")[-1]
-    if how == "none":
-        return None
-    kind, _, number = how.partition(":")
-    if kind in ("single", "per_task") and number.isdecimal():
-        told = f"SLURM_GPU_BIND={how}"
-        return (told, 1, int(number)) if kind == "single" else (told, int(number), 1)
+    # SLURMD_TRES_BIND is what the node's daemon did; the others are what was asked for, by job or step.
+    for variable in ("SLURMD_TRES_BIND", "SLURM_GPU_BIND"):
+        how = environment.get(variable, "")
+        match = re.search(r"\b(single|per_task):(\d+)$", how)
+        if match:
+            number = int(match[2])
+            return (f"{variable}={how}", 1, number) if match[1] == "single" else (f"{variable}={how}", number, 1)
+        if how:
+            return None
     tasks = environment.get("SLURM_NTASKS_PER_GPU", "")
     if tasks.isdecimal():
         return f"SLURM_NTASKS_PER_GPU={tasks}", 1, int(tasks)
@@ -399,7 +401,7 @@ def _place(rank: int) -> str:
 
 def _about_gpus(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that decide which GPU a process sees."""
-    pattern = r"(CUDA|ROCR|HIP|NVIDIA)_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|JAX_PLATFORMS|SLURM_\w*(GPU|GRES|TRES)\w*"
+    pattern = r"(CUDA|ROCR|HIP|NVIDIA)_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|JAX_PLATFORMS|SLURMD?_\w*(GPU|GRES|TRES)\w*"
     return {name: environment[name] for name in sorted(environment) if re.fullmatch(pattern, name)}
 
 

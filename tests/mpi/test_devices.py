@@ -255,6 +255,9 @@ def test_gpus_that_do_not_add_up_are_refused(environment, local_rank, local_size
         ({"SLURM_GPU_BIND": "verbose,per_task:1"}, 1),
         ({"SLURM_NTASKS_PER_GPU": "2"}, 2),
         ({"SLURM_GPU_BIND": "single:2"}, 2),
+        # As SLURM 22.05 says it to the tasks of srun --gpus-per-task=1, and of --ntasks-per-gpu=2.
+        ({"SLURMD_TRES_BIND": "gpu:per_task:1"}, 1),
+        ({"SLURMD_TRES_BIND": "gpu:single:2", "SLURM_NTASKS_PER_GPU": "2", "SLURM_STEP_GPUS": "1"}, 2),
     ],
 )
 @pytest.mark.parametrize("step", [SRUN, SRUN_PMI2], ids=["pmix", "pmi2"])
@@ -276,6 +279,8 @@ def test_a_gpu_that_slurm_bound_to_the_task_is_kept(slurm, ranks_per_gpu, step):
         ({"SLURM_GPUS_PER_TASK": "1"}, "0", 2, r"put 1 tasks on each GPU .*ranks_per_gpu is 2; write ranks_per_gpu: 1"),
         ({"SLURM_NTASKS_PER_GPU": "2"}, "0", 1, r"put 2 tasks on each GPU .*write ranks_per_gpu: 2"),
         ({"SLURM_GPU_BIND": "none", "SLURM_GPUS_PER_TASK": "1"}, "0", 1, r"lists 1"),
+        ({"SLURMD_TRES_BIND": "gpu:none", "SLURM_GPUS_PER_TASK": "1"}, "0", 1, r"lists 1"),
+        ({"SLURMD_TRES_BIND": "gpu:map_gpu:0,1", "SLURM_GPUS_PER_TASK": "1"}, "0", 1, r"lists 1"),
         ({"SLURM_TRES_PER_TASK": "cpu:4"}, "0", 1, r"lists 1"),
         ({}, "0", 1, r"CUDA_VISIBLE_DEVICES=0 lists 1.*gpu-bind=none"),
     ],
