@@ -8,6 +8,8 @@ from typing import Any
 
 from parsl import python_app
 
+from mpi.launch import LauncherChoice
+
 
 @python_app(executors=["tasks"])
 def run_task(argv: list[str], out_file: str, err_file: str, env: dict[str, str], inputs: Sequence = ()) -> int:
@@ -19,31 +21,37 @@ def run_task(argv: list[str], out_file: str, err_file: str, env: dict[str, str],
 
 @python_app(executors=["packs"])
 def run_pack(
-    pack_file: str,
-    program: list[str],
-    flavour: str,
-    mpi: str,
+    command: list[str],
+    choice: LauncherChoice,
+    cores_per_rank: int,
+    gpus_per_node: int,
     out_file: str,
     err_file: str,
     env: dict[str, str],
+    limit_seconds: int | None = None,
     inputs: Sequence = (),
     parsl_resource_specification: dict[str, Any] | None = None,
 ) -> int:
-    """Launch `program pack_file` over the nodes that Parsl gave this task; returns the launcher's exit status.
+    """Launch `command` over the nodes that Parsl gave this task; returns the launcher's exit status.
 
-    `inputs` are futures that are settled once the pack's targets have been built or have failed.
+    `inputs` are futures that are settled once the pack's targets have been built or have failed. After
+    `limit_seconds` the launcher is ended, and the status is 124.
     """
     import os
 
     from flows.apps import run_process
-    from mpi.launch import find_mpiexec, launch_line
+    from mpi.launch import Launch, find_launcher, launch_environment, launch_line
 
     # Parsl tells a task its place through these variables alone.
     nodes = os.environ["PARSL_MPI_NODELIST"].split(",")
-    ranks_per_node = int(os.environ["PARSL_RANKS_PER_NODE"])
-    launcher = find_mpiexec(mpi)
-    argv = launch_line(flavour, nodes, ranks_per_node, [*program, pack_file], launcher.mpiexec)
-    return run_process(argv, out_file, err_file, {**env, **launcher.environment})
+    launch = Launch(tuple(nodes), int(os.environ["PARSL_RANKS_PER_NODE"]), cores_per_rank, gpus_per_node)
+    launcher = find_launcher(choice)
+    env = env | launch_environment(launcher, launch, os.environ)
+    argv = launch_line(launcher, launch, command, {**os.environ, **env})
+    if limit_seconds is not None:
+        # An app's own walltime would not kill the command.
+        argv = ["timeout", "-k", "5", str(limit_seconds), *argv]
+    return run_process(argv, out_file, err_file, env)
 
 
 def run_process(argv: list[str], out_file: str, err_file: str, env: dict[str, str]) -> int:

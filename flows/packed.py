@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -14,12 +16,17 @@ if str(REPO_ROOT) not in sys.path:
 
 from dataclasses import asdict  # noqa: E402
 
-from flows.plan import Plan  # noqa: E402
-from flows.study import Flow, Round, explain, log_tail, parse_options  # noqa: E402
-from lambda_hat.errors import run_command  # noqa: E402
-from lambda_hat.store import read_events, write_json_atomic  # noqa: E402
+from flows.check import check_site  # noqa: E402
+from flows.jobs import SCRIPT_VARIABLE, Job, submit_next  # noqa: E402
+from flows.plan import Plan, make_plan  # noqa: E402
+from flows.rounds import Round, explain, log_tail  # noqa: E402
+from flows.scheduler import require_scheduler  # noqa: E402
+from flows.sites import BatchSite  # noqa: E402
+from flows.study import Flow, parse_options  # noqa: E402
+from lambda_hat.errors import EXIT_OK, EXIT_USAGE, ConfigError, LambdaHatError, run_command  # noqa: E402
+from lambda_hat.store import read_events, write_bytes_atomic, write_json_atomic  # noqa: E402
 from lambda_hat.workflow_config import PlannedRun  # noqa: E402
-from mpi.launch import find_mpiexec, launch_line  # noqa: E402
+from mpi.launch import assume_launcher, find_launcher, launch_line  # noqa: E402
 
 PROGRAM = [sys.executable, str(REPO_ROOT / "mpi" / "run_pack.py")]
 PACK_FORMAT = 1
@@ -27,9 +34,90 @@ PACK_FORMAT = 1
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_options(__doc__ or "", argv, packed=True)
+    check_options(args)
+    if args.submit is not None and args.site is None:
+        args.site = args.submit
     flow = Flow.from_options(args, packed=True)
-    find_mpiexec(flow.site.mpi)
+    if args.submit is not None:
+        return submit_job(flow, args)
+    if not isinstance(flow.site, BatchSite) or flow.site.mpi == "bundled":
+        find_launcher(flow.site.launcher)
+    flow.site.resources  # noqa: B018 - raises where the site does not say how many ranks a node has
+    if args.check:
+        return check_site(flow)
+    if args.chain:
+        flow.on_out_of_time = lambda: follow_up(flow)
     return flow.run(submit, show_dry_run, args.dry_run)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse options that mean nothing together."""
+    if args.submit is None:
+        for option in ("nodes", "walltime"):
+            if getattr(args, option) is not None:
+                raise ConfigError(
+                    f"--{option}: goes with --submit; from a login node write site.nodes_per_block=N and "
+                    "site.walltime=HH:MM:SS"
+                )
+        if args.chain and args.deadline is None:
+            raise ConfigError("--chain: goes with --submit")
+    elif args.check:
+        raise ConfigError("--check: goes without --submit; inside the job it is --site allocation --check")
+    if args.chain is not None and args.chain < 0:
+        raise ConfigError(f"--chain: got {args.chain}, expected an integer of at least 0")
+
+
+def submit_job(flow: Flow, args: argparse.Namespace) -> int:
+    """Show, and without --dry-run submit, the job that runs this study inside itself."""
+    site = flow.site
+    if not isinstance(site, BatchSite) or site.kind != args.submit:
+        raise ConfigError(f"--site {args.site}: a {site.kind} site, but --submit {args.submit} needs one of that kind")
+    job = Job(site, flow.store, inner_words(flow, args), flow.rerun, args.chain or 0)
+    path = job.script_path()
+    script = job.render(path)
+    plan = make_plan(flow.store, flow.study, flow.rerun)
+    flow.show_plan(plan)
+    print(script, end="")
+    if args.dry_run:
+        flow.say("dry run: nothing was submitted")
+        return EXIT_OK
+    scheduler = require_scheduler(site.kind)
+    if not plan.runs:
+        flow.say("nothing is left to sample: no job was submitted")
+        return EXIT_OK
+    flow.make_folders()
+    write_bytes_atomic(path, script.encode())
+    job_id = scheduler.submit(path)
+    flow.say(f"submitted job {job_id}; its log will be {path.with_suffix('')}.{job_id}.log")
+    flow.say(f"to look at it: {scheduler.watch_command(job_id)}")
+    return EXIT_OK
+
+
+def inner_words(flow: Flow, args: argparse.Namespace) -> list[str]:
+    """The words of this command that the job's own command repeats, with absolute paths."""
+    words = ["--experiments", str(args.experiments.absolute()), "--store", str(flow.store.root)]
+    words += ["--results", str(flow.results_root)]
+    for option in ("pack", "retries"):
+        if getattr(args, option) is not None:
+            words += [f"--{option}", str(getattr(args, option))]
+    words += ["--quiet"] if args.quiet else []
+    return [*words, *(word for word in args.words if not word.startswith("site."))]
+
+
+def follow_up(flow: Flow) -> None:
+    """Submit the next job of the chain that this one belongs to."""
+    script = os.environ.get(SCRIPT_VARIABLE)
+    if script is None:
+        flow.say(
+            f"--chain: {SCRIPT_VARIABLE} is not set, so nothing was submitted; --submit writes a script that sets it"
+        )
+        return
+    try:
+        following, job_id = submit_next(Path(script))
+    except LambdaHatError as error:
+        flow.say(f"the next job of the chain was not submitted: {error}")
+        return
+    flow.say(f"submitted job {job_id} to go on: {following}")
 
 
 def submit(flow: Flow, round_: Round) -> None:
@@ -45,10 +133,10 @@ def submit(flow: Flow, round_: Round) -> None:
         write_json_atomic(pack_file, pack_record(flow, pack_id, runs))
         round_.pack_dirs.append(directory)
         future = run_pack(
-            str(pack_file),
-            PROGRAM,
-            site.flavour,
-            site.mpi,
+            [*PROGRAM, str(pack_file)],
+            site.launcher,
+            site.cores_per_rank,
+            site.gpus_per_node,
             str(directory / "stdout.log"),
             str(directory / "stderr.log"),
             round_.environment,
@@ -68,6 +156,8 @@ def pack_record(flow: Flow, pack_id: str, runs: list[PlannedRun]) -> dict:
         "store_root": str(flow.store.root),
         "cores_per_rank": flow.site.cores_per_rank,
         "expected_ranks": flow.site.resources["num_ranks"],
+        "gpus_per_node": flow.site.gpus_per_node,
+        "ranks_per_gpu": flow.site.ranks_per_gpu,
         "builds": [],
         "runs": [
             {
@@ -117,6 +207,8 @@ def pack_ended(
         if future.exception() is None and future.result() == 0 and lost <= 0:
             round_.progress.finished("packs", sentence)
             return
+        if future.exception() is None and future.result() == EXIT_USAGE:
+            round_.refusals.append(last_line(directory / "stderr.log"))
         reason = explain(future, directory / "error.json", directory / "stderr.log")
         if not (directory / "stderr.log").is_file() or not (directory / "stderr.log").stat().st_size:
             reason += log_tail(directory / "stdout.log")
@@ -125,9 +217,17 @@ def pack_ended(
     return then
 
 
+def last_line(log: Path) -> str:
+    """The last line of a log that a person wants to read: of an error, where there is one."""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    errors = [line for line in lines if "error: " in line]
+    return (errors or lines or [f"see {log}"])[-1]
+
+
 def show_dry_run(flow: Flow, plan: Plan) -> None:
     """Print every target, pack and launch line; nothing is submitted."""
     site = flow.site
+    launcher = assume_launcher(site.launcher) if isinstance(site, BatchSite) else find_launcher(site.launcher)
     for target_id, cfg in flow.study.targets.items():
         state = "build" if target_id in plan.builds else flow.store.target_status(target_id)
         flow.say(f"target {target_id}  {state:<7} {cfg.label}")
@@ -138,9 +238,8 @@ def show_dry_run(flow: Flow, plan: Plan) -> None:
             f"pack {index}: {len(runs)} runs of {targets} targets, about {seconds:.0f} core-seconds on "
             f"{site.resources['num_ranks']} ranks"
         )
-        nodes = ["localhost"] if site.kind == "local" else ["NODE"] * site.nodes_per_pack
-        line = launch_line(site.flavour, nodes, site.ranks, [*PROGRAM, "PACK.json"], find_mpiexec(site.mpi).mpiexec)
-        flow.say(f"    {shlex.join(line)}")
+        launch = site.launch(site.nodes[: site.pack_nodes])
+        flow.say(f"    {shlex.join(launch_line(launcher, launch, [*PROGRAM, 'PACK.json'], os.environ))}")
     flow.say("dry run: nothing was started")
 
 

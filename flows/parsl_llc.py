@@ -13,7 +13,8 @@ if str(REPO_ROOT) not in sys.path:
     sys.path.insert(0, str(REPO_ROOT))
 
 from flows.plan import Plan  # noqa: E402
-from flows.study import Flow, Round, explain, module_command, parse_options  # noqa: E402
+from flows.rounds import Round, explain, module_command  # noqa: E402
+from flows.study import Flow, parse_options  # noqa: E402
 from lambda_hat.errors import run_command  # noqa: E402
 from lambda_hat.store import write_config  # noqa: E402
 from lambda_hat.workflow_config import PlannedRun  # noqa: E402
@@ -35,11 +36,12 @@ def submit(flow: Flow, round_: Round) -> None:
         write_config(directory, flow.on_site(run.cfg))
         argv = module_command("lambda_hat.entrypoints.sample", directory)
         argv += ["--target-id", run.target_id, "--run-dir", str(directory)]
+        argv, env = flow.place(argv, round_.environment)
         future = run_task(
             argv,
             str(directory / "sample.log"),
             str(directory / "sample.err"),
-            round_.environment,
+            env,
             inputs=round_.settled({run.target_id}),
         )
         round_.on_done(future, run_ended(round_, run, directory))

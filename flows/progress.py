@@ -24,6 +24,7 @@ class StudyProgress:
         self.totals = {"targets": targets, "packs": packs, "runs": runs}
         self.done = dict.fromkeys(self.totals, 0)
         self.failed = dict.fromkeys(self.totals, 0)
+        self._notes = dict.fromkeys(self.totals, "")
         self._bars = Progress(
             TextColumn("{task.description:<8}"),
             BarColumn(),
@@ -58,6 +59,12 @@ class StudyProgress:
         elif not self._live and not self._quiet:
             self.say(f"{count} {sentence}")
 
+    def note(self, what: str, text: str) -> None:
+        """What `what` is waiting for, beside its bar; empty for nothing."""
+        self._notes[what] = f"{text}  " if text else ""
+        if what in self._tasks:
+            self._bars.update(self._tasks[what], detail=self._detail(what))
+
     def event(self, sentence: str) -> None:
         """Something worth a line where there are no bars."""
         if not self._live and not self._quiet:
@@ -69,6 +76,7 @@ class StudyProgress:
 
     def _detail(self, what: str) -> str:
         failed = f"{self.failed[what]} failed  " if self.failed[what] else ""
+        failed += self._notes[what]
         if what != "runs":
             return failed
         elapsed = time.monotonic() - self._started

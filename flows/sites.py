@@ -1,105 +1,316 @@
-"""Where a study runs: from a site file to a Parsl configuration.
-
-Two executors, by label: `packs` (MPIExecutor: MPI-launched packs) and `tasks` (one process each: target builds, and
-the runs of the unpacked flow).
-"""
+"""Sites: where a study runs, as data. One schema per kind; `flows/executors.py` makes Parsl executors of them."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import re
-import shlex
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lambda_hat.errors import ConfigError, nearest
-from lambda_hat.omegaconf_support import apply_words, build_dataclass, load_yaml
+from lambda_hat.omegaconf_support import apply_words, build_dataclass, load_yaml, schema_for
 from lambda_hat.workflow_config import CONF_DIR
-from mpi.launch import FLAVOURS, MPIS
+from mpi.launch import Launch, LauncherChoice
 
-if TYPE_CHECKING:
-    from parsl import Config
-    from parsl.executors import HighThroughputExecutor
-
-REPO_ROOT = Path(__file__).resolve().parents[1]
-PACKS, TASKS = "packs", "tasks"
-HEARTBEAT_PERIOD, HEARTBEAT_THRESHOLD = 5, 20
-STRATEGY_PERIOD = 0.5
-"""Parsl's default of 5 s adds as much to the first task (seen: 9 s against 4 s)."""
+LOOPBACK = ("localhost", "::1")
+WALLTIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d{2})")
 
 
 @dataclass(frozen=True)
 class SiteConfig:
-    """One site. Resources belong to the pack: `nodes_per_pack * ranks_per_node` ranks run its runs."""
+    """What every site has. Resources belong to the pack: `nodes_per_pack * ranks_per_node` ranks run its runs."""
 
     kind: str = "local"
     mpi: str = "bundled"
-    flavour: str = "hydra"
-    address: str = "127.0.0.1"
+    flavour: str = "auto"
+    srun_mpi: str = "pmi2"
+    address: str | None = None
+    interface: str | None = None
     ranks_per_node: int | None = None
     cores_per_rank: int = 1
-    nodes_per_block: int = 1
-    nodes_per_pack: int = 1
+    gpus_per_node: int = 0
+    ranks_per_gpu: int = 1
+    nodes_per_pack: int | None = 1
     task_workers: int | None = None
     worker_init: str = ""
-    parsl_config: str = ""
-    """A Python file that defines `config`, a `parsl.Config`; set by `--site FILE.py`."""
 
     def __post_init__(self):
-        for key, value, valid in (
-            ("kind", self.kind, ("local",)),
-            ("mpi", self.mpi, MPIS),
-            ("flavour", self.flavour, FLAVOURS),
-        ):
-            if value not in valid:
-                raise ConfigError(f"{key}: unknown {value!r}; {nearest(value, valid)}")
-        for key in ("ranks_per_node", "cores_per_rank", "nodes_per_block", "nodes_per_pack", "task_workers"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"{key}: got {value}, expected an integer of at least 1")
-        if self.nodes_per_pack > self.nodes_per_block:
+        self.launcher  # noqa: B018 - refuses what it is made of
+        for key, value in vars(self).items():
+            if key.endswith(("_per_node", "_per_rank", "_per_gpu", "_per_pack", "_per_block", "_workers", "_blocks")):
+                least = 0 if key in ("gpus_per_node", "min_blocks") else 1
+                if value is not None and value < least:
+                    raise ConfigError(f"{key}: got {value}, expected an integer of at least {least}")
+        if self.address is not None and self.interface is not None:
+            raise ConfigError(f"interface: got {self.interface} beside address {self.address}; give one of them")
+
+    def check(self) -> None:
+        """Refuse what could not run, or would leave nodes or GPUs idle. ConfigError naming the key."""
+        if self.pack_nodes > self.block_nodes:
             raise ConfigError(
-                f"nodes_per_pack: got {self.nodes_per_pack}, more than nodes_per_block = {self.nodes_per_block}; "
-                "a pack lives inside one block"
+                f"nodes_per_pack: got {self.pack_nodes}, more than the {self.block_nodes} nodes of a block; a pack "
+                "lives inside one block"
             )
-        if self.kind == "local" and not self.parsl_config and self.nodes_per_block != 1:
-            raise ConfigError(f"nodes_per_block: got {self.nodes_per_block}, but the local site is one node")
+        if self.block_nodes % self.pack_nodes:
+            raise ConfigError(
+                f"nodes_per_pack: got {self.pack_nodes}, which would leave {self.block_nodes % self.pack_nodes} of the "
+                f"{self.block_nodes} nodes of a block idle; give a divisor, or null for one pack over the whole block"
+            )
+        wanted = self.gpus_per_node * self.ranks_per_gpu
+        if self.gpus_per_node and self.ranks != wanted:
+            what = "leave GPUs idle" if self.ranks < wanted else "put ranks on GPUs that others use"
+            raise ConfigError(
+                f"ranks_per_node: got {self.ranks}, but {self.gpus_per_node} GPUs a node with ranks_per_gpu = "
+                f"{self.ranks_per_gpu} take {wanted}; this would {what}. Leave it null, or change ranks_per_gpu"
+            )
+
+    @property
+    def launcher(self) -> LauncherChoice:
+        """The MPI launcher that is meant."""
+        return LauncherChoice(self.mpi, self.flavour, self.srun_mpi)
+
+    def launch(self, nodes: Sequence[str]) -> Launch:
+        """A pack on `nodes`."""
+        return Launch(tuple(nodes), self.ranks, self.cores_per_rank, self.gpus_per_node)
+
+    @property
+    def block_nodes(self) -> int:
+        """Nodes of one block."""
+        return 1
+
+    @property
+    def node_cores(self) -> int | None:
+        """Cores of a node that packs may use, where they are known."""
+        return len(os.sched_getaffinity(0))
+
+    @property
+    def nodes(self) -> list[str]:
+        """Names of a block's nodes for a launch line, known or to be known."""
+        return [f"NODE{i + 1}" for i in range(self.block_nodes)]
+
+    @property
+    def pack_nodes(self) -> int:
+        """Nodes of one pack."""
+        return self.block_nodes if self.nodes_per_pack is None else self.nodes_per_pack
+
+    @property
+    def packs_per_block(self) -> int:
+        """Packs that run side by side in one block."""
+        return self.block_nodes // self.pack_nodes
 
     @property
     def ranks(self) -> int:
-        """MPI ranks per node: as given, or as many as fit on the cores of this process."""
+        """MPI ranks per node: as given, or by its GPUs, or as many as fit on its cores."""
         if self.ranks_per_node is not None:
             return self.ranks_per_node
-        return max(1, len(os.sched_getaffinity(0)) // self.cores_per_rank)
+        if self.gpus_per_node:
+            return self.gpus_per_node * self.ranks_per_gpu
+        if self.node_cores is None:
+            raise ConfigError("ranks_per_node: missing; give it, or cores_per_node (a rank for every cores_per_rank)")
+        return max(1, self.node_cores // self.cores_per_rank)
 
     @property
     def resources(self) -> dict[str, int]:
         """Parsl's resource specification of a pack; all three keys, since two of them make a fractional third."""
         return {
-            "num_nodes": self.nodes_per_pack,
+            "num_nodes": self.pack_nodes,
             "ranks_per_node": self.ranks,
-            "num_ranks": self.nodes_per_pack * self.ranks,
+            "num_ranks": self.pack_nodes * self.ranks,
         }
 
 
-def load_site(name: str, words: Sequence[str] = (), ranks: int | None = None) -> SiteConfig:
-    """The site `conf/site/<name>.yaml`, or the one in the YAML or Python file `name`, with `key=value` overrides.
+@dataclass(frozen=True)
+class LocalSite(SiteConfig):
+    """This machine."""
 
-    Raises ConfigError naming the file, the key and the valid ones.
+    address: str | None = "127.0.0.1"
+
+    @property
+    def nodes(self) -> list[str]:
+        return ["localhost"]
+
+    def check(self) -> None:
+        super().check()
+        nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
+        if nodes.isdecimal() and int(nodes) > 1:
+            raise ConfigError(
+                f"site local: this is inside a SLURM job of {nodes} nodes and would use one of them; write "
+                "--site allocation"
+            )
+
+
+@dataclass(frozen=True)
+class PythonSite(SiteConfig):
+    """A Python file that defines `config`, a `parsl.Config`, and perhaps `site`, a dict of these keys."""
+
+    kind: str = "python"
+    nodes_per_block: int = 1
+    parsl_config: str = ""
+
+    @property
+    def block_nodes(self) -> int:
+        return self.nodes_per_block
+
+
+@dataclass(frozen=True)
+class AllocationSite(SiteConfig):
+    """Inside one SLURM or PBS job: all of its nodes are one block, and nothing more is submitted."""
+
+    kind: str = "allocation"
+    address: str | None = "127.0.0.1"
+
+    @cached_property
+    def nodes(self) -> list[str]:
+        return allocated_nodes(os.environ)
+
+    @property
+    def block_nodes(self) -> int:
+        return len(self.nodes)
+
+    @property
+    def node_cores(self) -> int | None:
+        for variable in ("SLURM_CPUS_ON_NODE", "NCPUS"):
+            if os.environ.get(variable, "").isdecimal():
+                return int(os.environ[variable])
+        return super().node_cores
+
+    def check(self) -> None:
+        super().check()
+        gpus = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+        if gpus.isdecimal() and int(gpus) > self.gpus_per_node:
+            raise ConfigError(
+                f"gpus_per_node: got {self.gpus_per_node}, but SLURM gave this job {gpus} on each node "
+                f"(SLURM_GPUS_ON_NODE); write site.gpus_per_node={gpus}, or ask for fewer"
+            )
+
+
+@dataclass(frozen=True)
+class BatchBuilds:
+    """The blocks that build targets: one node each, apart from those of the packs."""
+
+    cores_per_node: int = 1
+    mem_per_node: int | None = None
+    walltime: str = "01:00:00"
+    max_blocks: int = 1
+    scheduler_options: str = ""
+
+
+@dataclass(frozen=True)
+class BatchSite(SiteConfig):
+    """A scheduler is asked for blocks of nodes from a login node."""
+
+    account: str | None = None
+    nodes_per_block: int = 1
+    min_blocks: int = 0
+    max_blocks: int = 1
+    cores_per_node: int | None = None
+    mem_per_node: int | None = None
+    exclusive: bool = True
+    walltime: str = "01:00:00"
+    scheduler_options: str = ""
+    lost_blocks: int = 3
+    poll_seconds: int = 60
+    one_machine: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        for key, text in (("walltime", self.walltime), ("builds.walltime", self.builds.walltime)):
+            parse_walltime(key, text)
+        for key, value in (("lost_blocks", self.lost_blocks), ("poll_seconds", self.poll_seconds)):
+            if value < 1:
+                raise ConfigError(f"{key}: got {value}, expected an integer of at least 1")
+        if self.max_blocks < self.min_blocks:
+            raise ConfigError(f"max_blocks: got {self.max_blocks}, fewer than min_blocks = {self.min_blocks}")
+
+    @property
+    def block_nodes(self) -> int:
+        return self.nodes_per_block
+
+    @property
+    def node_cores(self) -> int | None:
+        return self.cores_per_node
+
+    @property
+    def walltime_seconds(self) -> int:
+        return parse_walltime("walltime", self.walltime)
+
+    def check(self) -> None:
+        super().check()
+        address = self.address or ("127.0.0.1" if self.interface == "lo" else "")
+        if (address in LOOPBACK or address.startswith("127.")) and not self.one_machine:
+            raise ConfigError(
+                f"address: got {self.address or self.interface}, which compute nodes cannot reach; leave it null "
+                "(every address of this machine is tried), or name the network: interface: ib0. (one_machine: true is "
+                "for a cluster whose nodes are all this machine)"
+            )
+        if self.cores_per_node is None:
+            return
+        cores = self.ranks * self.cores_per_rank
+        if cores > self.cores_per_node:
+            raise ConfigError(
+                f"cores_per_node: got {self.cores_per_node}, but {self.ranks} ranks of {self.cores_per_rank} cores "
+                f"need {cores}"
+            )
+
+
+@dataclass(frozen=True)
+class SlurmBuilds(BatchBuilds):
+    partition: str | None = None
+    qos: str | None = None
+
+
+@dataclass(frozen=True)
+class SlurmSite(BatchSite):
+    """Blocks are SLURM jobs."""
+
+    kind: str = "slurm"
+    partition: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    builds: SlurmBuilds = field(default_factory=SlurmBuilds)
+
+
+@dataclass(frozen=True)
+class PbsBuilds(BatchBuilds):
+    queue: str | None = None
+    select_options: str = ""
+
+
+@dataclass(frozen=True)
+class PbsSite(BatchSite):
+    """Blocks are PBS jobs."""
+
+    kind: str = "pbs"
+    queue: str | None = None
+    select_options: str = ""
+    builds: PbsBuilds = field(default_factory=PbsBuilds)
+
+
+SITE_SCHEMAS: dict[str, type[SiteConfig]] = {
+    "local": LocalSite,
+    "allocation": AllocationSite,
+    "slurm": SlurmSite,
+    "pbs": PbsSite,
+}
+
+
+def load_site(name: str, words: Sequence[str] = (), options: Mapping[str, tuple[str, Any]] | None = None) -> SiteConfig:
+    """The site `conf/site/<name>.yaml`, or the one in the YAML or Python file `name`, with `key=value` overrides, and
+    those of command-line options: option to (key, value), None where it was not given.
+
+    Raises ConfigError naming the file, the key and the valid ones of that kind of site.
     """
     layers: list[tuple[str, dict[str, Any]]] = []
     path = Path(name).expanduser()
     if path.suffix == ".py":
         if not path.is_file():
             raise ConfigError(f"--site {name}: no such file")
-        settings = getattr(_load_python_site(path), "site", {})
+        settings = getattr(load_python_site(path), "site", {})
         layers.append((str(path), {**settings, "parsl_config": str(path.absolute())}))
     elif path.suffix in (".yaml", ".yml"):
         layers.append((name, load_yaml(path)))
@@ -110,14 +321,27 @@ def load_site(name: str, words: Sequence[str] = (), ranks: int | None = None) ->
         path = CONF_DIR / "site" / f"{name}.yaml"
         layers.append((str(path), load_yaml(path)))
     layers.append(("command line (site.key=value)", apply_words({}, words)))
-    if ranks is not None:
-        if ranks < 1:
-            raise ConfigError(f"--ranks: got {ranks}, expected an integer of at least 1")
-        layers.append(("--ranks", {"ranks_per_node": ranks}))
-    return build_dataclass(SiteConfig, layers)
+    for option, (key, value) in (options or {}).items():
+        if value is None:
+            continue
+        if isinstance(value, int) and value < 1:
+            raise ConfigError(f"{option}: got {value}, expected an integer of at least 1")
+        if isinstance(value, str):
+            parse_walltime(option, value)
+        layers.append((option, {key: value}))
+    if path.suffix == ".py":
+        schema: type[SiteConfig] = PythonSite
+    else:
+        kinds = [(source, layer["kind"]) for source, layer in layers if "kind" in layer]
+        source, kind = kinds[-1] if kinds else (name, "local")
+        schema = schema_for(SITE_SCHEMAS, kind, f"{source}: kind")
+    site = build_dataclass(schema, layers)
+    site.check()
+    return site
 
 
-def _load_python_site(path: Path) -> Any:
+def load_python_site(path: Path) -> Any:
+    """The module in the file `path`."""
     spec = importlib.util.spec_from_file_location("lambda_hat_site", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -125,122 +349,52 @@ def _load_python_site(path: Path) -> Any:
     return module
 
 
-@contextmanager
-def parsl_config(site: SiteConfig, run_dir: Path, packs: bool) -> Iterator[Config]:
-    """The Parsl configuration of `site`; with `packs`, an executor for MPI packs beside the one for tasks.
+def parse_walltime(key: str, text: str) -> int:
+    """Seconds of `12:00:00`, `1-12:00:00`, `30:00` (minutes) or `3600`; YAML reads an unquoted 12:00:00 as the last."""
+    match = WALLTIME.fullmatch(text.strip())
+    if match:
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    elif text.strip().isdecimal():
+        total = int(text)
+    else:
+        total = 0
+    if total < 1:
+        raise ConfigError(f"{key}: got {text!r}, expected hours:minutes:seconds, such as 12:00:00 or 1-12:00:00")
+    return total
 
-    Parsl's own files go to `run_dir`. Raises ConfigError where a Python site does not fit.
+
+def format_walltime(seconds: int) -> str:
+    """`HH:MM:SS`, which SLURM, PBS and Parsl read alike."""
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def allocated_nodes(environment: Mapping[str, str]) -> list[str]:
+    """The nodes of the SLURM or PBS job that this process is in, each once.
+
+    Raises ConfigError outside of one.
     """
-    if site.parsl_config:
-        yield _python_config(site, packs)
-        return
-    from parsl import Config
-    from parsl.executors import HighThroughputExecutor, MPIExecutor
-    from parsl.launchers import SimpleLauncher
-    from parsl.providers import LocalProvider
-
-    with _plain_path(run_dir) as parsl_dir:
-        node_file = parsl_dir / "nodefile"
-        node_file.write_text("localhost\n")
-        init = [f"export PYTHONPATH={shlex.quote(_python_path())}", site.worker_init]
-        common: dict[str, Any] = {
-            "address": site.address,
-            "encrypted": True,
-            "heartbeat_period": HEARTBEAT_PERIOD,
-            "heartbeat_threshold": HEARTBEAT_THRESHOLD,
-        }
-
-        def provider(*lines: str) -> LocalProvider:
-            return LocalProvider(
-                launcher=SimpleLauncher(),
-                nodes_per_block=1,
-                init_blocks=1,
-                min_blocks=1,
-                max_blocks=1,
-                worker_init="\n".join([*init, *lines]),
-            )
-
-        executors: list[HighThroughputExecutor] = [
-            HighThroughputExecutor(
-                label=TASKS,
-                max_workers_per_node=site.task_workers or len(os.sched_getaffinity(0)),
-                cores_per_worker=1e-9,
-                provider=provider(),
-                **common,
-            )
-        ]
-        if packs:
-            executors.append(
-                MPIExecutor(
-                    label=PACKS,
-                    mpi_launcher="mpiexec",
-                    # One node count per executor: packs of different sizes queueing inside a block can hang for ever.
-                    max_workers_per_block=site.nodes_per_block // site.nodes_per_pack,
-                    provider=provider(f"export PBS_NODEFILE={shlex.quote(str(node_file))}"),
-                    **common,
-                )
-            )
-        for executor in executors:
-            _start_by_module(executor)
-        yield Config(
-            executors=executors,
-            run_dir=str(parsl_dir),
-            strategy="none",
-            strategy_period=STRATEGY_PERIOD,
-            retries=0,
-            usage_tracking=0,
-        )
-
-
-def _python_config(site: SiteConfig, packs: bool) -> Config:
-    from parsl import Config
-    from parsl.executors import MPIExecutor
-
-    config = getattr(_load_python_site(Path(site.parsl_config)), "config", None)
-    if not isinstance(config, Config):
-        raise ConfigError(f"{site.parsl_config}: expected a variable `config`, a parsl.Config")
-    executors = {executor.label: executor for executor in config.executors}
-    for label in [TASKS, PACKS] if packs else [TASKS]:
-        if label not in executors:
+    if environment.get("SLURM_NODELIST"):
+        command = ["scontrol", "show", "hostnames", environment["SLURM_NODELIST"]]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ConfigError(f"site allocation: {' '.join(command)}: {error}") from None
+        if done.returncode:
+            raise ConfigError(f"site allocation: {' '.join(command)}: {done.stderr.strip()}")
+        names = done.stdout.split()
+    elif environment.get("PBS_NODEFILE"):
+        try:
+            # One line per MPI process: a node comes as often as it has mpiprocs.
+            names = Path(environment["PBS_NODEFILE"]).read_text().split()
+        except OSError as error:
             raise ConfigError(
-                f"{site.parsl_config}: no executor labelled '{label}'; this flow needs one "
-                f"({'an MPIExecutor for packs' if label == PACKS else 'for target builds'})"
-            )
-    if packs and not isinstance(executors[PACKS], MPIExecutor):
-        raise ConfigError(f"{site.parsl_config}: executor '{PACKS}' must be an MPIExecutor")
-    return config
-
-
-def _start_by_module(executor: HighThroughputExecutor) -> None:
-    """Let Parsl start its processes with this interpreter, and the interchange end when this process does."""
-    package = "parsl.executors.high_throughput"
-    # Their scripts are found by name on the PATH, and pip's first line of a script breaks where an environment's path
-    # has a space. Parsl fills braces in twice.
-    python = shlex.quote(sys.executable).replace("{", "{{{{").replace("}", "}}}}")
-    executor.launch_cmd = executor.launch_cmd.replace(
-        "process_worker_pool.py", f"{python} -m {package}.process_worker_pool"
-    )
-    # A killed driver would leave the interchange, and with it the worker pools, behind for minutes; and Ctrl-C is for
-    # the driver alone, which then shuts the interchange down. Set after construction, because MPIExecutor's own type
-    # check refuses a list here.
-    wrapper = [["setsid"], ["setpriv", "--pdeathsig", "TERM"]]
-    prefix = [word for words in wrapper if shutil.which(words[0]) for word in words]
-    executor.interchange_launch_cmd = [*prefix, sys.executable, "-m", f"{package}.interchange"]
-
-
-def _python_path() -> str:
-    inherited = os.environ.get("PYTHONPATH", "")
-    return os.pathsep.join([str(REPO_ROOT), *([inherited] if inherited else [])])
-
-
-@contextmanager
-def _plain_path(directory: Path) -> Iterator[Path]:
-    """`directory`, or a link to it without spaces and quotes: Parsl does not quote its own folder in shell lines."""
-    directory.mkdir(parents=True, exist_ok=True)
-    if re.fullmatch(r"[\w./+@:-]+", str(directory)):
-        yield directory
-        return
-    with tempfile.TemporaryDirectory(prefix="lambda_hat_") as folder:
-        link = Path(folder) / "parsl"
-        link.symlink_to(directory)
-        yield link
+                f"site allocation: PBS_NODEFILE: {environment['PBS_NODEFILE']}: {error.strerror}"
+            ) from None
+    else:
+        raise ConfigError(
+            "site allocation: this is not inside a SLURM or PBS job (neither SLURM_NODELIST nor PBS_NODEFILE is set); "
+            "python flows/packed.py --submit slurm|pbs --nodes N --walltime HH:MM:SS submits one, and --site slurm|pbs "
+            "runs from a login node"
+        )
+    return list(dict.fromkeys(names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import itertools
 import math
 import os
 import shlex
@@ -12,33 +13,36 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
 
+from flows.blocks import Blocks
+from flows.executors import parsl_config
 from flows.plan import Plan, make_plan
 from flows.progress import StudyProgress
-from flows.sites import SiteConfig, load_site, parsl_config
+from flows.rounds import OutOfTime, Round, log_tail
+from flows.scheduler import require_scheduler
+from flows.sites import AllocationSite, BatchSite, SiteConfig, load_site
 from lambda_hat.config import BuildConfig, RuntimeConfig, SampleConfig
-from lambda_hat.errors import EXIT_FAILED, EXIT_OK, EXIT_UNFINISHED, ConfigError, StoreError
-from lambda_hat.id_utils import trajectory_id
-from lambda_hat.lease import LEASE_VARIABLE, Lease, clear_dead_leases
+from lambda_hat.errors import EXIT_FAILED, EXIT_OK, EXIT_UNFINISHED, ConfigError, LaunchError, StoreError
+from lambda_hat.lease import Lease, clear_dead_leases
 from lambda_hat.pictures import draw_all
 from lambda_hat.report import print_summary, rank_usage
-from lambda_hat.results import RunRef, collect, error_line, write_table
-from lambda_hat.store import Store, check_folder, read_json, write_config
+from lambda_hat.results import RunRef, collect, write_table
+from lambda_hat.store import Store, check_folder, read_json
 from lambda_hat.workflow_config import CONF_DIR, PlannedRun, Study, compose_study
+from mpi.launch import Launch, Launcher, build_prefix, find_launcher, launch_environment
 
 Config = TypeVar("Config", BuildConfig, SampleConfig)
 
-POLL = 0.1
-TAIL_LINES = 12
 MOST_FAILURES = 20
 LOG_WIDTH = 120
+SHUTDOWN_SECONDS = (10.0, 60.0)
+"""Least and most that is kept back of an allocation, else a tenth of it: for the ranks to stop, the next job to be
+submitted, and the table to be written."""
 
 
 def parse_options(description: str, argv: list[str] | None, *, packed: bool) -> argparse.Namespace:
@@ -50,13 +54,24 @@ def parse_options(description: str, argv: list[str] | None, *, packed: bool) -> 
     if packed:
         parser.add_argument("--pack", type=int, metavar="N", help="at most N runs in one MPI launch (default 32)")
         parser.add_argument("--ranks", type=int, metavar="R", help="MPI ranks per node (default: one per core)")
+        parser.add_argument("--check", action="store_true", help="try the site with one small pack, and judge it")
+        parser.add_argument("--submit", choices=("slurm", "pbs"), help="submit a job that runs the study inside itself")
+        parser.add_argument("--nodes", type=int, metavar="N", help="with --submit: nodes of the job")
+        parser.add_argument("--walltime", metavar="HH:MM:SS", help="with --submit: how long the job may take")
+        parser.add_argument(
+            "--chain", type=int, metavar="K", help="with --submit: at most K more jobs where time runs out (default 0)"
+        )
+        parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--site", metavar="S", help="a name in conf/site, or a .yaml or .py file (default local)")
     parser.add_argument("--store", metavar="DIR", help="targets, runs and packs (default runs)")
     parser.add_argument("--results", metavar="DIR", help="the table and the picture (default results)")
     parser.add_argument("--dry-run", action="store_true", help="show the plan, start nothing")
     parser.add_argument("--rerun", choices=("failed", "all"), help="sample failed runs, or every run, again")
     parser.add_argument(
-        "--retries", type=int, metavar="K", help="pack again what was left unfinished, K times (default 1)"
+        "--retries",
+        type=int,
+        metavar="K",
+        help="pack again what was left unfinished, until K tries in a row finish nothing more (default 1, 0: never)",
     )
     parser.add_argument("--quiet", action="store_true", help="only trouble and the summary")
     parser.add_argument(
@@ -76,6 +91,13 @@ class Flow:
     rerun: str | None
     quiet: bool
     packed: bool
+    stop_at: float | None = None
+    """Seconds since the epoch at which the study stops, for the allocation ends soon after."""
+    on_out_of_time: Callable[[], None] = lambda: None
+    """Called where the study stopped at `stop_at` with runs left."""
+    _launcher: Launcher | None = None
+    """What starts single processes on the nodes of the allocation that this study is in."""
+    _nodes: Iterator[str] = field(default_factory=lambda: iter(()))
     console: Console = field(default_factory=lambda: Console(width=None if sys.stdout.isatty() else LOG_WIDTH))
 
     @classmethod
@@ -89,7 +111,19 @@ class Flow:
             if option in given and given[option] < least:
                 raise ConfigError(f"--{option}: got {given[option]}, expected an integer of at least {least}")
         study = compose_study(args.experiments, args.words, given)
-        site = load_site(study.settings.site, study.site_overrides, getattr(args, "ranks", None))
+        site = load_site(
+            study.settings.site,
+            study.site_overrides,
+            {
+                "--ranks": ("ranks_per_node", getattr(args, "ranks", None)),
+                "--nodes": ("nodes_per_block", getattr(args, "nodes", None)),
+                "--walltime": ("walltime", getattr(args, "walltime", None)),
+            },
+        )
+        stop_at = None
+        if getattr(args, "deadline", None) is not None:
+            least, most = SHUTDOWN_SECONDS
+            stop_at = args.deadline - min(most, max(least, 0.1 * (args.deadline - time.time())))
         return cls(
             study=study,
             store=Store(study.settings.store_root),
@@ -98,6 +132,9 @@ class Flow:
             rerun=args.rerun,
             quiet=args.quiet,
             packed=packed,
+            stop_at=stop_at,
+            _launcher=find_launcher(site.launcher) if isinstance(site, AllocationSite) else None,
+            _nodes=itertools.cycle(site.nodes),
         )
 
     def run(self, submit: Callable[[Flow, Round], None], dry_run: Callable[[Flow, Plan], None], dry: bool) -> int:
@@ -109,48 +146,66 @@ class Flow:
         if dry:
             dry_run(self, plan)
             return EXIT_OK
+        if isinstance(self.site, BatchSite):
+            require_scheduler(self.site.kind).check_server()
         self.make_folders()
         pack_dirs: list[Path] = []
         if plan.runs:
             with _interruptible():
-                pack_dirs = self._rounds(plan, submit)
+                try:
+                    self._rounds(plan, submit, pack_dirs)
+                except OutOfTime:
+                    self.say("the allocation ends soon: stopped; what is finished is kept")
+                    self.on_out_of_time()
         return self.report(time.monotonic() - started, pack_dirs)
 
-    def _rounds(self, plan: Plan, submit: Callable[[Flow, Round], None]) -> list[Path]:
-        import parsl
-
-        pack_dirs: list[Path] = []
+    def _rounds(self, plan: Plan, submit: Callable[[Flow, Round], None], pack_dirs: list[Path]) -> None:
+        """Pack what is left until nothing is, or nothing more gets done; adds the packs' folders to `pack_dirs`."""
         left_behind = clear_dead_leases(self.store.packs_dir)
         if left_behind:
             self.say("an earlier driver was killed here; what it left running has been told to stop")
             time.sleep(2.0)
             plan = make_plan(self.store, self.study, self.rerun)
+        with self.workers() as workers:
+            self._discard(plan.runs)
+            idle_tries = 0
+            for attempt in itertools.count():
+                round_ = Round(self, plan, workers.lease, f"{workers.name}-{attempt}")
+                workers.progress = round_.progress
+                round_.watch(workers.look)
+                with round_.progress:
+                    submit(self, round_)
+                    round_.wait(self.stop_at)
+                pack_dirs += round_.pack_dirs
+                # What failed has been recorded; only what was lost on the way is tried again.
+                before, plan = plan, make_plan(self.store, self.study)
+                advanced = len(plan.runs) < len(before.runs)
+                if round_.refusals and not advanced:
+                    raise LaunchError(f"no pack could be started: {round_.refusals[0]}")
+                idle_tries = 0 if advanced else idle_tries + 1
+                if not plan.runs or not self.study.settings.retries or idle_tries > self.study.settings.retries:
+                    return
+                self.say(f"{len(plan.runs)} runs were left unfinished; packing them again")
+
+    @contextlib.contextmanager
+    def workers(self) -> Iterator[Workers]:
+        """Parsl's workers on the site, for the duration of the block."""
+        import parsl
+
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         with contextlib.ExitStack() as stack:
             lease = stack.enter_context(Lease(self.store.packs_dir))
-            run_dir = self.store.root / "parsl" / f"{stamp}-{lease.path.stem[-4:]}"
+            name = f"{stamp}-{lease.path.stem[-4:]}"
+            run_dir = self.store.root / "parsl" / name
             config = stack.enter_context(parsl_config(self.site, run_dir, packs=self.packed))
             kernel = parsl.load(config)
+            blocks = Blocks(self.site, config.executors, self.say) if isinstance(self.site, BatchSite) else None
+            if blocks is not None:
+                stack.callback(blocks.cancel)
             # Withdrawing the lease first lets everything that still computes end by itself while Parsl shuts down.
             stack.callback(kernel.cleanup)
             stack.callback(lease.withdraw)
-            self._discard(plan.runs)
-            for attempt in range(self.study.settings.retries + 1):
-                if attempt:
-                    # What failed has been recorded; only what was lost on the way is tried again.
-                    plan = make_plan(self.store, self.study)
-                    if not plan.runs:
-                        break
-                    self.say(
-                        f"{len(plan.runs)} runs were left unfinished; packing them again ({attempt} of "
-                        f"{self.study.settings.retries} retries)"
-                    )
-                round_ = Round(self, plan, lease, f"{stamp}-{lease.path.stem[-4:]}-{attempt}")
-                with round_.progress:
-                    submit(self, round_)
-                    round_.wait()
-                pack_dirs += round_.pack_dirs
-        return pack_dirs
+            yield Workers(lease, name, blocks)
 
     def _discard(self, runs: list[PlannedRun]) -> None:
         """Remove what an earlier try left of runs that are now to be sampled: its failure, or, when all runs are wanted
@@ -162,6 +217,19 @@ class Flow:
     def on_site(self, cfg: Config) -> Config:
         """`cfg` for a process of its own on this site: it gives XLA as many cores as a rank has."""
         return replace(cfg, runtime=RuntimeConfig(cores_per_rank=self.site.cores_per_rank))
+
+    def place(self, argv: list[str], env: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+        """`argv` and environment of one process beside the packs: on the next node, if this is an allocation.
+
+        It computes on cores: a pack on the same node owns the GPUs.
+        """
+        env = {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"), **env}
+        if self._launcher is None:
+            return argv, env
+        launch = Launch((next(self._nodes),), 1, self.site.cores_per_rank)
+        env |= launch_environment(self._launcher, launch, os.environ)
+        prefix = build_prefix(self._launcher, launch.nodes[0], launch.cores_per_rank, {**os.environ, **env})
+        return [*prefix, *argv], env
 
     def show_plan(self, plan: Plan) -> None:
         """Print the plan and the notes of the grid."""
@@ -243,116 +311,21 @@ def _original_words() -> list[str]:
     return ["python", shlex.quote(os.path.relpath(sys.argv[0])), *map(shlex.quote, words)]
 
 
-class Round:
-    """One pass over what is left: builds, then whatever the flow submits for the runs."""
+@dataclass
+class Workers:
+    """What a study has while its workers run."""
 
-    def __init__(self, flow: Flow, plan: Plan, lease: Lease, name: str):
-        packs = math.ceil(len(plan.runs) / flow.study.settings.pack) if flow.packed else 0
-        self.flow, self.plan, self.name = flow, plan, name
-        self.environment = {LEASE_VARIABLE: str(lease.path)}
-        self.progress = StudyProgress(
-            flow.console, targets=len(plan.builds), packs=packs, runs=len(plan.runs), quiet=flow.quiet
-        )
-        self.pack_dirs: list[Path] = []
-        self._pending: dict[Future, Callable[[Future], None]] = {}
-        self._watchers: list[Callable[[], None]] = []
-        self._builds: dict[str, Future] = {}
+    lease: Lease
+    name: str
+    """Unique to this start of a driver."""
+    blocks: Blocks | None
+    progress: StudyProgress | None = None
 
-    def submit_builds(self) -> None:
-        """Submit one app per missing target; one for all the missing checkpoints of a training."""
-        from flows.apps import run_task
-
-        store = self.flow.store
-        targets = self.flow.study.targets
-        trainings: dict[str, list[str]] = {}
-        for target_id in self.plan.builds:
-            trainings.setdefault(trajectory_id(targets[target_id]) or target_id, []).append(target_id)
-        for target_ids in trainings.values():
-            for target_id in target_ids:
-                write_config(store.target_dir(target_id), self.flow.on_site(targets[target_id]))
-                (store.target_dir(target_id) / "error.json").unlink(missing_ok=True)
-            directory = store.target_dir(target_ids[0])
-            argv = module_command("lambda_hat.entrypoints.build_target", directory)
-            argv += ["--target-id", target_ids[0], "--target-dir", str(directory)]
-            future = run_task(argv, str(directory / "build.log"), str(directory / "build.err"), self.environment)
-            self._builds |= dict.fromkeys(target_ids, future)
-            self.on_done(future, partial(self._builds_ended, target_ids))
-
-    def settled(self, target_ids: set[str]) -> list[Future]:
-        """Futures that are done once the builds of these targets have ended, well or badly: Parsl would take a pack
-        down with a failed dependency."""
-        return [_settled(self._builds[t]) for t in sorted(target_ids) if t in self._builds]
-
-    def on_done(self, future: Future, then: Callable[[Future], None]) -> None:
-        """Call `then(future)` from `wait` once `future` is done."""
-        self._pending[future] = then
-
-    def watch(self, look: Callable[[], None]) -> None:
-        """Call `look()` at every poll of `wait`."""
-        self._watchers.append(look)
-
-    def wait(self) -> None:
-        """Until everything submitted has ended."""
-        while self._pending:
-            for look in self._watchers:
-                look()
-            for future in [future for future in self._pending if future.done()]:
-                self._pending.pop(future)(future)
-            time.sleep(POLL)
-        for look in self._watchers:
-            look()
-
-    def _builds_ended(self, target_ids: list[str], future: Future) -> None:
-        for target_id in target_ids:
-            self._build_ended(target_id, self.flow.store.target_dir(target_ids[0]), future)
-
-    def _build_ended(self, target_id: str, where: Path, future: Future) -> None:
-        flow, directory = self.flow, self.flow.store.target_dir(target_id)
-        label = flow.study.targets[target_id].label
-        if flow.store.target_status(target_id) == "built":
-            self.progress.finished("targets", f"built {target_id} ({label})")
-            for warning in read_json(directory / "meta.json")["build"]["warnings"]:
-                self.progress.say(f"warning: {target_id} ({label}): {warning}", style="yellow")
-            return
-        reason = explain(future, directory / "error.json", where / "build.err")
-        self.progress.finished("targets", f"target {target_id} ({label}) was not built: {reason}", failed=True)
-
-    def run_ended(self, run: PlannedRun, sentence: str, *, failed: bool) -> None:
-        label = self.flow.study.targets[run.target_id].label
-        self.progress.finished("runs", f"{run.target_id}/{run.run_id} ({label}): {sentence}", failed=failed)
-
-
-def module_command(module: str, directory: Path) -> list[str]:
-    """`python -m module --config-yaml directory/config.yaml`, by this interpreter."""
-    return [sys.executable, "-m", module, "--config-yaml", str(directory / "config.yaml")]
-
-
-def explain(future: Future, error_file: Path, log: Path) -> str:
-    """Why something has no result: its `error.json`, else Parsl's exception, and the tail of its log with the path."""
-    if error_file.is_file():
-        reason = error_line(error_file)
-    elif future.exception() is not None:
-        reason = f"{type(future.exception()).__name__}: {future.exception()}"
-    else:
-        reason = f"exit status {future.result()}"
-    return f"{reason}{log_tail(log)}"
-
-
-def log_tail(log: Path) -> str:
-    """The last lines of a log with its path, for a message; empty where there are none."""
-    try:
-        lines = log.read_text(errors="replace").rstrip().splitlines()[-TAIL_LINES:]
-    except OSError:
-        return ""
-    if not lines:
-        return ""
-    return "\n    " + "\n    ".join([f"{log} ends with:", *lines])
-
-
-def _settled(future: Future) -> Future:
-    plain: Future = Future()
-    future.add_done_callback(lambda _: plain.set_result(None))
-    return plain
+    def look(self) -> None:
+        """Say what is new about the blocks, where a scheduler gives them. Raises as `Blocks.look`."""
+        if self.blocks is not None:
+            self.blocks.progress = self.progress
+            self.blocks.look()
 
 
 @contextlib.contextmanager

@@ -52,6 +52,12 @@ class LaunchError(LambdaHatError):
     exit_code = EXIT_USAGE
 
 
+class SchedulerError(LambdaHatError):
+    """The cluster's scheduler refused a job or a question; its own words are in the message."""
+
+    exit_code = EXIT_USAGE
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """`did you mean ...? valid: ...` for a mistyped word."""
     options = sorted(map(str, valid))

@@ -14,10 +14,6 @@ from tests.cluster.fake_pbs import FakePbs
 from tests.cluster.slurm_lab import SlurmLab, missing_binaries
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cluster: starts a real SLURM or a fake PBS")
-
-
 def _install() -> None:
     """Install SLURM, or skip with the reason why that failed."""
     lacking = ", ".join(missing_binaries())

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpi.dispatch import Handout, Item, World, dispatch, start_mpi
-from mpi.launch import find_mpiexec, launch_line
+from mpi.launch import Launch, LauncherChoice, find_launcher, launch_line
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -170,10 +170,9 @@ dispatch(world, [Item(f"slow{{i}}") for i in range(4)], lambda key: time.sleep(6
 
 
 def mpirun(program: Path, *words: str, ranks: int = 4, timeout: float = 60.0) -> subprocess.CompletedProcess:
-    line = launch_line(
-        "hydra", ["localhost"], ranks, [sys.executable, str(program), *words], find_mpiexec("bundled").mpiexec
-    )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    launch = Launch(("localhost",), ranks)
+    line = launch_line(find_launcher(LauncherChoice()), launch, [sys.executable, str(program), *words], env)
     return subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=env)
 
 

@@ -1,0 +1,99 @@
+"""The blocks that a scheduler holds for a study: what they wait for, and what has become of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from flows.scheduler import SCHEDULERS
+from flows.sites import BatchSite
+from lambda_hat.errors import LambdaHatError, SchedulerError
+
+if TYPE_CHECKING:
+    from parsl.executors.status_handling import BlockProviderExecutor
+
+    from flows.progress import StudyProgress
+
+FIRST_LOOK = 3.0
+"""Seconds from a submission to the first question about it."""
+
+
+class Blocks:
+    """Watches the executors' blocks; `look` is called often, and asks the scheduler at the site's `poll_seconds`."""
+
+    def __init__(self, site: BatchSite, executors: Sequence[BlockProviderExecutor], say: Callable[[str], None]):
+        self._site, self._executors, self._say = site, executors, say
+        self._scheduler = SCHEDULERS[site.kind]
+        self._states: dict[str, str] = {}
+        self._refused: set[tuple[str, str]] = set()
+        self._next_look = float("inf")
+        self.progress: StudyProgress | None = None
+
+    def look(self) -> None:
+        """Say what is new. Raises SchedulerError, with the scheduler's words, where an executor gets no blocks."""
+        for executor in self._executors:
+            self._look_at(executor)
+        if time.monotonic() >= self._next_look:
+            self._ask()
+
+    def cancel(self) -> None:
+        """Take whatever is still in the queue out of it: Parsl leaves the blocks of an executor that it gave up."""
+        for executor in self._executors:
+            if executor.bad_state_is_set and executor.job_ids_to_block:
+                executor.provider.cancel(list(executor.job_ids_to_block))
+
+    def _look_at(self, executor: BlockProviderExecutor) -> None:
+        for job_id in list(executor.job_ids_to_block):
+            if job_id not in self._states:
+                self._states[job_id] = "submitted"
+                provider = executor.provider
+                nodes = "1 node" if provider.nodes_per_block == 1 else f"{provider.nodes_per_block} nodes"
+                self._event(f"job {job_id} submitted for {executor.label}: {nodes}, {provider.walltime}")
+                self._next_look = min(self._next_look, time.monotonic() + FIRST_LOOK)
+        for block, status in list(executor.status_facade.items()):
+            message = status.message or ""
+            if not message.startswith("Failed to start block") or (executor.label, block) in self._refused:
+                continue
+            self._refused.add((executor.label, block))
+            words = _words_of(message)
+            if not executor.job_ids_to_block:
+                raise SchedulerError(f"{self._scheduler.title} refused the block of {executor.label}: {words}")
+            self._say(f"{self._scheduler.title} refused another block of {executor.label}: {words}")
+        if executor.bad_state_is_set:
+            raise SchedulerError(
+                f"{self._site.lost_blocks} blocks of {executor.label} failed one after the other: "
+                f"{executor.executor_exception}; run the same command again to continue"
+            )
+
+    def _ask(self) -> None:
+        self._next_look = time.monotonic() + self._site.poll_seconds
+        live = [job_id for job_id, state in self._states.items() if state != "ended"]
+        if not live:
+            self._next_look = float("inf")
+            return
+        try:
+            found = self._scheduler.queue(live)
+        except LambdaHatError as error:
+            # A job that left the queue long ago, or a scheduler that is busy, is no reason to stop.
+            found = {} if "Invalid job id" in str(error) else {job_id: self._states[job_id] for job_id in live}
+        waiting = []
+        for job_id in live:
+            state = found.get(job_id, "ended")
+            if state != self._states[job_id]:
+                self._states[job_id] = state
+                self._event(f"job {job_id}: {state}")
+            if not state.startswith(("RUNNING", "ended")):
+                waiting.append(f"job {job_id} {state}")
+        if self.progress is not None:
+            self.progress.note("packs", "  ".join(waiting))
+
+    def _event(self, sentence: str) -> None:
+        if self.progress is not None:
+            self.progress.event(sentence)
+
+
+def _words_of(message: str) -> str:
+    """The scheduler's own words in what Parsl says of a submission that failed."""
+    words = message.partition("stderr=")[2].strip() or message.partition("stdout=")[2].strip()
+    return words or message

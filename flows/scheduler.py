@@ -1,0 +1,132 @@
+"""What SLURM and PBS are told and asked, apart from what Parsl does: one class each, by their own commands."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lambda_hat.errors import ConfigError, SchedulerError
+
+COMMAND_SECONDS = 60
+PBS_STATES = {"Q": "QUEUED", "R": "RUNNING", "E": "EXITING", "H": "HELD", "F": "FINISHED", "W": "WAITING"}
+
+
+class Slurm:
+    """`sbatch`, `squeue`, `scancel`."""
+
+    name, title, suffix = "slurm", "SLURM", "sbatch"
+    commands = ("sbatch", "squeue", "scancel")
+    job_variable = "SLURM_JOB_ID"
+
+    def submit(self, script: Path) -> str:
+        """Submit `script`; the job's id. SchedulerError with the scheduler's own words where it refuses."""
+        said = _ask(["sbatch", "--parsable", str(script)])
+        return said.strip().splitlines()[-1].partition(";")[0]
+
+    def queue(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """What those of the jobs that are in the queue do there: state, and why they wait."""
+        said = _ask(["squeue", "--noheader", "--jobs", ",".join(job_ids), "--format", "%i|%T|%r|%N"])
+        found = {}
+        for line in said.splitlines():
+            job_id, state, reason, nodes = line.split("|")
+            more = nodes if state == "RUNNING" else reason
+            found[job_id] = f"{state} ({more})" if more and more != "None" else state
+        return found
+
+    def watch_command(self, job_id: str) -> str:
+        """What a person types to look at the job."""
+        return f"squeue --jobs {job_id}"
+
+    def check_server(self) -> None:
+        """Refuse a server that Parsl cannot work with."""
+
+
+class Pbs:
+    """`qsub`, `qstat`, `qdel`."""
+
+    name, title, suffix = "pbs", "PBS", "pbs"
+    commands = ("qsub", "qstat", "qdel")
+    job_variable = "PBS_JOBID"
+
+    def submit(self, script: Path) -> str:
+        """Submit `script`; the job's id. SchedulerError with the scheduler's own words where it refuses."""
+        return _ask(["qsub", str(script)]).strip().splitlines()[-1]
+
+    def queue(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """What those of the jobs that are in the queue do there: state, and the scheduler's comment."""
+        found = {}
+        for job_id in job_ids:
+            # One unknown id would make qstat say nothing of the others.
+            try:
+                said = json.loads(_ask(["qstat", "-f", "-F", "json", job_id]))
+            except (SchedulerError, ValueError):
+                continue
+            for job in said.get("Jobs", {}).values():
+                state = PBS_STATES.get(job.get("job_state", ""), job.get("job_state", "UNKNOWN"))
+                more = job.get("exec_host") if state == "RUNNING" else job.get("comment")
+                found[job_id] = f"{state} ({more})" if more else state
+        return found
+
+    def watch_command(self, job_id: str) -> str:
+        """What a person types to look at the job."""
+        return f"qstat -f {job_id}"
+
+    def check_server(self) -> None:
+        """Refuse a server that Parsl cannot work with.
+
+        Raises ConfigError where it keeps no history: Parsl would take running blocks for finished ones and submit more
+        without end.
+        """
+        # It says so, and exits 0.
+        command = ["qstat", "-x", "-u", getpass.getuser()]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMMAND_SECONDS, stdin=subprocess.DEVNULL
+        )
+        if "history" in done.stdout + done.stderr:
+            raise ConfigError(
+                "site pbs: this server keeps no history of finished jobs (job_history_enable is off), so that running "
+                "blocks could not be told from finished ones; write --submit pbs --nodes N, which takes one allocation"
+            )
+
+
+SCHEDULERS: dict[str, Slurm | Pbs] = {"slurm": Slurm(), "pbs": Pbs()}
+
+
+def require_scheduler(kind: str) -> Slurm | Pbs:
+    """The scheduler of a site's kind. Raises ConfigError where its commands are not on the PATH."""
+    scheduler = SCHEDULERS[kind]
+    missing = [command for command in scheduler.commands if shutil.which(command) is None]
+    if missing:
+        raise ConfigError(
+            f"site {kind}: no {' and no '.join(missing)} on the PATH; this machine is no login node of a "
+            f"{scheduler.title} cluster, or its module is not loaded"
+        )
+    return scheduler
+
+
+def this_job(environment: Any) -> tuple[Slurm | Pbs, str] | None:
+    """The scheduler and the id of the job that this process is in, if it is in one."""
+    for scheduler in SCHEDULERS.values():
+        if environment.get(scheduler.job_variable):
+            return scheduler, environment[scheduler.job_variable]
+    return None
+
+
+def _ask(command: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMMAND_SECONDS, stdin=subprocess.DEVNULL
+        )
+    except FileNotFoundError:
+        raise ConfigError(f"no {command[0]} on the PATH") from None
+    except subprocess.TimeoutExpired:
+        raise SchedulerError(f"{command[0]} gave no answer within {COMMAND_SECONDS} s") from None
+    if done.returncode:
+        said = done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}"
+        raise SchedulerError(f"{command[0]} refused: {said}")
+    return done.stdout

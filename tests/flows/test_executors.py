@@ -1,0 +1,145 @@
+"""The Parsl configuration of each kind of site."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+
+import pytest
+
+from flows.executors import PACKS, TASKS, builds_provider, packs_provider, parsl_config
+from flows.sites import LocalSite, PbsSite, SlurmSite, load_site
+from lambda_hat.errors import ConfigError
+
+pytestmark = [
+    pytest.mark.parsl,
+    # Parsl leaves the sockets open by which it asks for the addresses of this machine.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_folder(tmp_path, monkeypatch):
+    # Parsl's SLURM provider asks sacct for its existence.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+
+def test_the_local_site(awkward_dir):
+    with parsl_config(LocalSite(), awkward_dir / "parsl", packs=True) as config:
+        executors = {executor.label: executor for executor in config.executors}
+        assert set(executors) == {PACKS, TASKS}
+        assert config.retries == 0
+        for executor in executors.values():
+            assert executor.encrypted
+            assert executor.address == "127.0.0.1"
+            assert executor.heartbeat_threshold <= 20
+        assert executors[PACKS].max_workers_per_block == 1
+        assert not set(config.run_dir) & set(" '\"`$()")
+    with parsl_config(LocalSite(), awkward_dir / "parsl", packs=False) as config:
+        assert [executor.label for executor in config.executors] == [TASKS]
+
+
+def test_a_slurm_site_asks_for_packs_and_builds_apart(tmp_path):
+    words = ["account=acc", "partition=gpu", "qos=high", "constraint=a100", "nodes_per_block=4", "nodes_per_pack=2"]
+    words += ["min_blocks=1", "max_blocks=3", "cores_per_node=64", "mem_per_node=256", "gpus_per_node=4"]
+    words += ["walltime=1-00:00:00", "scheduler_options='#SBATCH --mail-type=END'", "worker_init=module load x"]
+    words += ["builds={partition: big, cores_per_node: 8, mem_per_node: 500, walltime: '02:00:00', max_blocks: 2}"]
+    site = load_site("slurm", [*words, "poll_seconds=30", "lost_blocks=4"])
+    with parsl_config(site, tmp_path / "parsl", packs=True) as config:
+        packs = next(e for e in config.executors if e.label == PACKS)
+        tasks = next(e for e in config.executors if e.label == TASKS)
+    assert packs.address is None
+    assert packs.max_workers_per_block == 2
+    assert packs.block_error_handler.keywords == {"threshold": 4}
+    provider = packs.provider
+    assert (provider.nodes_per_block, provider.min_blocks, provider.max_blocks) == (4, 1, 3)
+    assert (provider.parallelism, provider.status_polling_interval, provider.walltime) == (4, 30, "24:00:00")
+    for line in ("--exclusive", "--partition=gpu", "--account=acc", "--qos=high", "--constraint=a100"):
+        assert f"#SBATCH {line}\n" in provider.scheduler_options
+    assert "#SBATCH --gpus-per-node=4\n" in provider.scheduler_options
+    assert "#SBATCH --mail-type=END" in provider.scheduler_options
+    assert "module load x" in provider.worker_init
+    assert f"cd {tmp_path}" in provider.worker_init
+    builds = tasks.provider
+    assert (builds.nodes_per_block, builds.max_blocks, builds.mem_per_node, builds.cores_per_node) == (1, 2, 500, 8)
+    assert "--partition=big" in builds.scheduler_options
+    assert "--exclusive" not in builds.scheduler_options
+    assert "gpus" not in builds.scheduler_options
+    assert tasks.max_workers_per_node == 8
+
+
+def test_a_pbs_site_asks_for_packs_and_builds_apart():
+    words = ["account=acc", "queue=prod", "nodes_per_block=4", "gpus_per_node=4", "cores_per_node=32"]
+    words += ["select_options='system=polaris'", "mem_per_node=64", "scheduler_options='#PBS -l filesystems=home'"]
+    site = load_site("pbs", [*words, "builds={queue: debug, cores_per_node: 2, mem_per_node: 100}"])
+    provider = packs_provider(site)
+    assert provider.select_options == "mem=64gb:ngpus=4:system=polaris"
+    assert (provider.cpus_per_node, provider.queue, provider.account) == (32, "prod", "acc")
+    assert "#PBS -l place=scatter:excl" in provider.scheduler_options
+    assert "#PBS -l filesystems=home" in provider.scheduler_options
+    assert provider.parallelism == 4
+    assert "PBS_NODEFILE" in provider.worker_init
+    builds = builds_provider(site)
+    assert (builds.queue, builds.cpus_per_node, builds.select_options) == ("debug", 2, "mem=100gb")
+    assert packs_provider(load_site("pbs", ["ranks_per_node=6"])).cpus_per_node == 6
+
+
+def test_the_node_file_of_a_pbs_block_names_each_node_once(tmp_path):
+    (tmp_path / "nodes").write_text("b\nb\na\na\n")
+    lines = packs_provider(PbsSite(ranks_per_node=1)).worker_init
+    env = {**os.environ, "PBS_NODEFILE": str(tmp_path / "nodes"), "PBS_JOBID": "7.server", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", "-lc", f'{lines}\ncat "$PBS_NODEFILE"'], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split()[-2:] == ["b", "a"]
+    assert len(done.stdout.split()) == 2
+
+
+@pytest.mark.parametrize("site", [SlurmSite(ranks_per_node=1), PbsSite(ranks_per_node=1)], ids=lambda s: s.kind)
+def test_providers_get_only_what_they_know(site):
+    for provider in (packs_provider(site), builds_provider(site)):
+        assert "status_polling_interval" in type(provider).__dict__
+        assert set(inspect.signature(type(provider).__mro__[1].__init__).parameters) >= {"account", "worker_init"}
+
+
+def test_blocks_that_wait_are_kept_where_none_is_too_many(tmp_path):
+    with parsl_config(SlurmSite(ranks_per_node=1), tmp_path / "parsl", packs=True) as config:
+        executor = next(e for e in config.executors if e.label == PACKS)
+        # Without the guard this would ask the interchange for its managers, of which there is none.
+        assert executor.scale_in(0, max_idletime=1.0) == []
+
+
+def test_a_batch_site_refuses_a_store_that_a_script_would_break_on(tmp_path):
+    folder = tmp_path / "a folder" / "parsl" / "run"
+    with (
+        pytest.raises(ConfigError, match="letters, digits"),
+        parsl_config(SlurmSite(ranks_per_node=1), folder, packs=True),
+    ):
+        pass
+    assert not folder.exists()
+
+
+def test_an_interface_that_is_not_there(tmp_path):
+    with (
+        pytest.raises(ConfigError, match="interface: nosuch0"),
+        parsl_config(SlurmSite(ranks_per_node=1, interface="nosuch0"), tmp_path / "parsl", packs=True),
+    ):
+        pass
+
+
+def test_a_python_site(tmp_path):
+    path = tmp_path / "site.py"
+    path.write_text("import parsl\nsite = {'ranks_per_node': 2}\nconfig = parsl.Config(executors=[])\n")
+    site = load_site(str(path))
+    assert site.ranks == 2
+    with pytest.raises(ConfigError, match="no executor labelled 'tasks'"), parsl_config(site, tmp_path, packs=False):
+        pass
+    path.write_text("config = 3\n")
+    with (
+        pytest.raises(ConfigError, match=r"expected a variable `config`, a parsl\.Config"),
+        parsl_config(load_site(str(path)), tmp_path, packs=False),
+    ):
+        pass
