@@ -30,6 +30,8 @@ from mpi.launch import assume_launcher, find_launcher, launch_line  # noqa: E402
 
 PROGRAM = [sys.executable, str(REPO_ROOT / "mpi" / "run_pack.py")]
 PACK_FORMAT = 1
+LOOK_SECONDS = {"local": 0.2, "shared": 2.0}
+"""How often a pack's logs are read. A parallel filesystem should not feel it; packs that wait are looked at less."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -144,7 +146,7 @@ def submit(flow: Flow, round_: Round) -> None:
             parsl_resource_specification=site.resources,
         )
         follow = follow_pack(round_, directory, runs)
-        round_.watch(follow)
+        round_.watch(follow, LOOK_SECONDS["local" if site.kind == "local" else "shared"])
         round_.on_done(future, pack_ended(round_, directory, runs, follow))
 
 
@@ -172,12 +174,12 @@ def pack_record(flow: Flow, pack_id: str, runs: list[PlannedRun]) -> dict:
     }
 
 
-def follow_pack(round_: Round, directory: Path, runs: list[PlannedRun]) -> Callable[[], None]:
-    """A function that reads what the ranks have written since it was last called."""
+def follow_pack(round_: Round, directory: Path, runs: list[PlannedRun]) -> Callable[[], bool]:
+    """A function that reads what the ranks have written since its last call, and returns whether there is anything."""
     offsets: dict[Path, int] = {}
     planned = {(run.target_id, run.run_id): run for run in runs}
 
-    def look() -> None:
+    def look() -> bool:
         for log in sorted(directory.glob("rank-*.jsonl")):
             events, offsets[log] = read_events(log, offsets.get(log, 0))
             for event in events:
@@ -188,17 +190,19 @@ def follow_pack(round_: Round, directory: Path, runs: list[PlannedRun]) -> Calla
                     words = [str(event[key]) for key in ("status", "reason", "verdict") if key in event]
                     sentence = f"{': '.join(words)} in {event['seconds']:.1f} s on rank {event['rank']}"
                     round_.run_ended(run, sentence, failed=event["status"] != "finished")
+        return bool(offsets)
 
     return look
 
 
 def pack_ended(
-    round_: Round, directory: Path, runs: list[PlannedRun], follow: Callable[[], None]
+    round_: Round, directory: Path, runs: list[PlannedRun], follow: Callable[[], bool]
 ) -> Callable[[Future], None]:
     """What to say when a pack is over: how many of its runs are there, and why any are not."""
 
     def then(future: Future) -> None:
         follow()
+        round_.unwatch(follow)
         store = round_.flow.store
         states = [store.run_status(run.target_id, run.run_id) for run in runs]
         blocked = sum(store.target_status(run.target_id) == "failed" for run in runs)

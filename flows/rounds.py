@@ -45,7 +45,8 @@ class Round:
         self.refusals: list[str] = []
         """Why packs refused to start."""
         self._pending: dict[Future, Callable[[Future], None]] = {}
-        self._watchers: list[Callable[[], None]] = []
+        self._watchers: dict[Callable[[], bool], tuple[float, float]] = {}
+        """What to call how often, and when next."""
         self._builds: dict[str, Future] = {}
 
     def submit_builds(self) -> None:
@@ -78,22 +79,29 @@ class Round:
         """Call `then(future)` from `wait` once `future` is done."""
         self._pending[future] = then
 
-    def watch(self, look: Callable[[], None]) -> None:
-        """Call `look()` at every poll of `wait`."""
-        self._watchers.append(look)
+    def watch(self, look: Callable[[], bool], period: float = POLL) -> None:
+        """Call `look()` from `wait` every `period` seconds, and ten times less often while it returns False."""
+        self._watchers[look] = (period, 0.0)
+
+    def unwatch(self, look: Callable[[], bool]) -> None:
+        """Call `look()` no more."""
+        self._watchers.pop(look, None)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for look, (period, due) in list(self._watchers.items()):
+            if now >= due:
+                self._watchers[look] = (period, now + period * (1 if look() else 10))
 
     def wait(self, stop_at: float | None = None) -> None:
         """Until everything submitted has ended. Raises OutOfTime at `stop_at` (seconds since the epoch)."""
         while self._pending:
-            for look in self._watchers:
-                look()
+            self._look()
             if stop_at is not None and time.time() >= stop_at:
                 raise OutOfTime
             for future in [future for future in self._pending if future.done()]:
                 self._pending.pop(future)(future)
             time.sleep(POLL)
-        for look in self._watchers:
-            look()
 
     def _builds_ended(self, target_ids: list[str], future: Future) -> None:
         for target_id in target_ids:

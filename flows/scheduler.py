@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lambda_hat.errors import ConfigError, SchedulerError
 
@@ -21,7 +20,6 @@ class Slurm:
 
     name, title, suffix = "slurm", "SLURM", "sbatch"
     commands = ("sbatch", "squeue", "scancel")
-    job_variable = "SLURM_JOB_ID"
 
     def submit(self, script: Path) -> str:
         """Submit `script`; the job's id. SchedulerError with the scheduler's own words where it refuses."""
@@ -51,7 +49,6 @@ class Pbs:
 
     name, title, suffix = "pbs", "PBS", "pbs"
     commands = ("qsub", "qstat", "qdel")
-    job_variable = "PBS_JOBID"
 
     def submit(self, script: Path) -> str:
         """Submit `script`; the job's id. SchedulerError with the scheduler's own words where it refuses."""
@@ -107,14 +104,6 @@ def require_scheduler(kind: str) -> Slurm | Pbs:
             f"{scheduler.title} cluster, or its module is not loaded"
         )
     return scheduler
-
-
-def this_job(environment: Any) -> tuple[Slurm | Pbs, str] | None:
-    """The scheduler and the id of the job that this process is in, if it is in one."""
-    for scheduler in SCHEDULERS.values():
-        if environment.get(scheduler.job_variable):
-            return scheduler, environment[scheduler.job_variable]
-    return None
 
 
 def _ask(command: list[str]) -> str:

@@ -321,11 +321,12 @@ class Workers:
     blocks: Blocks | None
     progress: StudyProgress | None = None
 
-    def look(self) -> None:
+    def look(self) -> bool:
         """Say what is new about the blocks, where a scheduler gives them. Raises as `Blocks.look`."""
         if self.blocks is not None:
             self.blocks.progress = self.progress
             self.blocks.look()
+        return True
 
 
 @contextlib.contextmanager

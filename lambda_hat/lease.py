@@ -86,8 +86,9 @@ def watch_lease(
     return thread
 
 
-def exit_when_lost(path: str | None, where: str) -> None:
-    """End this process within seconds of the driver's death; nothing happens without a lease."""
+def exit_when_lost(path: str | None, where: str, period: float = 1.0) -> None:
+    """End this process soon after the driver's death; nothing happens without a lease. It is read every `period`
+    seconds."""
     if not path:
         return
 
@@ -95,7 +96,7 @@ def exit_when_lost(path: str | None, where: str) -> None:
         print(f"{where}: {reason}; stopping. Finished runs are kept; run the same command again", flush=True)
         os._exit(1)
 
-    watch_lease(Path(path), leave)
+    watch_lease(Path(path), leave, period=period)
 
 
 def clear_dead_leases(directory: Path) -> int:

@@ -340,7 +340,8 @@ def run_pack(world: World, pack: Pack, started: float) -> Counter[str]:
     events = EventLog(folder / f"rank-{world.rank:04d}.jsonl")
     with Console(folder / f"rank-{world.rank:04d}.log", f"[rank {world.rank}]") as console:
         install_abort_hooks(world, console.alarm)
-        exit_when_lost(os.environ.get(LEASE_VARIABLE), f"rank {world.rank}")
+        # A rank that leaves ends the launch, so one that looks often is enough for all of them.
+        exit_when_lost(os.environ.get(LEASE_VARIABLE), f"rank {world.rank}", 1.0 if world.rank == 0 else 10.0)
         rank = Rank(world, pack, store, events, console)
         try:
             rank.begin(bind_rank(world.rank, pack["cores_per_rank"], pack["gpus_per_node"], pack["ranks_per_gpu"]))

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")]
+DOCUMENTS = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "docs/clusters.md")
+]
 RUN_BY_CI = {"make run", "make test", "make lint", "bash .ci/run", "lambda-hat validate"}
 FILE_NAME = re.compile(r"# (\S+\.(?:yaml|py))\n")
 """First line of a block that is a file."""
@@ -98,7 +100,7 @@ def test_every_option_of_the_flow_has_a_help_text():
     done = subprocess.run(
         [sys.executable, str(ROOT / "flows" / "packed.py"), "--help"], capture_output=True, text=True, timeout=60
     )
-    options = "experiments pack site ranks store results dry-run rerun retries quiet"
+    options = "experiments pack site ranks store results dry-run rerun retries quiet check submit nodes walltime chain"
     assert done.returncode == 0
     for option in options.split():
         assert re.search(rf"--{option}\b.*\S", done.stdout), option

@@ -1,0 +1,145 @@
+"""What SLURM and PBS are asked, by stand-ins for their commands; and what is said about blocks."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from flows.blocks import Blocks
+from flows.progress import StudyProgress
+from flows.scheduler import Pbs, Slurm, require_scheduler
+from flows.sites import PbsSite, SlurmSite
+from lambda_hat.errors import ConfigError, SchedulerError
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Puts a command of a name, with a shell script for a body, first on the PATH."""
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    def put(name, body):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+
+    return put
+
+
+def test_missing_commands_are_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="no sbatch and no squeue and no scancel on the PATH"):
+        require_scheduler("slurm")
+    with pytest.raises(ConfigError, match="no qsub and no qstat and no qdel on the PATH"):
+        require_scheduler("pbs")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "name", "said", "job_id"),
+    [(Slurm(), "sbatch", "12;cluster", "12"), (Slurm(), "sbatch", "12", "12"), (Pbs(), "qsub", "7.server", "7.server")],
+)
+def test_a_submission_gives_the_jobs_id(command, tmp_path, scheduler, name, said, job_id):
+    command(name, f"echo '{said}'")
+    assert scheduler.submit(tmp_path / "script") == job_id
+    assert job_id in scheduler.watch_command(job_id)
+
+
+@pytest.mark.parametrize(("scheduler", "name"), [(Slurm(), "sbatch"), (Pbs(), "qsub")])
+def test_a_refusal_is_told_in_the_schedulers_words(command, tmp_path, scheduler, name):
+    command(name, "echo 'Invalid account: nobody' >&2; exit 1")
+    with pytest.raises(SchedulerError, match=f"{name} refused: Invalid account: nobody"):
+        scheduler.submit(tmp_path / "script")
+
+
+def test_the_queue_of_slurm(command):
+    command("squeue", "printf '1|PENDING|Priority|\\n2|RUNNING|None|n[1-2]\\n3|COMPLETING|None|\\n'")
+    assert Slurm().queue(["1", "2", "3", "4"]) == {
+        "1": "PENDING (Priority)",
+        "2": "RUNNING (n[1-2])",
+        "3": "COMPLETING",
+    }
+
+
+def test_the_queue_of_pbs_survives_an_unknown_id(command):
+    job = '{"job_state": "Q", "comment": "Not Running: Insufficient amount of resource: ncpus"}'
+    command("qstat", f'[ "$4" = 9.s ] && exit 153; echo \'{{"Jobs": {{"7.s": {job}}}}}\'')
+    assert Pbs().queue(["9.s", "7.s"]) == {"7.s": "QUEUED (Not Running: Insufficient amount of resource: ncpus)"}
+
+
+def test_a_pbs_without_history_is_refused(command):
+    command("qstat", "echo 'qstat: PBS is not configured to maintain job history' >&2")
+    with pytest.raises(ConfigError, match=r"keeps no history .*--submit pbs"):
+        Pbs().check_server()
+    command("qstat", "exit 0")
+    Pbs().check_server()
+
+
+class FakeExecutor:
+    """What `Blocks` looks at of a Parsl executor."""
+
+    def __init__(self, label="packs"):
+        self.label, self.job_ids_to_block, self.status_facade = label, {}, {}
+        self.bad_state_is_set, self.executor_exception = False, None
+        self.cancelled = []
+        self.provider = SimpleNamespace(nodes_per_block=2, walltime="01:00:00", cancel=self.cancelled.extend)
+
+
+@pytest.fixture
+def blocks(capsys):
+    from rich.console import Console
+
+    executor = FakeExecutor()
+    watched = Blocks(SlurmSite(poll_seconds=1), [executor], print)
+    watched.progress = StudyProgress(Console(width=200), targets=0, packs=1, runs=1)
+    return watched, executor
+
+
+def test_a_submitted_block_is_named_and_its_reason_told(blocks, command, monkeypatch, capsys):
+    watched, executor = blocks
+    command("squeue", "echo '5|PENDING|QOSMaxJobsPerUserLimit|'")
+    executor.job_ids_to_block["5"] = "0"
+    watched.look()
+    assert "job 5 submitted for packs: 2 nodes, 01:00:00" in capsys.readouterr().out
+    monkeypatch.setattr("flows.blocks.time.monotonic", lambda: 1e12)
+    watched.look()
+    assert "job 5: PENDING (QOSMaxJobsPerUserLimit)" in capsys.readouterr().out
+
+
+def test_the_first_block_refused_stops_the_study_with_the_schedulers_words(blocks):
+    watched, executor = blocks
+    message = "Failed to start block 0: Cannot launch job x: sbatch failed; recode=1, stdout=, stderr=sbatch: error: no"
+    executor.status_facade["0"] = SimpleNamespace(message=message)
+    with pytest.raises(SchedulerError, match=r"SLURM refused the block of packs: sbatch: error: no$"):
+        watched.look()
+
+
+def test_a_later_block_refused_is_told_once(blocks, capsys):
+    watched, executor = blocks
+    executor.job_ids_to_block["5"] = "0"
+    executor.status_facade["1"] = SimpleNamespace(message="Failed to start block 1: stderr=busy")
+    watched.look()
+    watched.look()
+    assert capsys.readouterr().out.count("SLURM refused another block of packs: busy") == 1
+
+
+def test_an_executor_that_parsl_gave_up_is_told_and_its_blocks_cancelled(blocks):
+    watched, executor = blocks
+    executor.job_ids_to_block["5"] = "0"
+    executor.bad_state_is_set, executor.executor_exception = True, "node failure"
+    with pytest.raises(SchedulerError, match="3 blocks of packs failed one after the other: node failure"):
+        watched.look()
+    watched.cancel()
+    assert executor.cancelled == ["5"]
+
+
+def test_a_silent_scheduler_is_no_reason_to_stop(blocks, command, monkeypatch):
+    watched, executor = blocks
+    command("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    executor.job_ids_to_block["5"] = "0"
+    watched.look()
+    monkeypatch.setattr("flows.blocks.time.monotonic", lambda: 1e12)
+    watched.look()
+
+
+def test_pbs_sites_ask_pbs():
+    assert Blocks(PbsSite(), [], print)._scheduler.name == "pbs"
