@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.scheduler import SCHEDULERS
@@ -27,6 +28,7 @@ class Blocks:
         self._scheduler = SCHEDULERS[site.kind]
         self._states: dict[str, str] = {}
         self._refused: set[tuple[str, str]] = set()
+        self._told_lost: set[str] = set()
         self._next_look = float("inf")
         self.progress: StudyProgress | None = None
 
@@ -36,6 +38,21 @@ class Blocks:
             self._look_at(executor)
         if time.monotonic() >= self._next_look:
             self._ask()
+
+    def lost(self, label: str) -> dict[str, Path]:
+        """The jobs of an executor that ended and were not given back, each told once, and where their errors are."""
+        from parsl.jobs.states import JobState
+
+        self._ask()
+        found = {}
+        for executor in self._executors:
+            for job_id, block in list(executor.job_ids_to_block.items()) if executor.label == label else ():
+                status = executor.status_facade.get(block)
+                given_back = status is not None and status.state == JobState.SCALED_IN
+                if self._states.get(job_id) == "ended" and not given_back and job_id not in self._told_lost:
+                    self._told_lost.add(job_id)
+                    found[job_id] = Path(executor.provider.resources[job_id]["job_stderr_path"])
+        return found
 
     def cancel(self) -> None:
         """Take whatever is still in the queue out of it: Parsl leaves the blocks of an executor that it gave up."""

@@ -125,7 +125,7 @@ def packs_provider(site: BatchSite) -> ExecutionProvider:
         "nodes_per_block": site.nodes_per_block,
         "min_blocks": site.min_blocks,
         "max_blocks": site.max_blocks,
-        "walltime": format_walltime(site.walltime_seconds),
+        "walltime": block_walltime(site, site.walltime_seconds),
     }
     if isinstance(site, SlurmSite):
         return _slurm_provider(
@@ -158,7 +158,7 @@ def builds_provider(site: BatchSite) -> ExecutionProvider:
         "nodes_per_block": 1,
         "min_blocks": 0,
         "max_blocks": builds.max_blocks,
-        "walltime": format_walltime(parse_walltime("builds.walltime", builds.walltime)),
+        "walltime": block_walltime(site, parse_walltime("builds.walltime", builds.walltime)),
     }
     if isinstance(site, SlurmSite):
         assert isinstance(builds, SlurmBuilds)
@@ -181,6 +181,11 @@ def builds_provider(site: BatchSite) -> ExecutionProvider:
         scheduler_options=builds.scheduler_options,
         **common,
     )
+
+
+def block_walltime(site: BatchSite, seconds: int) -> str:
+    """The walltime of a block. SLURM counts in minutes, to which Parsl would round down: to 0, which is no limit."""
+    return format_walltime(-(-seconds // 60) * 60 if isinstance(site, SlurmSite) else seconds)
 
 
 def pbs_select(mem_per_node: int | None, gpus_per_node: int, options: str) -> str:

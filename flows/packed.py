@@ -213,12 +213,35 @@ def pack_ended(
             return
         if future.exception() is None and future.result() == EXIT_USAGE:
             round_.refusals.append(last_line(directory / "stderr.log"))
+        if is_lost_block(future.exception()):
+            round_.progress.finished("packs", f"{sentence}, {lost_with_block(round_, directory, lost)}", failed=True)
+            return
         reason = explain(future, directory / "error.json", directory / "stderr.log")
         if not (directory / "stderr.log").is_file() or not (directory / "stderr.log").stat().st_size:
             reason += log_tail(directory / "stdout.log")
         round_.progress.finished("packs", f"{sentence}, {lost} lost: {reason}", failed=True)
 
     return then
+
+
+def is_lost_block(failure: BaseException | None) -> bool:
+    """Whether a pack failed because the nodes that it ran on are gone."""
+    from parsl.executors.high_throughput.errors import ManagerLost
+
+    return isinstance(failure, ManagerLost)
+
+
+def lost_with_block(round_: Round, directory: Path, lost: int) -> str:
+    """What became of the runs of a pack whose block is gone, and where to read why."""
+    jobs = round_.blocks.lost("packs") if round_.blocks is not None else {}
+    which = f"job {', '.join(jobs)} ended: " if jobs else ""
+    then = "they are packed again" if round_.flow.study.settings.retries else "the same command samples them"
+    logs = [directory, *jobs.values()]
+    sentence = (
+        f"{lost} lost with their block ({which}cancelled, out of time, or a node failed); {then}, what is finished is "
+        f"kept; logs: {' and '.join(map(str, logs))}"
+    )
+    return sentence + "".join(map(log_tail, jobs.values()))
 
 
 def last_line(log: Path) -> str:

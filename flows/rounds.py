@@ -20,6 +20,7 @@ from lambda_hat.store import read_json, write_config
 from lambda_hat.workflow_config import PlannedRun
 
 if TYPE_CHECKING:
+    from flows.blocks import Blocks
     from flows.study import Flow
 
 POLL = 0.1
@@ -41,6 +42,8 @@ class Round:
         self.progress = StudyProgress(
             flow.console, targets=len(plan.builds), packs=packs, runs=len(plan.runs), quiet=flow.quiet
         )
+        self.blocks: Blocks | None = None
+        """What the scheduler gives for this round, where there is one."""
         self.pack_dirs: list[Path] = []
         self.refusals: list[str] = []
         """Why packs refused to start."""

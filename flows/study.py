@@ -156,7 +156,8 @@ class Flow:
                     self._rounds(plan, submit, pack_dirs)
                 except OutOfTime:
                     self.say("the allocation ends soon: stopped; what is finished is kept")
-                    self.on_out_of_time()
+                    if make_plan(self.store, self.study).runs:
+                        self.on_out_of_time()
         return self.report(time.monotonic() - started, pack_dirs)
 
     def _rounds(self, plan: Plan, submit: Callable[[Flow, Round], None], pack_dirs: list[Path]) -> None:
@@ -171,12 +172,12 @@ class Flow:
             idle_tries = 0
             for attempt in itertools.count():
                 round_ = Round(self, plan, workers.lease, f"{workers.name}-{attempt}")
-                workers.progress = round_.progress
+                workers.progress, round_.blocks = round_.progress, workers.blocks
                 round_.watch(workers.look)
                 with round_.progress:
                     submit(self, round_)
+                    pack_dirs += round_.pack_dirs
                     round_.wait(self.stop_at)
-                pack_dirs += round_.pack_dirs
                 # What failed has been recorded; only what was lost on the way is tried again.
                 before, plan = plan, make_plan(self.store, self.study)
                 advanced = len(plan.runs) < len(before.runs)
@@ -244,6 +245,8 @@ class Flow:
         )
         if plan.runs:
             self.say(f"expected cost: about {plan.cost / 3600:.2g} core-hours, right to a small factor")
+            for note in self.idle_notes(plan) if self.packed else ():
+                self.say(f"note: {note}")
         elif not plan.failed_runs and not plan.blocked_runs:
             self.say("everything is cached; no sampler is started")
         for runs, what in (
@@ -252,6 +255,27 @@ class Flow:
         ):
             if runs:
                 self.say(f"{len(runs)} runs {what}; --rerun failed tries them again")
+
+    def idle_notes(self, plan: Plan) -> Iterator[str]:
+        """Sentences on nodes and ranks that this plan would leave without work, and on runs that no block is long
+        enough for."""
+        site, packs = self.site, plan.packs(self.study.settings.pack)
+        idle = (site.packs_per_block - len(packs)) * site.pack_nodes
+        if idle > 0:
+            fair = math.ceil(len(plan.runs) / site.packs_per_block)
+            remedy = f"--pack {fair} gives all of them one" if fair < self.study.settings.pack else "ask for fewer"
+            yield f"{idle} of the {site.block_nodes} nodes of a block would have no pack; {remedy}"
+        if site.kind != "local" and (site.ranks_per_node or site.gpus_per_node or site.node_cores):
+            ranks = site.resources["num_ranks"]
+            small = sum(len(pack) < ranks for pack in packs)
+            if small:
+                yield f"{small} of {len(packs)} packs have fewer runs than their {ranks} ranks, some of which will idle"
+        longest = max(run.cost for run in plan.runs)
+        if isinstance(site, BatchSite) and longest > site.walltime_seconds:
+            yield (
+                f"a run is expected to take {longest:.0f} s, longer than the walltime of a block, "
+                f"{site.walltime_seconds} s; write site.walltime=HH:MM:SS"
+            )
 
     def make_folders(self) -> None:
         """Make store and results folder; StoreError, before either is made, where one cannot be written."""
