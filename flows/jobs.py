@@ -107,6 +107,9 @@ def inner_site_words(site: BatchSite) -> list[str]:
     words = []
     for field in dataclasses.fields(AllocationSite):
         value = getattr(site, field.name)
+        if field.name == "ranks_per_node" and value is None and site.cores_per_node is not None:
+            # An exclusive job has all cores of its nodes, however few the site says.
+            value = site.ranks
         if field.name not in OWN_KEYS and value != field.default:
             words.append(f"site.{field.name}={'null' if value is None else value}")
     return words
