@@ -269,11 +269,17 @@ def launch_environment(launcher: Launcher, launch: Launch, environ: Mapping[str,
     return added
 
 
+GPUS_OF_JOB = ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS")
+"""Variables of which a job that SLURM gave GPUs has at least one."""
+
+
 def _daemons_under_srun(launch: Launch, environ: Mapping[str, str]) -> dict[str, str]:
     """What srun has to know when it starts one daemon on each node, under which the node's ranks will live."""
     added = {"SLURM_OVERLAP": "1", "SLURM_EXPORT_ENV": "ALL", "SLURM_CPU_BIND": "none", "SLURM_MPI_TYPE": "none"}
     added["SLURM_WAIT"] = "0"
-    if launch.gpus_per_node:
+    # An srun that is refused leaves Hydra waiting for its daemons for ever, and this one would be where the job has no
+    # GPUs; the ranks then tell that they see none.
+    if launch.gpus_per_node and any(name in environ for name in GPUS_OF_JOB):
         added |= {"SLURM_GPUS_PER_NODE": str(launch.gpus_per_node), "SLURM_GPU_BIND": "none"}
     # A job that says --cpus-per-task would confine the daemon, and so all ranks of its node, to the cores of one task.
     # SLURM reads the first from 22.05 on, before it the second.

@@ -179,7 +179,7 @@ DAEMONS = {
         (
             "openmpi",
             GPUS,
-            {**SLURM, "SRUN_CPUS_PER_TASK": "1", "SLURM_CPUS_PER_TASK": "1"},
+            {**SLURM, "SLURM_GPUS_ON_NODE": "4", "SRUN_CPUS_PER_TASK": "1", "SLURM_CPUS_PER_TASK": "1"},
             {
                 **DAEMONS,
                 "SLURM_GPUS_PER_NODE": "4",
@@ -188,6 +188,8 @@ DAEMONS = {
                 "SLURM_CPUS_PER_TASK": "4",
             },
         ),
+        # To ask for GPUs in a job without any would be refused.
+        ("hydra", GPUS, SLURM, {"I_MPI_PIN": "0", **DAEMONS}),
         # Never more than the job has.
         (
             "openmpi",
