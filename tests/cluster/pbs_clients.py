@@ -156,8 +156,13 @@ def qstat(folder: Path, words: list[str]) -> int:
     except getopt.GetoptError as error:
         raise Refusal(str(error), 2) from None
     options = dict(pairs)
+    if "-x" in options and "-f" not in options:
+        # The table itself is left out.
+        if not config["history"]:
+            print("qstat: PBS is not configured to maintain job history ", file=sys.stderr)
+        return 0
     if "-f" not in options or options.get("-F") != "json":
-        raise Refusal("the fake knows `qstat [-x] -f -F json [id ...]` and `qstat -Bf -F json` only", 2)
+        raise Refusal("the fake knows `qstat -x`, `qstat [-x] -f -F json [id ...]` and `qstat -Bf -F json` only", 2)
     answer: dict = {"timestamp": int(time.time()), "pbs_version": VERSION, "pbs_server": SERVER}
     status = 0
     past = "-x" in options or "-H" in options

@@ -201,7 +201,9 @@ class Running:
             node = 'mount --bind "$0" /etc/hosts && hostname "$1" && shift && exec "$@"'
             prefix = ["unshare", "--uts", "--mount", "sh", "-c", node, str(self.folder / "hosts"), cores[0][0]]
             command = [*prefix, *command]
-        with self.spool("out").open("wb") as out, self.spool("err").open("wb") as err:
+        # `-j oe` leaves no file of errors.
+        self.errors = "out" if attributes["Join_Path"] == "oe" else "err"
+        with self.spool("out").open("ab") as out, self.spool(self.errors).open("ab") as err:
             self.shell = subprocess.Popen(
                 command,
                 env=environment,
@@ -240,7 +242,7 @@ class Running:
             elif now - self.started > self.limit:
                 self.ended_by = "walltime"
                 message = f"=>> PBS: job killed: walltime {now - self.started:.0f} exceeded limit {self.limit}\n"
-                with self.spool("err").open("a") as err:
+                with self.spool(self.errors).open("a") as err:
                     err.write(message)
             if self.ended_by:
                 self.kill_at = now + self.server.config["kill_delay"]
@@ -257,6 +259,8 @@ class Running:
         shutil.rmtree(self.folder / f"tmp/pbs.{self.id}", ignore_errors=True)
         self.spool("nodes").unlink()
         for kind, name in (("out", "Output_Path"), ("err", "Error_Path")):
+            if kind == "err" and self.errors == "out":
+                continue
             target = Path(self.attributes[name].partition(":")[2])
             if target.is_dir():
                 target /= f"{self.id}.{'OU' if kind == 'out' else 'ER'}"

@@ -50,6 +50,13 @@ def test_a_job_in_a_login_shell_from_home(pbs, awkward_dir):
     assert (job["Job_Name"], job["queue"], job["Rerunable"]) == ("first", "builds", "False")
 
 
+def test_joined_output_is_one_file(pbs, tmp_path):
+    job_id = pbs.submit(script(tmp_path, "echo out; echo err >&2", "-j oe", f"-o {tmp_path}/both"), cwd=tmp_path)
+    assert pbs.wait(job_id) == 0
+    assert (tmp_path / "both").read_text() == "out\nerr\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"both", "job.sh"}
+
+
 @pytest.mark.parametrize(
     ("select", "expected"),
     [
