@@ -212,7 +212,7 @@ def pack_ended(
             round_.progress.finished("packs", sentence)
             return
         if future.exception() is None and future.result() == EXIT_USAGE:
-            round_.refusals.append(last_line(directory / "stderr.log"))
+            round_.refusals.append(last_line(directory / "stderr.log").removeprefix("error: "))
         if is_lost_block(future.exception()):
             round_.progress.finished("packs", f"{sentence}, {lost_with_block(round_, directory, lost)}", failed=True)
             return

@@ -1,0 +1,166 @@
+"""Small studies for the tests of both schedulers, and what they left in their stores."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster.fake_pbs import FakePbs
+from tests.cluster.slurm_lab import SlurmLab
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKED = [sys.executable, str(ROOT / "flows" / "packed.py")]
+PATIENCE = 400.0
+"""Seconds for a study of half a minute, on a machine that does other things as well."""
+QUADRATIC = {"target": "quadratic", "overrides": {"target": {"dim": 3, "rank": 2}}}
+BAD_BUILD = {"model": "small", "data": "small", "overrides": {"data": {"n": 20, "noise_std": 1e300}}}
+ON_THIS_MACHINE = ["site.address=127.0.0.1", "site.one_machine=true", "site.poll_seconds=2"]
+POOL = """\
+PYTHON -m parsl.executors.high_throughput.process_worker_pool --max_workers_per_node=1 -a 127.0.0.1 -p 0 -c 1e-09 \
+-m None --poll 10 --port=PORT --cert_dir PARSL/{label}/certificates --logdir=PARSL/{label} --logconf=None --block_id=0 \
+--hb_period=5 --hb_threshold=20 --drain_period=None --cpu-affinity none{mpi} --mpi-launcher=mpiexec \
+--available-accelerators
+"""
+WORKERS = {"packs": POOL.format(label="packs", mpi=" --enable_mpi_mode"), "tasks": POOL.format(label="tasks", mpi="")}
+"""How a block of each executor starts its workers."""
+ELSEWHERE = ("host", "started", "pid", "rank", "pack_id", "cache_hit")
+"""What an analysis says of the place and time of its run, beside `seconds_*`."""
+
+Cluster = SlurmLab | FakePbs
+
+
+def write_study(path: Path, *, seeds: int = 2, thin: int = 1, targets: list | None = None) -> Path:
+    """A study of `seeds` runs for each of two targets. A run of `thin=4000` takes about half a second once compiled."""
+    overrides = {"num_draws": 100, "num_burnin": 50, "num_chains": 2, "step_size": 1e-4, "thin": thin}
+    sgld = {"name": "sgld", "overrides": overrides, "sweep": {"seed": list(range(seeds))}}
+    targets = [QUADRATIC, {"target": "monomial"}] if targets is None else targets
+    path.write_text(yaml.safe_dump({"targets": targets, "samplers": [sgld]}))
+    return path
+
+
+def driver_env(cluster: Cluster) -> dict[str, str]:
+    """The environment of a login node, whatever PYTHONPATH the tests run with."""
+    return {**cluster.env, "PYTHONPATH": ""}
+
+
+def packed(cluster: Cluster, *words: Any, cwd: Path, env: dict | None = None) -> subprocess.CompletedProcess[str]:
+    """`python flows/packed.py WORDS` as on a login node."""
+    return subprocess.run(
+        [*PACKED, *map(str, words)], env=driver_env(cluster) if env is None else env, cwd=cwd, timeout=PATIENCE,
+        capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def start_packed(cluster: Cluster, *words: Any, cwd: Path, log: Path) -> subprocess.Popen[bytes]:
+    """The same, without waiting for its end."""
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            [*PACKED, *map(str, words)],
+            env=driver_env(cluster),
+            cwd=cwd,
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+        )
+
+
+def analyses(store: Path) -> dict[str, dict[str, Any]]:
+    """`target/run` to what the run found."""
+    paths = sorted(store.glob("targets/*/run_*/analysis.json"))
+    return {f"{path.parts[-3]}/{path.parts[-2]}": json.loads(path.read_text()) for path in paths}
+
+
+def numbers(store: Path) -> dict[str, dict[str, Any]]:
+    """The analyses without what depends on place and time."""
+    return {
+        run: {key: value for key, value in found.items() if not key.startswith("seconds") and key not in ELSEWHERE}
+        for run, found in analyses(store).items()
+    }
+
+
+@dataclass
+class Pack:
+    """What the ranks of one pack wrote."""
+
+    hosts: list[str] = field(default_factory=list)
+    """Of each rank."""
+    begun: float = float("inf")
+    ended: float = 0.0
+    first_run: float = float("inf")
+    """Seconds since the epoch."""
+
+
+def packs(store: Path) -> list[Pack]:
+    """The packs of a store in the order of their beginning."""
+    found = []
+    for folder in store.glob("packs/pack_*"):
+        pack = Pack()
+        for log in sorted(folder.glob("rank-*.jsonl")):
+            for event in map(json.loads, log.read_text().splitlines()):
+                pack.ended = max(pack.ended, event["time"])
+                if event["event"] == "start":
+                    pack.hosts.append(event["host"])
+                    pack.begun = min(pack.begun, event["time"])
+                elif event["event"] == "run_start":
+                    pack.first_run = min(pack.first_run, event["time"])
+        if pack.hosts:
+            found.append(pack)
+    return sorted(found, key=lambda pack: pack.begun)
+
+
+def job_logs(store: Path) -> dict[str, str]:
+    """Job id to the log of each job that --submit has made, in the order of submission."""
+    # PBS's own log bears no number.
+    logs = {path.name.split(".", 1)[1].removesuffix(".log"): path for path in store.glob("jobs/*.[0-9]*.log")}
+    return {job: logs[job].read_text() for job in sorted(logs, key=lambda job: int(job.split(".")[0]))}
+
+
+def block_script(store: Path, label: str) -> str:
+    """What Parsl submitted for the first block of an executor, its varying parts by name."""
+    (path,) = (p for p in store.glob(f"parsl/*/000/submit_scripts/parsl.{label}.block-0.*") if not is_output(p))
+    text = path.read_text()
+    for pattern, name in (
+        (re.escape(str(path)), "SCRIPT"),
+        (re.escape(str(path.parents[1])), "PARSL"),
+        (re.escape(path.name), "NAME"),
+        (re.escape(sys.executable), "PYTHON"),
+        (re.escape(str(ROOT)), "REPOSITORY"),
+        (re.escape(str(store.parent)), "FOLDER"),
+        (r"--port=\d+", "--port=PORT"),
+    ):
+        text = re.sub(pattern, name, text)
+    return "".join(f"{' '.join(line.split())}\n" for line in text.splitlines() if line.strip())
+
+
+def is_output(path: Path) -> bool:
+    return path.suffix in (".stdout", ".stderr")
+
+
+def lose_a_block(cluster: Cluster, words: list[Any], store: Path, cancel: Callable[[], str]) -> tuple[str, str]:
+    """Run a study, call `cancel` once two runs are finished, and see to it that the study goes on to its end.
+
+    `cancel` takes the packs' job out of the queue and returns its id. Returns that and what the driver said.
+    """
+    log = store.parent / "said"
+    driver = start_packed(cluster, *words, cwd=store.parent, log=log)
+    try:
+        cluster.wait_for(lambda: len(analyses(store)) >= 2 or driver.poll() is not None, PATIENCE)
+        assert driver.poll() is None, log.read_text()
+        job_id = cancel()
+        before = analyses(store)
+        status = driver.wait(PATIENCE)
+    finally:
+        driver.kill()
+    said = log.read_text()
+    assert status == 0, said
+    after = analyses(store)
+    assert {run: after[run] for run in before} == before
+    return job_id, said

@@ -1,0 +1,240 @@
+"""Whole studies on the fake PBS: from its login node, and inside one allocation."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tests.cluster.fake_pbs import FakePbs
+from tests.cluster.studies import (
+    BAD_BUILD,
+    ON_THIS_MACHINE,
+    PATIENCE,
+    QUADRATIC,
+    WORKERS,
+    analyses,
+    block_script,
+    job_logs,
+    lose_a_block,
+    numbers,
+    packed,
+    packs,
+    write_study,
+)
+
+pytestmark = [pytest.mark.cluster, pytest.mark.parsl, pytest.mark.mpi, pytest.mark.slow]
+
+LOGIN = ["--site", "pbs", *ON_THIS_MACHINE]
+TWO_PROCESSES = ["site.ranks_per_node=2", "site.nodes_per_pack=2", "site.select_options=mpiprocs=2"]
+"""With these PBS writes every node twice into the node file."""
+
+
+@dataclass
+class Done:
+    """A study that has ended."""
+
+    said: str
+    store: Path
+    jobs: dict[str, dict[str, Any]]
+    """Those that were submitted for it, with their attributes."""
+
+
+def wait_for_all(pbs: FakePbs) -> None:
+    pbs.wait_for(lambda: set(pbs.jobs().values()) <= {"F"}, PATIENCE)
+
+
+def run_study(pbs: FakePbs, folder: Path, *words: str) -> Done:
+    """A study of four runs to its end, by this way."""
+    before = pbs.jobs()
+    done = packed(pbs, "--experiments", write_study(folder / "study.yaml"), "--pack=2", *words, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    wait_for_all(pbs)
+    table = pd.read_parquet(folder / "results" / "llc_runs.parquet")
+    assert (len(table), set(table["status"])) == (4, {"finished"})
+    return Done(done.stdout, folder / "runs", {job: pbs.job(job) for job in pbs.jobs() if job not in before})
+
+
+@pytest.fixture(scope="module")
+def four_nodes() -> Iterator[FakePbs]:
+    with FakePbs(nodes=4) as pbs:
+        yield pbs
+
+
+@pytest.fixture(scope="module")
+def login(four_nodes: FakePbs, tmp_path_factory) -> Done:
+    """From the login node: two packs, one after the other in a block of two nodes."""
+    words = [*LOGIN, *TWO_PROCESSES, "site.nodes_per_block=2", "site.builds.queue=builds"]
+    return run_study(four_nodes, tmp_path_factory.mktemp("login"), *words)
+
+
+@pytest.fixture(scope="module")
+def allocation(four_nodes: FakePbs, tmp_path_factory) -> Done:
+    """In one allocation of two nodes."""
+    words = ["--submit=pbs", "--nodes=2", "--walltime=00:10:00", *TWO_PROCESSES]
+    return run_study(four_nodes, tmp_path_factory.mktemp("allocation"), *words)
+
+
+def assert_no_node_idle(done: Done, nodes: str) -> None:
+    found = packs(done.store)
+    assert len(found) == 2
+    for pack in found:
+        assert len(pack.hosts) == 4
+        assert len(set(pack.hosts)) == 2 and pack.hosts.count(pack.hosts[0]) == 2
+        assert all(host in nodes for host in pack.hosts)
+
+
+def test_packs_of_two_nodes_from_the_login_node(login):
+    assert "4 finished" in login.said
+    (builds, of_builds), (in_packs, of_packs) = login.jobs.items()
+    assert (of_builds["queue"], of_packs["queue"]) == ("builds", "workq")
+    assert of_packs["Resource_List"]["select"] == "2:ncpus=2:mpiprocs=2"
+    assert f"job {builds} submitted for tasks: 1 node, 01:00:00" in login.said
+    assert f"job {in_packs} submitted for packs: 2 nodes, 01:00:00" in login.said
+    assert_no_node_idle(login, of_packs["exec_host"])
+
+
+def test_one_allocation_is_one_job(allocation):
+    ((job_id, job),) = allocation.jobs.items()
+    assert (job["Job_Name"], job["Exit_status"], job["Resource_List"]["walltime"]) == ("lambda_hat", 0, "00:10:00")
+    assert f"submitted job {job_id}; its log will be " in allocation.said
+    (log,) = job_logs(allocation.store).values()
+    assert "4 finished" in log
+    assert_no_node_idle(allocation, job["exec_host"])
+
+
+def test_both_ways_give_the_same_bits(login, allocation):
+    assert len(numbers(login.store)) == 4
+    assert numbers(login.store) == numbers(allocation.store)
+
+
+@pytest.mark.parametrize("label", ["packs", "tasks"])
+def test_the_script_of_a_block(login, label):
+    assert block_script(login.store, label) == BLOCKS[label]
+
+
+BLOCKS = {
+    "packs": """\
+#!/bin/bash
+#PBS -S /bin/bash
+#PBS -N NAME
+#PBS -m n
+#PBS -l walltime=01:00:00
+#PBS -l select=2:ncpus=2:mpiprocs=2
+#PBS -o SCRIPT.stdout
+#PBS -e SCRIPT.stderr
+#PBS -l place=scatter:excl
+cd FOLDER
+export PYTHONPATH=REPOSITORY
+awk '!seen[$0]++' "$PBS_NODEFILE" > "${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
+export PBS_NODEFILE="${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
+export JOBNAME="NAME"
+"""
+    + WORKERS["packs"],
+    "tasks": """\
+#!/bin/bash
+#PBS -S /bin/bash
+#PBS -N NAME
+#PBS -m n
+#PBS -l walltime=01:00:00
+#PBS -l select=1:ncpus=1
+#PBS -o SCRIPT.stdout
+#PBS -e SCRIPT.stderr
+cd FOLDER
+export PYTHONPATH=REPOSITORY
+awk '!seen[$0]++' "$PBS_NODEFILE" > "${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
+export PBS_NODEFILE="${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
+export JOBNAME="NAME"
+"""
+    + WORKERS["tasks"],
+}
+
+
+@pytest.mark.parametrize("pbs", [{"kill_delay": 2.0}], indirect=True)
+def test_a_deleted_block_is_told_and_only_what_was_lost_is_sampled_again(pbs, tmp_path):
+    path = write_study(tmp_path / "study.yaml", seeds=24, thin=4000, targets=[QUADRATIC])
+
+    def cancel() -> str:
+        (job_id,) = (job for job, state in pbs.jobs().items() if state == "R" and ".packs." in pbs.job(job)["Job_Name"])
+        pbs.run("qdel", job_id)
+        return job_id
+
+    words = ["--experiments", path, "--pack=24", "site.ranks_per_node=1", *LOGIN]
+    job_id, said = lose_a_block(pbs, words, tmp_path / "runs", cancel)
+    assert "24 finished" in said
+    (lost,) = (line for line in said.splitlines() if "lost with their block" in line)
+    number = int(re.search(r"(\d+) of 24 runs finished", lost)[1])
+    assert 2 <= number < 24
+    assert f"{24 - number} lost with their block (job {job_id} ended: " in lost
+    assert "they are packed again, what is finished is kept" in lost
+    assert f"{24 - number} runs were left unfinished; packing them again" in said
+    wait_for_all(pbs)
+
+
+def test_a_chain_reaches_the_end(pbs, tmp_path):
+    path = write_study(tmp_path / "study.yaml", seeds=40, thin=4000, targets=[QUADRATIC])
+    words = ["--experiments", path, "--submit=pbs", "--nodes=1", "--pack=40", "site.ranks_per_node=1"]
+    done = packed(pbs, *words, "--walltime=00:00:40", "--chain=9", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    wait_for_all(pbs)
+    jobs = list(pbs.jobs())
+    assert 2 <= len(jobs) < 10
+    assert [pbs.job(job)["Exit_status"] for job in jobs] == [75] * (len(jobs) - 1) + [0]
+    logs = job_logs(tmp_path / "runs")
+    for job, following in itertools.pairwise(jobs):
+        assert f"submitted job {following} to go on: " in logs[job]
+    assert "40 finished" in logs[jobs[-1]]
+    assert "to go on" not in logs[jobs[-1]]
+
+
+def test_a_job_that_fails_for_another_reason_is_not_followed(pbs, tmp_path):
+    path = write_study(tmp_path / "study.yaml", targets=[BAD_BUILD])
+    words = ["--experiments", path, "--submit=pbs", "--nodes=1", "--walltime=00:10:00", "--chain=5"]
+    assert packed(pbs, *words, "site.ranks_per_node=1", cwd=tmp_path).returncode == 0
+    wait_for_all(pbs)
+    (job,) = pbs.jobs()
+    assert pbs.job(job)["Exit_status"] == 1
+    (log,) = job_logs(tmp_path / "runs").values()
+    assert "BuildFailed" in log
+    assert "to go on" not in log
+
+
+@pytest.mark.parametrize(
+    ("pbs", "words", "message"),
+    [
+        ({"history": False}, LOGIN, "keeps no history of finished jobs (job_history_enable is off)"),
+        ({"history": False}, [*LOGIN, "--check"], "write --submit pbs --nodes N, which takes one allocation"),
+        ({"accounts": ["physics"]}, LOGIN, "PBS refused the block of tasks: qsub: Invalid Account"),
+        ({"accounts": ["physics"]}, [*LOGIN, "site.account=nobody"], "PBS refused the block of tasks: qsub: Invalid"),
+        ({"accounts": ["physics"]}, ["--submit=pbs"], "qsub refused: qsub: Invalid Account"),
+        ({}, ["--submit=pbs", "site.queue=nowhere"], "qsub refused: qsub: Unknown queue"),
+        ({}, ["--submit=pbs", "--walltime=noon"], "--walltime: got 'noon', expected hours:minutes:seconds"),
+    ],
+    indirect=["pbs"],
+)
+def test_refusals_leave_nothing(pbs, tmp_path, words, message):
+    path = write_study(tmp_path / "study.yaml")
+    done = packed(pbs, "--experiments", path, "site.ranks_per_node=1", *words, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert pbs.submitted == 0
+    assert analyses(tmp_path / "runs") == {}
+
+
+@pytest.mark.parametrize("words", [["--submit=pbs", "--nodes=2"], [*LOGIN, "site.nodes_per_block=2"]])
+def test_dry_run_shows_and_submits_nothing(pbs, tmp_path, words):
+    path = write_study(tmp_path / "study.yaml")
+    done = packed(pbs, "--experiments", path, "--dry-run", "site.ranks_per_node=2", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = "#PBS -l select=2:ncpus=2\n" if "--submit=pbs" in words else " -n 2 -ppn 2 -hosts NODE1 "
+    assert shown in done.stdout
+    assert re.search(r"^dry run: nothing was (submitted|started)$", done.stdout, flags=re.M)
+    assert pbs.submitted == 0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["study.yaml"]
