@@ -284,3 +284,21 @@ def test_no_mpi_launcher(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert "mpi: system: no mpiexec or mpirun on the PATH" in done.stderr
+
+
+def test_idle_nodes_and_ranks_and_long_runs_are_told(tmp_path):
+    sgld = {"name": "sgld", "overrides": {**FAST, "step_size": 1e-4}, "sweep": {"seed": [0, 1, 2]}}
+    words = ["--experiments", study(tmp_path / "study.yaml", samplers=[sgld]), "--site", "slurm", "--dry-run"]
+
+    def notes(*more):
+        done = flow("packed.py", *words, "site.nodes_per_block=4", "site.cores_per_node=3", *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stdout.splitlines() if line.startswith("note: ")]
+
+    assert notes("site.nodes_per_block=1") == []
+    assert notes() == ["note: 3 of the 4 nodes of a block would have no pack; --pack 2 gives all of them one"]
+    assert notes("--pack", "1", "site.nodes_per_block=6") == [
+        "note: 6 of 6 packs have fewer runs than their 3 ranks, some of which will idle"
+    ]
+    (late,) = notes("site.nodes_per_block=1", "site.walltime=00:00:03")
+    assert "longer than the walltime of a block, 3 s; write site.walltime=HH:MM:SS" in late
