@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import subprocess
@@ -29,6 +28,7 @@ from tests.cluster.studies import (
     numbers,
     packed,
     packs,
+    slow_clock,
     write_study,
 )
 
@@ -172,7 +172,7 @@ export JOBNAME="NAME"
 
 
 def test_a_cancelled_block_is_told_and_only_what_was_lost_is_sampled_again(slurm_lab, tmp_path):
-    path = write_study(tmp_path / "study.yaml", seeds=24, thin=4000, targets=[QUADRATIC])
+    path = write_study(tmp_path / "study.yaml", seeds=10, thin=8000, targets=[QUADRATIC])
     store = tmp_path / "runs"
 
     def cancel() -> str:
@@ -181,24 +181,24 @@ def test_a_cancelled_block_is_told_and_only_what_was_lost_is_sampled_again(slurm
         return str(job.id)
 
     job_id, said = lose_a_block(
-        slurm_lab, ["--experiments", path, "--pack=24", "site.ranks_per_node=1", *LOGIN], store, cancel
+        slurm_lab, ["--experiments", path, "--pack=10", "site.ranks_per_node=1", *LOGIN], store, cancel
     )
-    assert "24 finished" in said
+    assert "10 finished" in said
     (lost,) = (line for line in said.splitlines() if "lost with their block" in line)
-    number = int(re.search(r"(\d+) of 24 runs finished", lost)[1])
-    assert 2 <= number < 24
-    assert f"{24 - number} lost with their block (job {job_id} ended: " in lost
+    number = int(re.search(r"(\d+) of 10 runs finished", lost)[1])
+    assert 2 <= number < 10
+    assert f"{10 - number} lost with their block (job {job_id} ended: " in lost
     assert "they are packed again, what is finished is kept" in lost
     logs = [Path(word) for word in lost.partition("logs: ")[2].split(" and ")]
     assert len(logs) == 2 and all(log.exists() for log in logs)
     assert f"JOB {job_id} ON n" in said
-    assert f"{24 - number} runs were left unfinished; packing them again" in said
+    assert f"{10 - number} runs were left unfinished; packing them again" in said
 
 
 def test_a_chain_is_bounded_and_reaches_the_end(slurm_lab, tmp_path):
-    path = write_study(tmp_path / "study.yaml", seeds=40, thin=4000, targets=[QUADRATIC])
+    path = write_study(tmp_path / "study.yaml", seeds=18, thin=8000, targets=[QUADRATIC])
     store, last = tmp_path / "runs", last_job(slurm_lab)
-    words = ["--experiments", path, "--submit=slurm", "--nodes=1", "--pack=40", "site.ranks_per_node=1"]
+    words = ["--experiments", path, "--submit=slurm", "--nodes=1", "site.ranks_per_node=1"]
     assert packed(slurm_lab, *words, "--walltime=00:00:12", "--chain=1", cwd=tmp_path).returncode == 0
     slurm_lab.wait_for(lambda: not slurm_lab.jobs(), PATIENCE)
     bounded = jobs_after(slurm_lab, last)
@@ -207,21 +207,19 @@ def test_a_chain_is_bounded_and_reaches_the_end(slurm_lab, tmp_path):
     assert f"submitted job {bounded[1].id} to go on: " in first
     assert "the allocation ends soon: stopped; what is finished is kept" in second
     assert "to go on" not in second
-    assert len(analyses(store)) < 40
 
-    chained = packed(slurm_lab, *words, "--walltime=00:00:40", "--chain=9", cwd=tmp_path)
+    words += ["--walltime=00:10:00", slow_clock(tmp_path, 575)]
+    chained = packed(slurm_lab, *words, "--chain=5", cwd=tmp_path)
     assert chained.returncode == 0, chained.stdout + chained.stderr
     slurm_lab.wait_for(lambda: not slurm_lab.jobs(), PATIENCE)
-    jobs = jobs_after(slurm_lab, bounded[1].id)
-    assert 2 <= len(jobs) < 10, jobs
-    exits = [slurm_lab.job(job.id)["ExitCode"] for job in jobs]
-    assert exits == ["75:0"] * (len(jobs) - 1) + ["0:0"]
-    logs = job_logs(store)
-    for job, following in itertools.pairwise(jobs):
-        assert f"submitted job {following.id} to go on: " in logs[str(job.id)]
-    end = logs[str(jobs[-1].id)]
-    assert "40 finished" in end
-    assert "to go on" not in end
+    cut, last_one = jobs_after(slurm_lab, bounded[1].id)
+    assert [slurm_lab.job(job.id)["ExitCode"] for job in (cut, last_one)] == ["75:0", "0:0"]
+    *_, first, second = job_logs(store).values()
+    left = int(re.search(r"^runs .*\b(\d+) pending$", first, flags=re.M)[1])
+    assert f"submitted job {last_one.id} to go on: " in first
+    assert f"18 runs ({18 - left} cached, {left} to sample" in second
+    assert "18 finished" in second
+    assert "to go on" not in second
 
 
 def test_a_job_that_fails_for_another_reason_is_not_followed(slurm_lab, tmp_path):
