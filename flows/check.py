@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ from flows.study import Flow
 from lambda_hat.errors import EXIT_FAILED, EXIT_OK
 from lambda_hat.preflight import COLUMNS, judge, read_reports, table
 from lambda_hat.store import write_json_atomic
+from mpi.launch import assume_launcher, find_launcher, launch_line
 
 PROGRAM = Path(__file__).resolve().parents[1] / "mpi" / "check_pack.py"
 LIMIT_SECONDS = 120
@@ -24,9 +27,15 @@ POLL = 0.1
 NEEDS = ("arviz_stats", "blackjax", "equinox", "h5netcdf", "jax", "mpi4py", "numpy", "omegaconf", "optax", "xarray")
 
 
-def check_site(flow: Flow) -> int:
+def check_site(flow: Flow, dry: bool) -> int:
     """Run the check pack where a study's packs would run, print what its ranks report, and judge it."""
     site = flow.site
+    if dry:
+        launcher = assume_launcher(site.launcher) if isinstance(site, BatchSite) else find_launcher(site.launcher)
+        command = [sys.executable, str(PROGRAM), "CHECK.json"]
+        flow.say(shlex.join(launch_line(launcher, site.launch(site.nodes[: site.pack_nodes]), command, os.environ)))
+        flow.say("dry run: nothing was started")
+        return EXIT_OK
     if isinstance(site, BatchSite):
         require_scheduler(site.kind).check_server()
     runs = make_plan(flow.store, flow.study, "all").runs

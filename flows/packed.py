@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         find_launcher(flow.site.launcher)
     flow.site.resources  # noqa: B018 - raises where the site does not say how many ranks a node has
     if args.check:
-        return check_site(flow)
+        return check_site(flow, args.dry_run)
     if args.chain:
         flow.on_out_of_time = lambda: follow_up(flow)
     return flow.run(submit, show_dry_run, args.dry_run)
@@ -89,7 +89,11 @@ def submit_job(flow: Flow, args: argparse.Namespace) -> int:
         return EXIT_OK
     flow.make_folders()
     write_bytes_atomic(path, script.encode())
-    job_id = scheduler.submit(path)
+    try:
+        job_id = scheduler.submit(path)
+    except LambdaHatError:
+        path.unlink()
+        raise
     flow.say(f"submitted job {job_id}; its log will be {path.with_suffix('')}.{job_id}.log")
     flow.say(f"to look at it: {scheduler.watch_command(job_id)}")
     return EXIT_OK

@@ -250,9 +250,24 @@ def test_dry_run_starts_and_writes_nothing(tmp_path, name):
     assert [p.name for p in tmp_path.iterdir()] == ["study.yaml"]
 
 
+def test_a_dry_check_starts_nothing(tmp_path):
+    done = flow("packed.py", "--experiments", study(tmp_path / "study.yaml"), "--check", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "mpi/check_pack.py CHECK.json\ndry run: nothing was started" in done.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["study.yaml"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--nodes", "2"], "--nodes: goes with --submit"),
+        (["--chain", "2"], "--chain: goes with --submit"),
+        (["--submit", "slurm", "--chain", "-1"], "--chain: got -1"),
+        (["--submit", "slurm", "--check"], "--check: goes without --submit"),
+        (["--submit", "slurm", "--site", "pbs"], "--site pbs: a pbs site, but --submit slurm needs one of that kind"),
+        (["--submit", "slurm", "--walltime", "noon"], "--walltime: got 'noon', expected hours:minutes:seconds"),
+        (["--submit", "slurm", "site.nodes_per_pack=2"], "nodes_per_pack: got 2, more than the 1 nodes of a block"),
+        (["--site", "allocation"], "this is not inside a SLURM or PBS job"),
         (["--pack", "0"], "--pack: got 0, expected an integer of at least 1"),
         (["--ranks", "0"], "--ranks: got 0, expected an integer of at least 1"),
         (["--retries", "-1"], "--retries: got -1, expected an integer of at least 0"),
