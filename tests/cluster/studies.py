@@ -23,13 +23,14 @@ PATIENCE = 400.0
 QUADRATIC = {"target": "quadratic", "overrides": {"target": {"dim": 3, "rank": 2}}}
 BAD_BUILD = {"model": "small", "data": "small", "overrides": {"data": {"n": 20, "noise_std": 1e300}}}
 ON_THIS_MACHINE = ["site.address=127.0.0.1", "site.one_machine=true", "site.poll_seconds=2"]
-POOL = """\
-PYTHON -m parsl.executors.high_throughput.process_worker_pool --max_workers_per_node=1 -a 127.0.0.1 -p 0 -c 1e-09 \
--m None --poll 10 --port=PORT --cert_dir PARSL/{label}/certificates --logdir=PARSL/{label} --logconf=None --block_id=0 \
---hb_period=5 --hb_threshold=20 --drain_period=None --cpu-affinity none{mpi} --mpi-launcher=mpiexec \
---available-accelerators
-"""
-WORKERS = {"packs": POOL.format(label="packs", mpi=" --enable_mpi_mode"), "tasks": POOL.format(label="tasks", mpi="")}
+OURS = ("--max_workers_per_node", "-a", "--cert_dir", "--hb_threshold", "--enable_mpi_mode")
+"""Options of Parsl's worker pool that follow from ours; what else it has is between its own releases."""
+POOL = "PYTHON -m parsl.executors.high_throughput.process_worker_pool"
+WORKERS = {
+    "packs": f"{POOL} --max_workers_per_node=1 -a 127.0.0.1 --cert_dir PARSL/packs/certificates --hb_threshold=20 "
+    "--enable_mpi_mode\n",
+    "tasks": f"{POOL} --max_workers_per_node=1 -a 127.0.0.1 --cert_dir PARSL/tasks/certificates --hb_threshold=20\n",
+}
 """How a block of each executor starts its workers."""
 ELSEWHERE = ("host", "started", "pid", "rank", "pack_id", "cache_hit")
 """What an analysis says of the place and time of its run, beside `seconds_*`."""
@@ -134,10 +135,15 @@ def block_script(store: Path, label: str) -> str:
         (re.escape(sys.executable), "PYTHON"),
         (re.escape(str(ROOT)), "REPOSITORY"),
         (re.escape(str(store.parent)), "FOLDER"),
-        (r"--port=\d+", "--port=PORT"),
     ):
         text = re.sub(pattern, name, text)
-    return "".join(f"{' '.join(line.split())}\n" for line in text.splitlines() if line.strip())
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    return "".join(f"{_our_options(line) if line.startswith(POOL) else line}\n" for line in lines)
+
+
+def _our_options(pool: str) -> str:
+    options = re.findall(r" (--?\w+)(?:(=| )((?!-)\S+))?", pool.removeprefix(POOL))
+    return " ".join([POOL, *(f"{name}{mark}{value}" for name, mark, value in options if name in OURS)])
 
 
 def is_output(path: Path) -> bool:
