@@ -10,7 +10,7 @@ run: $(VENV)/.run
 	$(BIN)/python flows/packed.py --pack 32
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
