@@ -20,6 +20,8 @@ from lambda_hat.errors import LaunchError
 # of the script, hence only the variables of a step count, and only beside SLURM_STEP_NUM_TASKS.
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+MPT_RANK, MPT_LOCAL_RANK = "MPT_MPI_RANK", "MPT_LRANK"
+"""HPE MPT tells ranks their numbers (radical.pilot and LAMMPS read these), but not how many they are."""
 LOCAL_RANK_VARIABLES = (
     "MPI_LOCALRANKID",
     "OMPI_COMM_WORLD_LOCAL_RANK",
@@ -58,7 +60,7 @@ def launcher_size(environment: Mapping[str, str]) -> tuple[str, int] | None:
 
 def launcher_rank(environment: Mapping[str, str]) -> int:
     """This process's number among all that the launcher started; 0 without a known launcher."""
-    found = _first(RANK_VARIABLES, environment) if launcher_size(environment) else None
+    found = _first(RANK_VARIABLES if launcher_size(environment) else (MPT_RANK,), environment)
     return found[1] if found else 0
 
 
@@ -67,16 +69,14 @@ def launcher_local_rank(environment: Mapping[str, str]) -> int:
 
     `PMI_RANK` is the last resort: of a launcher that numbers ranks only globally, neighbours still differ by one.
     """
-    if launcher_size(environment) is None:
-        return 0
-    found = _first(LOCAL_RANK_VARIABLES, environment)
+    found = _first(LOCAL_RANK_VARIABLES if launcher_size(environment) else (MPT_LOCAL_RANK,), environment)
     return found[1] if found else 0
 
 
 def launcher_local_size(environment: Mapping[str, str]) -> int | None:
     """How many processes the launcher started on this node, where it says so; 1 without a known launcher."""
     if launcher_size(environment) is None:
-        return 1
+        return None if MPT_RANK in environment else 1
     found = _first(LOCAL_SIZE_VARIABLES, environment)
     return found[1] if found else _slurm_local_size(environment)
 
@@ -153,13 +153,18 @@ def bind_cores(local_rank: int, cores_per_rank: int, local_size: int | None = No
 
 
 def bind_rank(rank: int, cores_per_rank: int, gpus_per_node: int, ranks_per_gpu: int) -> Binding:
-    """Give this process its cores and its GPU, by its rank on the node. `rank`, its number in the world, is told only.
+    """Give this process its cores and its GPU, by its rank on the node.
+
+    `rank`, its number in the world, stands in where the launcher is unknown.
 
     With `gpus_per_node` 0 the process computes on its cores, also on a node with GPUs: `JAX_PLATFORMS` becomes cpu
     unless it is set.
     Raises LaunchError, with host, rank and environment, where the GPUs do not add up; else as `bind_cores`.
     """
     local_rank, local_size = launcher_local_rank(os.environ), launcher_local_size(os.environ)
+    if rank > 0 and launcher_size(os.environ) is None and MPT_RANK not in os.environ:
+        # Of an unknown launcher: neighbours in the world at least don't take the same cores.
+        local_rank, local_size = rank, None
     binding = bind_cores(local_rank, cores_per_rank, local_size)
     if gpus_per_node == 0:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -418,3 +418,22 @@ def test_a_rank_that_does_not_see_its_gpu_alone_stops(bare, seen, told):
 
 def test_a_rank_that_sees_its_gpu_starts():
     check_gpu(0, BOUND, lambda: [("gpu", "NVIDIA H100 80GB HBM3")])
+
+
+def test_ranks_of_mpt_take_cores_and_gpus_of_their_own():
+    environment = {"MPT_MPI_RANK": "6", "MPT_LRANK": "2"}
+    assert (launcher_rank(environment), launcher_local_rank(environment)) == (6, 2)
+    assert launcher_local_size(environment) is None
+    assert choose_gpu(environment, "cuda", 2, None, 4, 1) == "2"
+
+
+@pytest.mark.parametrize("given, expected", [({}, 5), ({"MPT_MPI_RANK": "5", "MPT_LRANK": "1"}, 1)])
+def test_ranks_of_an_unknown_launcher_do_not_all_take_the_first_core(bare, given, expected):
+    for name in [name for name in os.environ if name.startswith(("PMI_", "MPI_LOCAL", "OMPI_", "SLURM_"))]:
+        bare.delenv(name)
+    for name, value in given.items():
+        bare.setenv(name, value)
+    seen = []
+    bare.setattr("mpi.devices.bind_cores", lambda local_rank, cores, size: seen.append((local_rank, size)))
+    bind_rank(5, 1, 0, 1)
+    assert seen == [(expected, None)]
