@@ -10,6 +10,9 @@ from parsl import python_app
 
 from mpi.launch import LauncherChoice
 
+START_SECONDS = 600.0
+"""In which the first rank of a launch has to show itself; a thousand of them import Python from one filesystem."""
+
 
 @python_app(executors=["tasks"])
 def run_task(argv: list[str], out_file: str, err_file: str, env: dict[str, str], inputs: Sequence = ()) -> int:
@@ -29,13 +32,14 @@ def run_pack(
     err_file: str,
     env: dict[str, str],
     limit_seconds: int | None = None,
+    sign_of_life: str | None = None,
     inputs: Sequence = (),
     parsl_resource_specification: dict[str, Any] | None = None,
 ) -> int:
     """Launch `command` over the nodes that Parsl gave this task; returns the launcher's exit status.
 
     `inputs` are futures that are settled once the pack's targets have been built or have failed. After
-    `limit_seconds` the launcher is ended, and the status is 124.
+    `limit_seconds` the launcher is ended, and the status is 124; `sign_of_life` as of `run_process`.
     """
     import os
 
@@ -51,14 +55,36 @@ def run_pack(
     if limit_seconds is not None:
         # An app's own walltime would not kill the command.
         argv = ["timeout", "-k", "5", str(limit_seconds), *argv]
-    return run_process(argv, out_file, err_file, env)
+    return run_process(argv, out_file, err_file, env, sign_of_life)
 
 
-def run_process(argv: list[str], out_file: str, err_file: str, env: dict[str, str]) -> int:
-    """Run `argv` with its output in two files, without standard input; returns its exit status."""
+def run_process(
+    argv: list[str], out_file: str, err_file: str, env: dict[str, str], sign_of_life: str | None = None
+) -> int:
+    """Run `argv` with its output in two files, without standard input; returns its exit status.
+
+    With `sign_of_life`, a pattern of file names, it is ended with status 124 where no such file appears in time: a
+    launcher whose helpers the scheduler refuses may wait for them for ever.
+    """
+    import glob
     import os
     import subprocess
+    import time
+
+    from flows.apps import START_SECONDS
 
     with open(out_file, "ab") as out, open(err_file, "ab") as err:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env={**os.environ, **env})
-    return done.returncode
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env={**os.environ, **env})
+        begun = time.monotonic()
+        while sign_of_life is not None and process.poll() is None and not glob.glob(sign_of_life):
+            if time.monotonic() - begun > START_SECONDS:
+                err.write(f"error: no rank had started after {START_SECONDS:.0f} s; the launch was ended\n".encode())
+                process.terminate()
+                try:
+                    process.wait(timeout=10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+                return 124
+            time.sleep(0.2)
+        return process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import shlex
 import sys
@@ -146,6 +147,7 @@ def submit(flow: Flow, round_: Round) -> None:
             str(directory / "stdout.log"),
             str(directory / "stderr.log"),
             round_.environment,
+            sign_of_life=f"{glob.escape(str(directory))}/rank-*.jsonl",
             inputs=round_.settled({run.target_id for run in runs}),
             parsl_resource_specification=site.resources,
         )
