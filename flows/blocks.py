@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from flows.progress import StudyProgress
 
+MOST_NAMED = 2
+"""Waiting jobs that are named beside the progress bar."""
+
 FIRST_LOOK = 3.0
 """Seconds from a submission to the first question about it."""
 
@@ -103,7 +106,8 @@ class Blocks:
             if not state.startswith(("RUNNING", "ended")):
                 waiting.append(f"job {job_id} {state}")
         if self.progress is not None:
-            self.progress.note("packs", "  ".join(waiting))
+            more = [f"and {len(waiting) - MOST_NAMED} more"] if len(waiting) > MOST_NAMED else []
+            self.progress.note("packs", "  ".join(waiting[:MOST_NAMED] + more))
 
     def _event(self, sentence: str) -> None:
         if self.progress is not None:
