@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from flows.sites import (
     AllocationSite,
-    BatchBuilds,
     BatchSite,
     PbsBuilds,
     PbsSite,
@@ -153,7 +152,7 @@ def packs_provider(site: BatchSite) -> ExecutionProvider:
 
 def builds_provider(site: BatchSite) -> ExecutionProvider:
     """Parsl's provider of the blocks that targets are built in."""
-    builds: BatchBuilds = site.builds  # type: ignore[attr-defined]
+    builds = site.builds
     common = {
         "nodes_per_block": 1,
         "min_blocks": 0,

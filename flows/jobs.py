@@ -115,7 +115,7 @@ def inner_site_words(site: BatchSite) -> list[str]:
     return words
 
 
-def submit_next(script: Path, environment: dict[str, str] | None = None) -> tuple[Path, str]:
+def submit_next(script: Path) -> tuple[Path, str]:
     """Submit the job that follows `script` in its chain; its script and the job's id.
 
     Raises SchedulerError, with the scheduler's words, where it refuses.

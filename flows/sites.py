@@ -216,6 +216,7 @@ class BatchSite(SiteConfig):
     lost_blocks: int = 3
     poll_seconds: int = 60
     one_machine: bool = False
+    builds: BatchBuilds = field(default_factory=BatchBuilds)
 
     def __post_init__(self):
         super().__post_init__()

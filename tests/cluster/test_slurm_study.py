@@ -278,7 +278,7 @@ def test_check_tells_singletons_and_a_walltime_that_is_too_short(slurm_lab, tmp_
     done = packed(slurm_lab, *LOGIN, "--check", *words, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "verdict: this site will not do" in done.stdout
-    assert "singleton" in done.stdout
+    assert "wrong: 2 processes were started (SLURM_STEP_NUM_TASKS=2), and each is alone in an MPI world" in done.stdout
     assert re.search(r"wrong: .*walltime", done.stdout)
 
 
