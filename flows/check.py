@@ -12,18 +12,18 @@ from rich.table import Table
 
 from flows.plan import make_plan
 from flows.progress import StudyProgress
-from flows.rounds import log_tail
+from flows.rounds import POLL, log_tail
 from flows.scheduler import require_scheduler
 from flows.sites import BatchSite
 from flows.study import Flow
 from lambda_hat.errors import EXIT_FAILED, EXIT_OK
+from lambda_hat.lease import LEASE_VARIABLE
 from lambda_hat.preflight import COLUMNS, judge, read_reports, table
 from lambda_hat.store import write_json_atomic
 from mpi.launch import assume_launcher, find_launcher, launch_line
 
 PROGRAM = Path(__file__).resolve().parents[1] / "mpi" / "check_pack.py"
 LIMIT_SECONDS = 120
-POLL = 0.1
 NEEDS = ("arviz_stats", "blackjax", "equinox", "h5netcdf", "jax", "mpi4py", "numpy", "omegaconf", "optax", "xarray")
 
 
@@ -42,7 +42,6 @@ def check_site(flow: Flow, dry: bool) -> int:
     flow.make_folders()
     with flow.workers() as workers:
         from flows.apps import run_pack
-        from lambda_hat.lease import LEASE_VARIABLE
 
         pack_id = f"check_{workers.name}"
         folder = flow.store.pack_dir(pack_id)

@@ -143,7 +143,7 @@ def packs_provider(site: BatchSite) -> ExecutionProvider:
     return _pbs_provider(
         site,
         queue=site.queue,
-        cpus_per_node=site.cores_per_node or site.ranks * site.cores_per_rank,
+        cpus_per_node=site.chunk_cores,
         select_options=pbs_select(site.mem_per_node, site.gpus_per_node, site.select_options),
         scheduler_options="\n".join([pbs_place(site.exclusive), site.scheduler_options]),
         **common,

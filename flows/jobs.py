@@ -97,9 +97,8 @@ def _directives(site: BatchSite) -> list[str]:
 def _pbs_chunk(site: BatchSite) -> str:
     if not isinstance(site, PbsSite):
         return ""
-    cores = site.cores_per_node or site.ranks * site.cores_per_rank
     more = pbs_select(site.mem_per_node, site.gpus_per_node, site.select_options)
-    return f"ncpus={cores}" + (f":{more}" if more else "")
+    return f"ncpus={site.chunk_cores}" + (f":{more}" if more else "")
 
 
 def inner_site_words(site: BatchSite) -> list[str]:

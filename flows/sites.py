@@ -291,6 +291,11 @@ class PbsSite(BatchSite):
     select_options: str = ""
     builds: PbsBuilds = field(default_factory=PbsBuilds)
 
+    @property
+    def chunk_cores(self) -> int:
+        """`ncpus` of a node."""
+        return self.cores_per_node or self.ranks * self.cores_per_rank
+
 
 SITE_SCHEMAS: dict[str, type[SiteConfig]] = {
     "local": LocalSite,
