@@ -15,7 +15,7 @@ THIRD_PARTY = {
     "omegaconf", "optax", "pandas", "parsl", "pyarrow", "rich", "safetensors", "scipy", "xarray", "yaml",
 }  # fmt: skip
 L0 = {
-    "config", "cores", "cost", "errors", "id_utils", "lease", "omegaconf_support", "packing", "paths",
+    "claims", "config", "cores", "cost", "drain", "errors", "id_utils", "lease", "omegaconf_support", "packing", "paths",
     "preflight", "store", "workflow_config",
 }  # fmt: skip
 LAYERS = {
