@@ -13,11 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from lambda_hat.errors import ConfigError, nearest
-from lambda_hat.omegaconf_support import apply_words, build_dataclass, load_yaml, schema_for
+from lambda_hat.omegaconf_support import (
+    apply_words,
+    build_dataclass,
+    load_yaml,
+    refuse_interpolation,
+    schema_for,
+)
 from lambda_hat.workflow_config import CONF_DIR
 from mpi.launch import Launch, LauncherChoice
 
 LOOPBACK = ("localhost", "::1")
+SHELL_KEYS = ("worker_init", "scheduler_options")
+"""Keys whose text a shell or a scheduler reads."""
 WALLTIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d{2})")
 
 
@@ -320,13 +328,14 @@ def load_site(name: str, words: Sequence[str] = (), options: Mapping[str, tuple[
         layers.append((str(path), {**settings, "parsl_config": str(path.absolute())}))
     elif path.suffix in (".yaml", ".yml"):
         layers.append((name, load_yaml(path)))
+        refuse_interpolation(layers[-1][1], name, SHELL_KEYS)
     else:
         known = sorted(p.stem for p in (CONF_DIR / "site").glob("*.yaml"))
         if name not in known:
             raise ConfigError(f"--site: unknown {name!r}; {nearest(name, known)}, or a path to a .yaml or .py file")
         path = CONF_DIR / "site" / f"{name}.yaml"
         layers.append((str(path), load_yaml(path)))
-    layers.append(("command line (site.key=value)", apply_words({}, words)))
+    layers.append(("command line (site.key=value)", apply_words({}, words, SHELL_KEYS)))
     for option, (key, value) in (options or {}).items():
         if value is None:
             continue

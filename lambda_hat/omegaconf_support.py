@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lambda_hat import plain_yaml
 from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS, BuildConfig, SampleConfig
 from lambda_hat.errors import ConfigError, nearest
 
@@ -19,30 +21,32 @@ _ABSENT = object()
 
 
 def load_yaml(path: Path | str) -> dict[str, Any]:
-    """Read a YAML mapping, interpolations resolved. Tags that would construct Python objects are refused.
+    """Read a YAML mapping of plain data. Tags, which would construct Python objects, are refused; `${...}` is text.
 
     Raises ConfigError naming the file, and the line where the parser stopped.
     """
-    path = Path(path)
-    try:
-        node = OmegaConf.load(path)
-        content = OmegaConf.to_container(node, resolve=True)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{where}: not plain YAML: {problem}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file") from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from None
+    content = plain_yaml.read(Path(path))
+    if content is None:
+        return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, got {type(content).__name__}")
     return content
+
+
+def refuse_interpolation(content: Any, source: str, shell_keys: Sequence[str] = ()) -> None:
+    """ConfigError where a person's file has a `${...}` outside of `shell_keys`: it would be taken for a text."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key not in shell_keys:
+                refuse_interpolation(value, f"{source}: {key}", shell_keys)
+    elif isinstance(content, list):
+        for index, value in enumerate(content):
+            refuse_interpolation(value, f"{source}[{index}]", shell_keys)
+    elif isinstance(content, str) and "${" in content:
+        raise ConfigError(
+            f"{source}: got {content!r}, but nothing is filled in for ${{...}}, lest an id depend on the environment; "
+            "write the value itself, or give it on the command line, where the shell fills it in"
+        )
 
 
 def build_dataclass(schema: type[Schema], layers: Sequence[tuple[str, dict[str, Any]]]) -> Schema:
@@ -55,7 +59,7 @@ def build_dataclass(schema: type[Schema], layers: Sequence[tuple[str, dict[str, 
     for source, layer in layers:
         _check_keys(schema, layer, source, "")
         try:
-            merged = OmegaConf.merge(node, layer)
+            merged = OmegaConf.merge(node, _literal(layer, source))
         except OmegaConfBaseException as error:
             key = error.full_key or ""
             raise ConfigError(f"{source}: {key}: {_first_line(error)}") from None
@@ -67,6 +71,21 @@ def build_dataclass(schema: type[Schema], layers: Sequence[tuple[str, dict[str, 
         raise ConfigError(f"{_source_of(str(error), layers)}: {error}") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{layers[-1][0] if layers else schema.__name__}: {_first_line(error)}") from None
+
+
+def _literal(content: Any, source: str) -> Any:
+    """`content` with every text written so that OmegaConf takes it for itself: `${` begins an interpolation there."""
+    if isinstance(content, dict):
+        return {key: _literal(value, source) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_literal(value, source) for value in content]
+    if not isinstance(content, str):
+        return content
+    try:
+        content.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{source}: got {content!r}, which is no text in UTF-8") from None
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", content) if "${" in content else content
 
 
 def _source_of(message: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
@@ -105,31 +124,66 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def apply_words(content: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+def apply_words(content: dict[str, Any], words: Sequence[str], shell_keys: Sequence[str] = ()) -> dict[str, Any]:
     """`content` with `key=value` words applied, each value read as YAML; list items are `targets.0.seed=3`.
 
     Raises ConfigError naming the word.
     """
-    node = OmegaConf.create(content)
+    result = copy.deepcopy(content)
     for word in words:
-        key, equals, value = word.partition("=")
+        key, equals, text = word.partition("=")
+        where = f"command line: {word!r}"
         if not equals or not key.strip():
-            raise ConfigError(f"command line: {word!r}: expected key=value, for example samplers.0.overrides.thin=5")
-        try:
-            OmegaConf.update(node, key, OmegaConf.to_container(OmegaConf.create(f"v: {value}"))["v"], force_add=True)
-        except (OmegaConfBaseException, yaml.YAMLError, IndexError, ValueError) as error:
-            raise ConfigError(f"command line: {word!r}: {_first_line(error)}") from None
-    try:
-        result = OmegaConf.to_container(node, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"command line: {_first_line(error)}") from None
-    assert isinstance(result, dict)
-    return {str(key): value for key, value in result.items()}
+            raise ConfigError(f"{where}: expected key=value, for example samplers.0.overrides.thin=5")
+        value = plain_yaml.parse(text, where)
+        if key.rpartition(".")[2] not in shell_keys:
+            refuse_interpolation(value, where, shell_keys)
+        set_key(result, key, value, where)
+    return result
+
+
+def set_key(content: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set the dotted `key` of `content`, in place; folders that are missing are made, and mappings merged.
+
+    Raises ConfigError, beginning with `where`, for a key that leads nowhere.
+    """
+    words = key.split(".")
+    place: Any = content
+    for depth, word in enumerate(words):
+        above = ".".join(words[:depth])
+        if not word:
+            raise ConfigError(f"{where}: {key!r} has an empty part, expected words with dots between them")
+        last = depth + 1 == len(words)
+        if isinstance(place, list):
+            if not word.isascii() or not word.isdecimal() or int(word) >= len(place):
+                raise ConfigError(
+                    f"{where}: {above} is a list of {len(place)}; expected a number below that, got {word!r}"
+                )
+            index: Any = int(word)
+        elif isinstance(place, dict):
+            index = word
+            if not last and place.get(word) is None:
+                place[word] = {}
+        else:
+            raise ConfigError(f"{where}: {above} is {place!r}, which has no {word!r}")
+        if last:
+            _set(place, index, value)
+        else:
+            place = place[index]
+
+
+def _set(place: Any, index: Any, value: Any) -> None:
+    there = place.get(index) if isinstance(place, dict) else place[index]
+    if isinstance(there, dict) and isinstance(value, dict):
+        for key, inner in value.items():
+            _set(there, key, inner)
+    else:
+        place[index] = value
 
 
 def to_yaml(cfg: Any) -> str:
     """YAML text of a configuration dataclass; `load_build_config` and `load_sample_config` read it back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(cfg))
+    return plain_yaml.dump(asdict(cfg))
 
 
 def load_build_config(path: Path | str) -> BuildConfig:

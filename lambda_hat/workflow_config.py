@@ -6,14 +6,13 @@ Layers, later ones winning: the schema's defaults, the groups under `conf/`, the
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from lambda_hat.config import (
     BUILD_SCHEMAS,
@@ -30,7 +29,15 @@ from lambda_hat.config import (
 from lambda_hat.cost import estimate_seconds
 from lambda_hat.errors import ConfigError, nearest
 from lambda_hat.id_utils import canonical_json, identity_payload, run_id_for, target_id_for
-from lambda_hat.omegaconf_support import apply_words, build_dataclass, custom_target, load_yaml, schema_for
+from lambda_hat.omegaconf_support import (
+    apply_words,
+    build_dataclass,
+    custom_target,
+    load_yaml,
+    refuse_interpolation,
+    schema_for,
+    set_key,
+)
 from lambda_hat.paths import moving_dim
 
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
@@ -101,6 +108,7 @@ def compose_study(
     """
     experiments = Path(experiments)
     content = load_yaml(experiments)
+    refuse_interpolation(content, str(experiments))
     site_overrides = [word.removeprefix("site.") for word in words if word.startswith("site.")]
     content = apply_words(content, [word for word in words if not word.startswith("site.")])
     layers = [(str(experiments), content), ("command line", settings or {})]
@@ -322,14 +330,14 @@ def _expand(entries: list[Any], where: str, valid: Sequence[str]) -> list[tuple[
 def _with_overrides(entry: dict[str, Any], swept: dict[str, Any], source: str) -> dict[str, Any]:
     if not swept:
         return entry
-    node = OmegaConf.create(entry.get("overrides") or {})
-    result = dict(entry)
+    overrides = copy.deepcopy(entry.get("overrides") or {})
+    if not isinstance(overrides, dict):
+        raise ConfigError(f"{source}: overrides: expected a mapping of keys to values, got {overrides!r}")
     for key, value in swept.items():
         if key == "seed" and "seed" in entry:
             raise ConfigError(f"{source}: seed: given twice, as seed: {entry['seed']} and under sweep")
-        OmegaConf.update(node, key, value, force_add=True)
-    result["overrides"] = OmegaConf.to_container(node)
-    return result
+        set_key(overrides, key, copy.deepcopy(value), f"{source}: sweep.{key}")
+    return {**entry, "overrides": overrides}
 
 
 def _check_entry(entry: Any, valid: Sequence[str], source: str) -> None:
@@ -348,4 +356,7 @@ def _group(group: str, name: Any, conf_dir: Path, source: str) -> dict[str, Any]
     names = [path.stem for path in (conf_dir / group).glob("*.yaml")]
     if not isinstance(name, str) or name not in names:
         raise ConfigError(f"{source}: {group}: unknown {name!r}; {nearest(str(name), names)}")
-    return load_yaml(_group_file(group, name, conf_dir))
+    path = _group_file(group, name, conf_dir)
+    content = load_yaml(path)
+    refuse_interpolation(content, path)
+    return content

@@ -7,10 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
+
+SOAK = os.environ.get("LAMBDA_HAT_SOAK") == "1"
+"""`make soak`: the same tests, with many more inputs and kill points."""
+settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+settings.register_profile("soak", max_examples=1200, deadline=None, database=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "soak" if SOAK else "ci"))
 
 AWKWARD_NAMES = ["plain", "with space", 'quo\'te "double"', "-dash $(touch pwned) `x`"]
 
