@@ -32,6 +32,12 @@ class StoreError(LambdaHatError):
     exit_code = EXIT_USAGE
 
 
+class StoreUnwritable(StoreError):
+    """The disk is full, a quota is used up, or the permission is gone: nothing is lost, and there is no going on."""
+
+    exit_code = EXIT_FAILED
+
+
 class CorruptArtifact(StoreError):
     """A stored file does not match its checksum or cannot be parsed."""
 
@@ -40,6 +46,22 @@ class CorruptArtifact(StoreError):
 
 class TargetNotBuilt(LambdaHatError):
     """A run needs a target whose `meta.json` is not in the store."""
+
+
+class Paused(LambdaHatError):
+    """A run stopped before its end, and its state is kept: the same command goes on from there."""
+
+    exit_code = EXIT_UNFINISHED
+
+    def __init__(self, reason: str, advanced: bool):
+        super().__init__(f"stopped before its end: {reason}; what is sampled is kept, run the same command again")
+        self.reason = reason
+        self.advanced = advanced
+        """It got further than an earlier try."""
+
+
+class TooLarge(LambdaHatError):
+    """A run that needs more memory than its rank has; it was not started."""
 
 
 class BuildFailed(LambdaHatError):

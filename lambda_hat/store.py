@@ -7,6 +7,7 @@ and `analysis.json` of a run are written last, so their presence means built and
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lambda_hat.config import BuildConfig, SampleConfig
-from lambda_hat.errors import CorruptArtifact, StoreError
+from lambda_hat.errors import CorruptArtifact, StoreError, StoreUnwritable
 from lambda_hat.id_utils import canonical_json, identity_payload
 from lambda_hat.omegaconf_support import load_build_config, load_sample_config, to_yaml
 
@@ -123,33 +124,99 @@ def _check_same(path: Path, stored: BuildConfig | SampleConfig, asked: BuildConf
     )
 
 
+_NO_WRITING = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ESTALE,
+    errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO,
+}  # fmt: skip
+"""The disk is full, a quota used up, the permission gone, or the file system."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside the block the system's refusal to write becomes StoreUnwritable, any other trouble with a file
+    StoreError, both with the path."""
+    try:
+        yield
+    except OSError as error:
+        words = f"{path}: cannot be written: {error.strerror or error}"
+        if error.errno in _NO_WRITING:
+            raise StoreUnwritable(
+                f"{words}; finished runs are kept: once there is room, or the permission, the same command continues"
+            ) from error
+        raise StoreError(f"{words}; move away what lies there and run the same command again") from error
+
+
 def write_config(directory: Path, cfg: BuildConfig | SampleConfig) -> None:
     """Write `config.yaml` into `directory`, which is made if it is missing."""
     write_bytes_atomic(directory / "config.yaml", to_yaml(cfg).encode())
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path`: readers see the old file or the whole new one, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write `data` to `path`: readers see the old file or the whole new one, also after a crash.
+
+    Raises StoreUnwritable, or StoreError where something else lies in the way.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.urandom(8).hex()}{_LITTER}")
+        descriptor = os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
+
+
+_LITTER = ".part"
+
+
+def remove_litter(directory: Path, older_than: float = 60.0) -> int:
+    """Remove what writers that were killed left beside the files that they were writing; returns how many there were.
+
+    older_than: seconds for which such a file counts as being written.
+    """
+    removed = 0
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+        names = [name for name in os.listdir(directory) if name.startswith(".") and name.endswith(_LITTER)]
+    except OSError:
+        return 0
+    clock = FileSystemClock(directory)
+    for name in names:
+        with contextlib.suppress(OSError):
+            path = directory / name
+            if clock.now() - path.stat().st_mtime >= older_than:
+                path.unlink()
+                removed += 1
+    return removed
 
 
-def _umask() -> int:
-    # mkstemp makes files private, and the process's umask can only be read by setting it.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+class FileSystemClock:
+    """The time that a file written in `directory` now would get; it is asked for once, at the first use."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._ahead: float | None = None
+
+    def now(self) -> float:
+        if self._ahead is None:
+            self._ahead = self._measure()
+        return time.time() + self._ahead
+
+    def _measure(self) -> float:
+        """Seconds by which the file system is ahead of this host; 0 where nothing can be written there."""
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".clock.", suffix=_LITTER) as file:
+                file.write(b"0")
+                file.flush()
+                os.fsync(file.fileno())
+                return os.fstat(file.fileno()).st_mtime - time.time()
+        except OSError:
+            return 0.0
 
 
 def write_json_atomic(path: Path, content: Any) -> None:

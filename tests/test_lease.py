@@ -5,12 +5,47 @@ from __future__ import annotations
 import json
 import os
 import queue
-import socket
 import subprocess
 import sys
+import time
+
+import pytest
 
 from lambda_hat import lease as lease_module
-from lambda_hat.lease import Lease, clear_dead_leases, watch_lease
+from lambda_hat.drain import Drain
+from lambda_hat.lease import (
+    GRACE,
+    KEPT,
+    STALE_AFTER,
+    DeadLease,
+    Lease,
+    clear_dead_leases,
+    dead_leases,
+    drain_when_lost,
+    lease_over,
+    lease_state,
+    live_leases,
+    mark_ended,
+    tidy_leases,
+    watch_lease,
+    whoami,
+)
+
+
+def leave(directory, name, age=0.0, **record):
+    """A lease as a driver on another host left it `age` seconds ago; None for no such key."""
+    path = directory / f"driver_{name}.lease"
+    content = {**whoami(), "place": "another-host/1/2", "count": 3, "state": "running", "jobs": []} | record
+    path.write_text(json.dumps(content))
+    then = time.time() - age
+    os.utime(path, (then, then))
+    return path
+
+
+def gone() -> dict:
+    """What `whoami` said in a process that has ended."""
+    code = "import json; from lambda_hat.lease import whoami; print(json.dumps(whoami()))"
+    return json.loads(subprocess.check_output([sys.executable, "-c", code], text=True))
 
 
 def test_a_renewed_lease_keeps_its_watchers(tmp_path, monkeypatch):
@@ -24,7 +59,13 @@ def test_a_renewed_lease_keeps_its_watchers(tmp_path, monkeypatch):
             reason = None
         assert reason is None
     assert lost.get(timeout=5) == "its driver has ended"
-    assert not lease.path.exists()
+    assert json.loads(lease.path.read_bytes())["state"] == "ended"
+
+
+def test_a_lease_that_is_removed_has_ended(tmp_path):
+    lost: queue.Queue[str] = queue.Queue()
+    watch_lease(tmp_path / "driver_x.lease", lost.put, period=0.02)
+    assert lost.get(timeout=5) == "its driver has ended"
 
 
 def test_a_lease_without_renewal_goes_stale(tmp_path):
@@ -50,15 +91,136 @@ def test_a_process_ends_when_its_lease_is_withdrawn(tmp_path, repo_env):
     assert said.startswith("task: its driver has ended; stopping.")
 
 
-def test_only_leases_of_dead_drivers_of_this_host_are_cleared(tmp_path):
-    def leave(name, **record):
-        (tmp_path / f"driver_{name}.lease").write_text(json.dumps(record))
+def test_a_lost_lease_requests_the_drain(tmp_path):
+    drain = Drain()
+    with Lease(tmp_path) as lease:
+        drain_when_lost(lease.path, drain, "rank 0", period=0.02, grace=3600)
+        time.sleep(0.2)
+        assert drain.reason is None
+    until = time.monotonic() + 5
+    while drain.reason is None and time.monotonic() < until:
+        time.sleep(0.02)
+    assert drain.reason == "its driver has ended"
 
-    here = socket.gethostname()
-    leave("dead", host=here, pid=2**22 + 1, started="1")
-    leave("reused", host=here, pid=os.getpid(), started="not when this process started")
-    leave("elsewhere", host="another-host", pid=2**22 + 1, started="1")
+
+def test_a_process_that_does_not_drain_is_ended(tmp_path, repo_env):
+    code = (
+        "import sys, time; from lambda_hat.drain import Drain; from lambda_hat.lease import drain_when_lost;"
+        "drain_when_lost(sys.argv[1], Drain(), 'rank 1', period=.05, grace=.5); time.sleep(60)"
+    )
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "none.lease")], capture_output=True, text=True, env=repo_env
+    )
+    assert (done.returncode, time.monotonic() - begun < 30) == (1, True)
+    assert done.stdout.startswith("rank 1: its driver has ended, and what was under way did not come to an end in 0 s;")
+
+
+def test_ranks_look_often_enough_to_end_within_the_grace(tmp_path):
+    with pytest.raises(ValueError, match="period: got 10, expected more than 0 and at most 5"):
+        drain_when_lost(tmp_path / "x.lease", Drain(), "rank 1", period=10)
+    assert GRACE - 3 - 2 * lease_module.SLOWEST_LOOK >= 10, "a chunk, its checkpoint and a compilation need time"
+
+
+def test_states_of_a_driver_on_this_host(tmp_path):
+    with Lease(tmp_path) as lease:
+        assert lease_state(lease.path) == "live"
+        assert live_leases(tmp_path) == [lease.path]
+        os.utime(lease.path, (0, 0))
+        assert lease_state(lease.path) == "live", "its process is there, whatever the clock says"
+    assert lease_state(lease.path) == "ending"
+    assert lease_state(leave(tmp_path, "dead", **gone())) == "dead"
+    reused = {**whoami(), "started": "not when this process started"}
+    assert lease_state(leave(tmp_path, "reused", **reused)) == "dead"
+    assert lease_state(tmp_path / "driver_none.lease") == "dead"
+
+
+@pytest.mark.parametrize(
+    ("age", "state", "expected", "over"),
+    [
+        (0, "running", "live", False),
+        (STALE_AFTER - 5, "running", "live", False),
+        (STALE_AFTER + 5, "running", "ending", False),
+        (STALE_AFTER + GRACE + 5, "running", "dead", True),
+        (0, "ended", "ending", False),
+        (STALE_AFTER + GRACE + 5, "ended", "dead", True),
+    ],
+)
+def test_states_of_a_driver_on_another_host(tmp_path, age, state, expected, over):
+    path = leave(tmp_path, "far", age=age, state=state)
+    assert (lease_state(path), lease_over(path)) == (expected, over)
+
+
+def test_a_driver_that_died_here_may_have_ranks_elsewhere_that_drain(tmp_path):
+    path = leave(tmp_path, "dead", age=1, **gone())
+    assert (lease_state(path), lease_over(path)) == ("dead", False)
+    assert lease_over(tmp_path / "driver_none.lease")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\x00", b"null"])
+def test_a_damaged_lease_is_judged_by_its_age(tmp_path, content):
+    path = tmp_path / "driver_x.lease"
+    path.write_bytes(content)
+    assert lease_state(path) == "live"
+    os.utime(path, (0, 0))
+    assert (lease_state(path), lease_over(path)) == ("dead", True)
+    assert dead_leases(tmp_path) == []
+    assert tidy_leases(tmp_path) == 1
+
+
+def test_age_is_by_the_clock_of_the_file_system(tmp_path, monkeypatch):
+    path = leave(tmp_path, "far", age=0)
+    # This host's clock runs an hour fast; files still get the server's time.
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 3600)
+    assert lease_state(path) == "live"
+
+
+def test_jobs_of_dead_drivers_are_told_until_they_are_marked_ended(tmp_path):
+    jobs = [{"scheduler": "slurm", "job_id": "17", "name": "block"}]
+    with Lease(tmp_path) as lease:
+        lease.note_jobs(jobs)
+        assert json.loads(lease.path.read_bytes())["jobs"] == jobs
+        died = [leave(tmp_path, "a", jobs=jobs, **gone()), leave(tmp_path, "b", age=100, jobs=jobs)]
+        leave(tmp_path, "ended", age=100, state="ended")
+        leave(tmp_path, "far", jobs=jobs)
+        assert dead_leases(tmp_path) == [DeadLease(path, whoami()["host"], jobs) for path in died]
+        for path in died:
+            mark_ended(path)
+        assert dead_leases(tmp_path) == []
+        assert json.loads(died[0].read_bytes())["jobs"] == jobs
+    mark_ended(tmp_path / "driver_none.lease")
+
+
+def test_only_leases_of_dead_drivers_are_cleared(tmp_path):
+    dead = leave(tmp_path, "dead", **gone())
+    far = leave(tmp_path, "far")
     with Lease(tmp_path) as alive:
-        assert clear_dead_leases(tmp_path) == 2
-        names = {p.name for p in tmp_path.iterdir()}
-        assert names == {alive.path.name, "driver_elsewhere.lease"}
+        assert clear_dead_leases(tmp_path) == 1
+        states = {path: json.loads(path.read_bytes())["state"] for path in (dead, far, alive.path)}
+    assert states == {dead: "ended", far: "running", alive.path: "running"}
+
+
+def test_old_leases_are_tidied_unless_jobs_wait_to_be_cancelled(tmp_path):
+    leave(tmp_path, "ended", age=KEPT + 100, state="ended", jobs=[{"job_id": "1"}])
+    kept = {
+        leave(tmp_path, "recent", age=KEPT - 100, state="ended"),
+        leave(tmp_path, "jobs", age=KEPT + 100, jobs=[{"job_id": "1"}]),
+    }
+    part = tmp_path / ".driver_x.lease.0123.part"
+    part.write_text("{")
+    os.utime(part, (0, 0))
+    assert tidy_leases(tmp_path) == 1
+    assert set(tmp_path.iterdir()) == kept
+    assert tidy_leases(tmp_path / "absent") == 0
+
+
+def test_a_full_disk_neither_stops_a_driver_nor_hides_its_end(tmp_path, monkeypatch):
+    with Lease(tmp_path) as lease:
+
+        def full(*args):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        lease.note_jobs([{"job_id": "1"}])
+    assert not lease.path.exists()

@@ -11,7 +11,7 @@ import pytest
 
 from lambda_hat import store as store_module
 from lambda_hat.config import QuadraticBuild, SgldConfig
-from lambda_hat.errors import CorruptArtifact, StoreError
+from lambda_hat.errors import CorruptArtifact, StoreError, StoreUnwritable
 from lambda_hat.store import (
     EventLog,
     Store,
@@ -47,7 +47,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store_module.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StoreUnwritable, match="No space left"):
         write_bytes_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
