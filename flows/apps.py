@@ -3,11 +3,16 @@ module, because a name of the driver's `__main__` would not exist there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from parsl import python_app
 
+from flows.deadlines import DEADLINE_VARIABLE, earliest_deadline
+from lambda_hat.errors import EXIT_UNFINISHED
+from lambda_hat.lease import LEASE_VARIABLE, lease_state
 from mpi.launch import LauncherChoice
 
 START_SECONDS = 600.0
@@ -16,9 +21,17 @@ START_SECONDS = 600.0
 
 @python_app(executors=["tasks"])
 def run_task(argv: list[str], out_file: str, err_file: str, env: dict[str, str], inputs: Sequence = ()) -> int:
-    """Run one process to its end; returns its exit status. What happened is in the store."""
-    from flows.apps import run_process
+    """Run one process to its end; returns its exit status. What happened is in the store.
 
+    Without time left, or with its driver gone, nothing is started, and the status is 75.
+    """
+    import os
+
+    from flows.apps import give_deadline, not_started, run_process, why_not_to_start
+
+    env = give_deadline(env, None, os.environ)
+    if (reason := why_not_to_start(env)) is not None:
+        return not_started(reason, err_file)
     return run_process(argv, out_file, err_file, env)
 
 
@@ -33,19 +46,25 @@ def run_pack(
     env: dict[str, str],
     limit_seconds: int | None = None,
     sign_of_life: str | None = None,
+    deadline: float | None = None,
     inputs: Sequence = (),
     parsl_resource_specification: dict[str, Any] | None = None,
 ) -> int:
     """Launch `command` over the nodes that Parsl gave this task; returns the launcher's exit status.
 
     `inputs` are futures that are settled once the pack's targets have been built or have failed. After
-    `limit_seconds` the launcher is ended, and the status is 124; `sign_of_life` as of `run_process`.
+    `limit_seconds` the launcher is ended, and the status is 124; `sign_of_life` as of `run_process`. The ranks are told
+    to drain at `deadline`, or before the end of the block or job that they are in. Without time left, or with the
+    driver gone, nothing is launched, and the status is 75.
     """
     import os
 
-    from flows.apps import run_process
+    from flows.apps import give_deadline, not_started, run_process, why_not_to_start
     from mpi.launch import Launch, find_launcher, launch_environment, launch_line
 
+    env = give_deadline(env, deadline, os.environ)
+    if (reason := why_not_to_start(env)) is not None:
+        return not_started(reason, err_file)
     # Parsl tells a task its place through these variables alone.
     nodes = os.environ["PARSL_MPI_NODELIST"].split(",")
     launch = Launch(tuple(nodes), int(os.environ["PARSL_RANKS_PER_NODE"]), cores_per_rank, gpus_per_node)
@@ -56,6 +75,28 @@ def run_pack(
         # An app's own walltime would not kill the command.
         argv = ["timeout", "-k", "5", str(limit_seconds), *argv]
     return run_process(argv, out_file, err_file, env, sign_of_life)
+
+
+def give_deadline(env: dict[str, str], own: float | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """`env` with the time at which what is started has to drain, where there is one."""
+    deadline = earliest_deadline(own, {**environ, **env})
+    return env if deadline is None else {**env, DEADLINE_VARIABLE: repr(deadline)}
+
+
+def why_not_to_start(env: Mapping[str, str]) -> str | None:
+    """Why nothing with this environment should be started any more; None: it should."""
+    if float(env.get(DEADLINE_VARIABLE, "inf")) <= time.time():
+        return "no time is left in this allocation"
+    if LEASE_VARIABLE in env and lease_state(Path(env[LEASE_VARIABLE])) != "live":
+        return "its driver has ended"
+    return None
+
+
+def not_started(reason: str, err_file: str) -> int:
+    """Write the reason to the log; the exit status of what was left for later."""
+    with open(err_file, "a") as err:
+        err.write(f"not started: {reason}\n")
+    return EXIT_UNFINISHED
 
 
 def run_process(
@@ -69,7 +110,6 @@ def run_process(
     import glob
     import os
     import subprocess
-    import time
 
     from flows.apps import START_SECONDS
 

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.deadlines import block_end_line, drain_period
 from flows.sites import (
     AllocationSite,
     BatchSite,
@@ -221,6 +222,7 @@ def _provider(kind: type, site: BatchSite, settings: dict[str, Any], *lines: str
 
     # Jobs of PBS start in the home folder.
     init = [f"cd {shlex.quote(os.getcwd())}", site.worker_init, _python_path(), *lines]
+    init.append(block_end_line(parse_walltime("walltime", settings["walltime"])))
     # Parsl offers no other way to say how often the scheduler is asked.
     polled = type(kind.__name__, (kind,), {"status_polling_interval": site.poll_seconds})
     return polled(
@@ -235,7 +237,7 @@ def _provider(kind: type, site: BatchSite, settings: dict[str, Any], *lines: str
     )
 
 
-def _common(site: SiteConfig) -> dict[str, Any]:
+def _common(site: SiteConfig, provider: ExecutionProvider) -> dict[str, Any]:
     from parsl.addresses import address_by_interface
     from parsl.jobs.error_handlers import windowed_error_handler
 
@@ -246,13 +248,16 @@ def _common(site: SiteConfig) -> dict[str, Any]:
         except OSError as error:
             raise ConfigError(f"interface: {site.interface}: {error.strerror or error}") from None
     # A node that fails is not the executor's end; several blocks in a row are.
-    threshold = site.lost_blocks if isinstance(site, BatchSite) else 1
+    batch = isinstance(site, BatchSite)
+    threshold = site.lost_blocks if batch else 1
     return {
         "address": address,
         "encrypted": True,
         "heartbeat_period": HEARTBEAT_PERIOD,
         "heartbeat_threshold": HEARTBEAT_THRESHOLD,
         "block_error_handler": partial(windowed_error_handler, threshold=threshold),
+        # A block that is about to end would only start what it then has to stop.
+        "drain_period": drain_period(parse_walltime("walltime", provider.walltime)) if batch else None,
     }
 
 
@@ -260,7 +265,11 @@ def _tasks_executor(site: SiteConfig, provider: ExecutionProvider, workers: int)
     from parsl.executors import HighThroughputExecutor
 
     return HighThroughputExecutor(
-        label=TASKS, max_workers_per_node=workers, cores_per_worker=1e-9, provider=provider, **_common(site)
+        label=TASKS,
+        max_workers_per_node=workers,
+        cores_per_worker=1e-9,
+        provider=provider,
+        **_common(site, provider),
     )
 
 
@@ -273,7 +282,7 @@ def _packs_executor(site: SiteConfig, provider: ExecutionProvider) -> HighThroug
         mpi_launcher="mpiexec",
         max_workers_per_block=site.packs_per_block,
         provider=provider,
-        **_common(site),
+        **_common(site, provider),
     )
 
 

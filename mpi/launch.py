@@ -464,3 +464,77 @@ def _mpi4py_is_wheel() -> bool:
         for folder in folders or ()
         for path in Path(folder).glob("MPI.*.so")
     )
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Who died, by the launcher's words
+
+ENDED_BY_LAUNCHER = (9, 15)
+"""Signals by which Hydra and PALS end the ranks that are left once one has died."""
+
+Process = tuple[str, int]
+"""Host and process id."""
+
+
+def dead_ranks(said: str, flavour: str, ranks: Mapping[Process, int]) -> set[int]:
+    """The ranks that a launch ended for, as far as what its launcher `said` tells them from those that it ended itself.
+
+    `ranks` tells of every process of the launch which rank it was. Empty where nobody can be named: Hydra says the same
+    of a rank that was killed and of those that it then kills, and names any one of them.
+    """
+    if flavour == "srun":
+        return _dead_by_srun(said)
+    if flavour == "pals":
+        return _dead_by_pals(said)
+    if flavour == "mpt":
+        return {
+            int(rank) for rank in re.findall(r"^MPT ERROR: Rank (\d+)\(g:\d+\) received signal", said, re.MULTILINE)
+        }
+    return _dead_by_openmpi(said) | _dead_by_hydra(said, ranks)
+
+
+def _dead_by_hydra(said: str, ranks: Mapping[Process, int]) -> set[int]:
+    # MPICH's names a process, Intel's a rank as well: https://github.com/bsc-performance-tools/extrae/issues/101
+    found = re.findall(
+        r"^=   (?:RANK (\d+) )?PID (\d+) RUNNING AT (\S+)\n=   (?:EXIT CODE|EXIT STATUS|KILLED BY SIGNAL): (\d+)",
+        said,
+        re.MULTILINE,
+    )
+    dead = set()
+    for rank, pid, host, code in found:
+        if int(code) in ENDED_BY_LAUNCHER:
+            continue
+        by_pid = {number for (where, each), number in ranks.items() if each == int(pid) and _same_host(where, host)}
+        dead |= {int(rank)} if rank else by_pid if len(by_pid) == 1 else set()
+    return dead
+
+
+def _dead_by_openmpi(said: str) -> set[int]:
+    # 4.1 names itself mpirun or orterun and the job [[4037,1],2], 5 prterun and [prterun-host-4037@1,2].
+    by_signal = re.findall(r"noticed that process rank (\d+) with PID \d+ on node \S+ exited on\s+signal \d+", said)
+    by_status = re.findall(r"The first process to do so was:\s+Process name: \[\S+,(\d+)\]", said)
+    return {int(rank) for rank in [*by_signal, *by_status]}
+
+
+def _dead_by_srun(said: str) -> set[int]:
+    dead: set[int] = set()
+    for line in said.splitlines():
+        if "Terminating StepId=" in line or "CANCELLED AT" in line:
+            # What comes after this was ended by SLURM.
+            break
+        found = re.match(r"srun: error: \S+: tasks? ([\d,-]+): (?!Terminated)", line)
+        for part in found[1].split(",") if found else ():
+            first, _, last = part.partition("-")
+            dead |= set(range(int(first), int(last or first) + 1))
+    return dead
+
+
+def _dead_by_pals(said: str) -> set[int]:
+    # "x3102c0s25b1n0.hsn.cm.polaris.alcf.anl.gov: rank 96 died from signal 11 and dumped core", and of those that it
+    # ends "rank 99 died from signal 15": https://github.com/E3SM-Project/E3SM/pull/6985
+    found = re.findall(r"^\S+: rank (\d+) died from signal (\d+)", said, re.MULTILINE)
+    return {int(rank) for rank, number in found if int(number) != 15}
+
+
+def _same_host(one: str, other: str) -> bool:
+    return one.partition(".")[0] == other.partition(".")[0]

@@ -23,13 +23,14 @@ PATIENCE = 400.0
 QUADRATIC = {"target": "quadratic", "overrides": {"target": {"dim": 3, "rank": 2}}}
 BAD_BUILD = {"model": "small", "data": "small", "overrides": {"data": {"n": 20, "noise_std": 1e300}}}
 ON_THIS_MACHINE = ["site.address=127.0.0.1", "site.one_machine=true", "site.poll_seconds=2"]
-OURS = ("--max_workers_per_node", "-a", "--cert_dir", "--hb_threshold", "--enable_mpi_mode")
+OURS = ("--max_workers_per_node", "-a", "--cert_dir", "--hb_threshold", "--drain_period", "--enable_mpi_mode")
 """Options of Parsl's worker pool that follow from ours; what else it has is between its own releases."""
 POOL = "PYTHON -m parsl.executors.high_throughput.process_worker_pool"
 WORKERS = {
     "packs": f"{POOL} --max_workers_per_node=1 -a 127.0.0.1 --cert_dir PARSL/packs/certificates --hb_threshold=20 "
-    "--enable_mpi_mode\n",
-    "tasks": f"{POOL} --max_workers_per_node=1 -a 127.0.0.1 --cert_dir PARSL/tasks/certificates --hb_threshold=20\n",
+    "--drain_period=3480 --enable_mpi_mode\n",
+    "tasks": f"{POOL} --max_workers_per_node=1 -a 127.0.0.1 --cert_dir PARSL/tasks/certificates --hb_threshold=20 "
+    "--drain_period=3480\n",
 }
 """How a block of each executor starts its workers."""
 ELSEWHERE = ("host", "started", "pid", "rank", "pack_id", "cache_hit")

@@ -131,6 +131,7 @@ cd FOLDER
 export PYTHONPATH=REPOSITORY
 awk '!seen[$0]++' "$PBS_NODEFILE" > "${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
 export PBS_NODEFILE="${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
+export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))
 export JOBNAME="NAME"
 """
     + WORKERS["packs"],
@@ -147,6 +148,7 @@ cd FOLDER
 export PYTHONPATH=REPOSITORY
 awk '!seen[$0]++' "$PBS_NODEFILE" > "${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
 export PBS_NODEFILE="${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
+export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))
 export JOBNAME="NAME"
 """
     + WORKERS["tasks"],

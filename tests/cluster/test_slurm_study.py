@@ -149,6 +149,7 @@ BLOCKS = {
 #SBATCH --exclusive
 cd FOLDER
 export PYTHONPATH=REPOSITORY
+export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))
 export JOBNAME="NAME"
 """
     + WORKERS["packs"],
@@ -164,6 +165,7 @@ export JOBNAME="NAME"
 #SBATCH --cpus-per-task=1
 cd FOLDER
 export PYTHONPATH=REPOSITORY
+export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))
 export PARSL_CORES=1
 export JOBNAME="NAME"
 """
