@@ -39,9 +39,12 @@ class RuntimeConfig:
     """What a process may use. Not part of any id: it decides where a number is computed, not which."""
 
     cores_per_rank: int = 1
+    checkpoint_every: float = 60.0
+    """Seconds after which a run's state is written, at the latest. What is lost with a rank that is killed."""
 
     def __post_init__(self):
         positive_int("runtime.cores_per_rank", self.cores_per_rank)
+        positive("runtime.checkpoint_every", self.checkpoint_every)
 
 
 @dataclass(frozen=True)

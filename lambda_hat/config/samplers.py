@@ -8,7 +8,7 @@ from typing import ClassVar
 from lambda_hat.config.common import RuntimeConfig, choice, fraction, non_negative, positive, positive_int, require
 from lambda_hat.errors import ConfigError
 
-SAMPLE_FORMAT = 2
+SAMPLE_FORMAT = 3
 
 PRECISIONS = ("float32", "float64")
 PRECONDS = ("none", "rmsprop", "adam")
@@ -77,6 +77,12 @@ class SampleConfig:
                 "patterns such as layers/0/*; null for all parameters",
             )
         choice("precision", self.precision, PRECISIONS)
+        require(
+            self.num_steps < 2**32,
+            "num_burnin + num_draws * thin",
+            self.num_steps,
+            "fewer than 2^32 transitions of a chain",
+        )
         require(
             self.format == SAMPLE_FORMAT,
             "format",

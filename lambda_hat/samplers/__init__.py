@@ -9,6 +9,7 @@ from lambda_hat.errors import ConfigError
 from lambda_hat.posterior import posterior_for
 from lambda_hat.samplers import adjusted_mclmc, hmc, mala, mclmc, nuts, sghmc, sgld, sgnht
 from lambda_hat.samplers.base import Draws
+from lambda_hat.samplers.chunks import Chunks
 from lambda_hat.targets.base import Target
 
 __all__ = ["Draws", "sample"]
@@ -17,16 +18,17 @@ _MODULES = (sgld, sghmc, sgnht, mala, hmc, nuts, mclmc, adjusted_mclmc)
 _SAMPLERS = {module.__name__.rpartition(".")[2]: module.sample for module in _MODULES}
 
 
-def sample(target: Target, cfg: SampleConfig, identity: int = 0) -> Draws:
+def sample(target: Target, cfg: SampleConfig, identity: int = 0, chunks: Chunks | None = None) -> Draws:
     """Sample the localised posterior of `target` at its `w_star` as `cfg` says.
 
     identity: a number below 2^32 that tells this run from others with the same seed; with `cfg.seed` it makes every
     random number of the run. Trouble of single chains is in the result (`chain_alive`), never an exception.
-    Everything is traced and run in the precision of `cfg`.
+    Everything is traced and run in the precision of `cfg`. chunks: where the run keeps its state, and whether it is to
+    stop; where it does, Paused is raised.
     """
     if target.dim < cfg.min_dim:
         raise ConfigError(
             f"{cfg.name} needs at least {cfg.min_dim} moving parameters, and this target has {target.dim}"
         )
     with jax.enable_x64(cfg.precision == "float64"):
-        return _SAMPLERS[cfg.name](target, cfg, identity, posterior_for(cfg, target.n, target.dim))
+        return _SAMPLERS[cfg.name](target, cfg, identity, posterior_for(cfg, target.n, target.dim), chunks or Chunks())

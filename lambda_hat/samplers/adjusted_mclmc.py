@@ -14,6 +14,7 @@ from jaxtyping import Array
 from lambda_hat.config import AdjustedMclmcConfig
 from lambda_hat.posterior import Posterior
 from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
+from lambda_hat.samplers.chunks import Chunks
 from lambda_hat.samplers.mclmc import GRADIENTS_PER_STEP
 from lambda_hat.samplers.run import run
 from lambda_hat.targets.base import Target
@@ -42,7 +43,7 @@ def build(model: Model, cfg: AdjustedMclmcConfig, arguments: dict[str, Array]) -
             integration_steps_params=integration_steps_params,
         )
 
-    def adapt(key, start):
+    def init(key, start):
         key_init, key_tune = jax.random.split(key)
         state = blackjax.adjusted_mclmc_dynamic.init(start, model.log_density, key_init)
         state, tuned, num_steps = blackjax.adjusted_mclmc_find_L_and_step_size(
@@ -64,8 +65,7 @@ def build(model: Model, cfg: AdjustedMclmcConfig, arguments: dict[str, Array]) -
         return state, Info(info.acceptance_rate, info.is_divergent, GRADIENTS_PER_STEP * info.num_integration_steps)
 
     return Algorithm(
-        adapt=adapt,
-        num_burnin=arguments["num_burnin"],
+        init=init,
         step=step,
         position=lambda state: state.position,
         record=lambda key, w: model.full_loss(w),
@@ -81,6 +81,6 @@ ADJUSTED_MCLMC = Sampler(
 )
 
 
-def sample(target: Target, cfg: AdjustedMclmcConfig, identity: int, posterior: Posterior) -> Draws:
+def sample(target: Target, cfg: AdjustedMclmcConfig, identity: int, posterior: Posterior, chunks: Chunks) -> Draws:
     """Run the chains."""
-    return run(ADJUSTED_MCLMC, target, cfg, identity, posterior)
+    return run(ADJUSTED_MCLMC, target, cfg, identity, posterior, chunks)

@@ -90,8 +90,10 @@ class Info(NamedTuple):
 class Algorithm(NamedTuple):
     """One chain's transition kernel and the adaptation that comes before.
 
-    adapt: (key, start) -> (state, tuned, gradients evaluated).
-    num_burnin: transitions between adaptation and the first draw's `thin`, a uint32.
+    init: (key, start) -> (state, learned, gradients evaluated); a tuner that cannot be stopped between its steps does
+    all of its work here.
+    adapt: (key, index, state, learned) -> (state, learned, gradients evaluated), one step of adaptation.
+    settle: learned -> tuned, once adaptation has ended.
     step: (key, state, tuned) -> (state, Info).
     position: state -> (dim,).
     record: (key, w) -> the loss of the estimate at a recorded draw.
@@ -100,12 +102,13 @@ class Algorithm(NamedTuple):
     this step size from w; None for samplers that have an acceptance of their own.
     """
 
-    adapt: Callable[[Array, Array], tuple[Any, Any, Array | int]]
-    num_burnin: Array
+    init: Callable[[Array, Array], tuple[Any, Any, Array | int]]
     step: Callable[[Array, Any, Any], tuple[Any, Info]]
     position: Callable[[Any], Array]
     record: Callable[[Array, Array], Array]
     step_size: Callable[[Any], Array]
+    adapt: Callable[[Array, Array, Any, Any], tuple[Any, Any, Array | int]] | None = None
+    settle: Callable[[Any], Any] = lambda learned: learned
     mala: Callable[[Array, Array, Any], Array] | None = None
 
 
@@ -127,6 +130,7 @@ class Sampler(NamedTuple):
     arguments: fields of its configuration that are no part of the program's signature, beside "thin" and "jitter".
     strict: its program is traced under strict dtype promotion (blackjax's own code does not take it).
     build: (model, signature, values of arguments) -> Algorithm, while the program is traced.
+    num_adapt: configuration -> how many of the `num_burnin` transitions are steps of `Algorithm.adapt`.
     costs, notes, records_differences: (configuration, target) -> the unit costs, sentences for the report, and whether
     the program records `L(w) - L(w_star)` in place of `L(w)`.
     takes_noise: it can sample a stochastic loss.
@@ -136,6 +140,7 @@ class Sampler(NamedTuple):
     arguments: tuple[str, ...]
     strict: bool
     build: Callable[[Model, Any, dict[str, Array]], Algorithm]
+    num_adapt: Callable[[Any], int] = lambda cfg: 0
     costs: Callable[[Any, Any], Costs] = full_data_costs
     notes: Callable[[Any, Any], tuple[str, ...]] = lambda cfg, target: ()
     records_differences: Callable[[Any, Any], bool] = lambda cfg, target: False
@@ -170,7 +175,8 @@ class Draws(NamedTuple):
     step_size: np.ndarray
     """(c,) float64."""
     num_transitions: int
-    """Transitions after burn-in, over all chains: what `num_divergent` is a part of."""
+    """Transitions after burn-in, over all chains: what `num_divergent` is a part of. Fewer than the configuration asks
+    for where every chain has died."""
     num_gradients: int
     """Gradients evaluated over all chains, of a batch or of the full data: pilot, tuning, burn-in included."""
     fge: float

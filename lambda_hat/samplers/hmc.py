@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import blackjax
 import jax
-import numpy as np
 from jaxtyping import Array, Float
 
 from lambda_hat.config import HmcConfig
 from lambda_hat.posterior import Posterior
 from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
+from lambda_hat.samplers.chunks import Chunks
 from lambda_hat.samplers.run import run
+from lambda_hat.samplers.windows import Windows, window_adaptation
 from lambda_hat.targets.base import Target
 
 LEAST_FACTOR = 0.6
@@ -36,35 +37,30 @@ def build(model: Model, cfg: HmcConfig, arguments: dict[str, Array]) -> Algorith
     """One chain of HMC with `num_integration_steps` leapfrog steps per transition."""
     kernel = blackjax.hmc.build_kernel()
 
-    def adapt(key, start):
-        adaptation = blackjax.window_adaptation(
-            blackjax.hmc,
-            model.log_density,
-            initial_step_size=arguments["initial_step_size"],
-            target_acceptance_rate=arguments["target_acceptance"],
-            adaptation_info_fn=lambda *_: None,
-            num_integration_steps=cfg.num_integration_steps,
-        )
-        (state, parameters), _ = adaptation.run(key, start, cfg.num_burnin)
-        num_gradients = 1 + cfg.num_burnin * cfg.num_integration_steps
-        return state, Tuned(parameters["step_size"], parameters["inverse_mass_matrix"]), num_gradients
+    windows = window_adaptation(cfg.num_burnin, arguments["target_acceptance"])
+
+    def init(key, start):
+        state = blackjax.hmc.init(start, model.log_density)
+        return state, windows.init(start, arguments["initial_step_size"]), 1
+
+    def transition(key, state, step_size, inverse_mass_matrix):
+        return kernel(key, state, model.log_density, step_size, inverse_mass_matrix, cfg.num_integration_steps)
+
+    def adapt(key, index, state, learned: Windows):
+        state, info = transition(key, state, learned.step_size, learned.inverse_mass_matrix)
+        learned = windows.update(learned, index, state.position, info.acceptance_rate)
+        return state, learned, cfg.num_integration_steps
 
     def step(key, state, tuned: Tuned):
         key_jitter, key_kernel = jax.random.split(key)
         factor = jax.random.uniform(key_jitter, (), model.w_star.dtype, LEAST_FACTOR, 1.0)
-        state, info = kernel(
-            key_kernel,
-            state,
-            model.log_density,
-            factor * tuned.step_size,
-            tuned.inverse_mass_matrix,
-            cfg.num_integration_steps,
-        )
+        state, info = transition(key_kernel, state, factor * tuned.step_size, tuned.inverse_mass_matrix)
         return state, Info(info.acceptance_rate, info.is_divergent, cfg.num_integration_steps)
 
     return Algorithm(
+        init=init,
         adapt=adapt,
-        num_burnin=np.uint32(0),  # all of it is adaptation
+        settle=lambda learned: Tuned(*windows.final(learned)),
         step=step,
         position=lambda state: state.position,
         record=lambda key, w: model.full_loss(w),
@@ -77,11 +73,12 @@ HMC = Sampler(
     arguments=("target_acceptance", "initial_step_size"),
     strict=False,
     build=build,
+    num_adapt=lambda cfg: cfg.num_burnin,
 )
 
 
-def sample(target: Target, cfg: HmcConfig, identity: int, posterior: Posterior) -> Draws:
+def sample(target: Target, cfg: HmcConfig, identity: int, posterior: Posterior, chunks: Chunks) -> Draws:
     """Run the chains."""
     if cfg.target_acceptance is None:
         cfg = replace(cfg, target_acceptance=DEFAULT_ACCEPTANCE)
-    return run(HMC, target, cfg, identity, posterior)
+    return run(HMC, target, cfg, identity, posterior, chunks)

@@ -6,15 +6,14 @@ Each chain adapts its own step size by dual averaging (Hoffman & Gelman 2014) in
 from __future__ import annotations
 
 import blackjax
-import jax
 import jax.numpy as jnp
-import numpy as np
 from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jaxtyping import Array
 
 from lambda_hat.config import MalaConfig
 from lambda_hat.posterior import Posterior
 from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
+from lambda_hat.samplers.chunks import Chunks
 from lambda_hat.samplers.run import run
 from lambda_hat.targets.base import Target
 
@@ -24,26 +23,23 @@ def build(model: Model, cfg: MalaConfig, arguments: dict[str, Array]) -> Algorit
     kernel = blackjax.mala.build_kernel()
     init, update, final = dual_averaging_adaptation(arguments["target_acceptance"])
 
-    def adapt(key, start):
-        def transition(carry, index):
-            state, averaging = carry
-            step_size = jnp.exp(averaging.log_step_size)
-            state, info = kernel(jax.random.fold_in(key, index), state, model.log_density, 0.5 * step_size)
-            # A proposal where the density overflows is a rejection.
-            acceptance = jnp.where(jnp.isnan(info.acceptance_rate), 0, info.acceptance_rate)
-            return (state, update(averaging, acceptance)), None
+    def start_chain(key, start):
+        return blackjax.mala.init(start, model.log_density), init(arguments["initial_step_size"]), 1
 
-        carry = blackjax.mala.init(start, model.log_density), init(arguments["initial_step_size"])
-        (state, averaging), _ = jax.lax.scan(transition, carry, jnp.arange(cfg.num_burnin, dtype=jnp.uint32))
-        return state, final(averaging), 1 + cfg.num_burnin
+    def adapt(key, index, state, averaging):
+        state, info = kernel(key, state, model.log_density, 0.5 * jnp.exp(averaging.log_step_size))
+        # A proposal where the density overflows is a rejection.
+        acceptance = jnp.where(jnp.isnan(info.acceptance_rate), 0, info.acceptance_rate)
+        return state, update(averaging, acceptance), 1
 
     def step(key, state, step_size):
         state, info = kernel(key, state, model.log_density, 0.5 * step_size)
         return state, Info(info.acceptance_rate, jnp.zeros((), bool), 1)
 
     return Algorithm(
+        init=start_chain,
         adapt=adapt,
-        num_burnin=np.uint32(0),  # all of it is adaptation
+        settle=final,
         step=step,
         position=lambda state: state.position,
         record=lambda key, w: model.full_loss(w),
@@ -53,12 +49,13 @@ def build(model: Model, cfg: MalaConfig, arguments: dict[str, Array]) -> Algorit
 
 MALA = Sampler(
     name="mala",
-    arguments=("target_acceptance", "initial_step_size"),
+    arguments=("num_burnin", "target_acceptance", "initial_step_size"),
     strict=False,
     build=build,
+    num_adapt=lambda cfg: cfg.num_burnin,
 )
 
 
-def sample(target: Target, cfg: MalaConfig, identity: int, posterior: Posterior) -> Draws:
+def sample(target: Target, cfg: MalaConfig, identity: int, posterior: Posterior, chunks: Chunks) -> Draws:
     """Run the chains."""
-    return run(MALA, target, cfg, identity, posterior)
+    return run(MALA, target, cfg, identity, posterior, chunks)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from lambda_hat.config import MclmcConfig
 from lambda_hat.posterior import Posterior
 from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
+from lambda_hat.samplers.chunks import Chunks
 from lambda_hat.samplers.run import run
 from lambda_hat.targets.base import Target
 
@@ -34,7 +35,7 @@ def build(model: Model, cfg: MclmcConfig, arguments: dict) -> Algorithm:
     """One chain of MCLMC, its tuner included."""
     kernel = blackjax.mclmc.build_kernel()
 
-    def adapt(key, start):
+    def init(key, start):
         key_init, key_tune = jax.random.split(key)
         state = blackjax.mclmc.init(start, model.log_density, key_init)
         state, tuned, _ = blackjax.mclmc_find_L_and_step_size(
@@ -56,8 +57,7 @@ def build(model: Model, cfg: MclmcConfig, arguments: dict) -> Algorithm:
         return state, Info(jnp.full((), jnp.nan, model.w_star.dtype), ~info.nonans, GRADIENTS_PER_STEP)
 
     return Algorithm(
-        adapt=adapt,
-        num_burnin=arguments["num_burnin"],
+        init=init,
         step=step,
         position=lambda state: state.position,
         record=lambda key, w: model.full_loss(w),
@@ -78,6 +78,6 @@ MCLMC = Sampler(
 )
 
 
-def sample(target: Target, cfg: MclmcConfig, identity: int, posterior: Posterior) -> Draws:
+def sample(target: Target, cfg: MclmcConfig, identity: int, posterior: Posterior, chunks: Chunks) -> Draws:
     """Run the chains."""
-    return run(MCLMC, target, cfg, identity, posterior)
+    return run(MCLMC, target, cfg, identity, posterior, chunks)

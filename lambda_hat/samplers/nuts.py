@@ -20,14 +20,16 @@ import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from blackjax.adaptation.step_size import dual_averaging_adaptation
+from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_averaging_adaptation
 from jaxtyping import Array, Float
 
 from lambda_hat.config import NutsConfig
 from lambda_hat.posterior import Posterior
 from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
+from lambda_hat.samplers.chunks import Chunks
 from lambda_hat.samplers.hmc import DEFAULT_ACCEPTANCE
 from lambda_hat.samplers.run import run
+from lambda_hat.samplers.windows import Windows, window_adaptation
 from lambda_hat.targets.base import Target
 
 LEAST_FACTOR = 0.1
@@ -38,50 +40,65 @@ class Tuned(NamedTuple):
     inverse_mass_matrix: Float[Array, " dim"]
 
 
+class Learned(NamedTuple):
+    windows: Windows
+    averaging: DualAveragingAdaptationState
+    """Of the second half of burn-in."""
+
+
+def _where(condition, this, that):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), this, that)
+
+
 def build(model: Model, cfg: NutsConfig, arguments: dict[str, Array]) -> Algorithm:
     """One chain of NUTS."""
     kernel = blackjax.nuts.build_kernel()
 
+    in_windows = cfg.num_burnin // 2
+    windows = window_adaptation(in_windows, arguments["target_acceptance"])
+    averages = dual_averaging_adaptation(arguments["target_acceptance"])
+
     def transition(key, state, step_size, inverse_mass_matrix):
-        key_jitter, key_kernel = jax.random.split(key)
+        return kernel(key, state, model.log_density, step_size, inverse_mass_matrix, cfg.max_num_doublings)
+
+    def jittered(key, step_size):
         dtype = model.w_star.dtype
-        factor = jnp.exp(jax.random.uniform(key_jitter, (), dtype, np.log(LEAST_FACTOR).astype(dtype), 0.0))
-        return kernel(
-            key_kernel, state, model.log_density, factor * step_size, inverse_mass_matrix, cfg.max_num_doublings
+        return jnp.exp(jax.random.uniform(key, (), dtype, np.log(LEAST_FACTOR).astype(dtype), 0.0)) * step_size
+
+    def init(key, start):
+        step_size = arguments["initial_step_size"]
+        learned = Learned(windows.init(start, step_size), averages[0](step_size))
+        return blackjax.nuts.init(start, model.log_density), learned, 1
+
+    def adapt(key, index, state, learned: Learned):
+        # One kernel for both halves: compiling it costs more than a short run.
+        key_jitter, key_kernel = jax.random.split(key)
+        first_half = index < in_windows
+        started = averages[0](windows.final(learned.windows)[0])
+        averaging = _where(index == in_windows, started, learned.averaging)
+        in_second = jittered(key_jitter, jnp.exp(averaging.log_step_size))
+        step_size = jnp.where(first_half, learned.windows.step_size, in_second)
+        state, info = transition(key_kernel, state, step_size, learned.windows.inverse_mass_matrix)
+        updated = windows.update(learned.windows, index, state.position, info.acceptance_rate)
+        learned = Learned(
+            _where(first_half, updated, learned.windows),
+            _where(first_half, averaging, averages[1](averaging, info.acceptance_rate)),
         )
+        return state, learned, info.num_integration_steps
 
-    def adapt(key, start):
-        key_windows, key_averaging = jax.random.split(key)
-        adaptation = blackjax.window_adaptation(
-            blackjax.nuts,
-            model.log_density,
-            initial_step_size=arguments["initial_step_size"],
-            target_acceptance_rate=arguments["target_acceptance"],
-            adaptation_info_fn=lambda state, info, adaptation_state: info.num_integration_steps,
-            max_num_doublings=cfg.max_num_doublings,
-        )
-        in_windows = cfg.num_burnin // 2
-        (state, parameters), num_steps = adaptation.run(key_windows, start, in_windows)
-        inverse_mass_matrix = parameters["inverse_mass_matrix"]
-        init, update, final = dual_averaging_adaptation(arguments["target_acceptance"])
-
-        def average(carry, index):
-            state, averaging = carry
-            step_size = jnp.exp(averaging.log_step_size)
-            state, info = transition(jax.random.fold_in(key_averaging, index), state, step_size, inverse_mass_matrix)
-            return (state, update(averaging, info.acceptance_rate)), info.num_integration_steps
-
-        indices = jnp.arange(cfg.num_burnin - in_windows, dtype=jnp.uint32)
-        (state, averaging), more_steps = jax.lax.scan(average, (state, init(parameters["step_size"])), indices)
-        return state, Tuned(final(averaging), inverse_mass_matrix), 1 + jnp.sum(num_steps) + jnp.sum(more_steps)
+    def settle(learned: Learned):
+        return Tuned(averages[2](learned.averaging), learned.windows.inverse_mass_matrix)
 
     def step(key, state, tuned: Tuned):
-        state, info = transition(key, state, tuned.step_size, tuned.inverse_mass_matrix)
+        key_jitter, key_kernel = jax.random.split(key)
+        step_size = jittered(key_jitter, tuned.step_size)
+        state, info = transition(key_kernel, state, step_size, tuned.inverse_mass_matrix)
         return state, Info(info.acceptance_rate, info.is_divergent, info.num_integration_steps)
 
     return Algorithm(
+        init=init,
         adapt=adapt,
-        num_burnin=np.uint32(0),  # all of it is adaptation
+        settle=settle,
         step=step,
         position=lambda state: state.position,
         record=lambda key, w: model.full_loss(w),
@@ -94,11 +111,12 @@ NUTS = Sampler(
     arguments=("target_acceptance", "initial_step_size"),
     strict=False,
     build=build,
+    num_adapt=lambda cfg: cfg.num_burnin,
 )
 
 
-def sample(target: Target, cfg: NutsConfig, identity: int, posterior: Posterior) -> Draws:
+def sample(target: Target, cfg: NutsConfig, identity: int, posterior: Posterior, chunks: Chunks) -> Draws:
     """Run the chains."""
     if cfg.target_acceptance is None:
         cfg = replace(cfg, target_acceptance=DEFAULT_ACCEPTANCE)
-    return run(NUTS, target, cfg, identity, posterior)
+    return run(NUTS, target, cfg, identity, posterior, chunks)

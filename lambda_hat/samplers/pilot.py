@@ -12,22 +12,24 @@ its largest value along a chain would be an estimate of that noise.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt
 
 from lambda_hat.config import SgldConfig, StochasticGradientConfig
 from lambda_hat.posterior import Posterior
 from lambda_hat.samplers import precond as preconditioning
 from lambda_hat.samplers.base import HVP_COST, Model
+from lambda_hat.samplers.chains import PILOT_STREAM, Numbers, base_key, flat_model
+from lambda_hat.samplers.chunks import Chunks
 from lambda_hat.samplers.precond import preconditioner
-from lambda_hat.samplers.run import PILOT_STREAM, base_key, compiled, flat_model, model_arguments, numbers
-from lambda_hat.targets.base import Target
+from lambda_hat.samplers.run import arguments_of, numbers_of
+from lambda_hat.targets.base import Loss, Target
 
 FIRST_STEP = 1e-10
 """First eps, in units of w^2. Arbitrary: small beside any scale of w that a float32 run could resolve."""
@@ -37,19 +39,20 @@ LEAST_FRICTION = 0.03
 """Fraction of the momentum lost per step where the localisation asks for less. Arbitrary."""
 MIXING = 0.1
 """Share of noise in the power iteration's vector: without it an eigenvector that is no longer the top one is kept."""
+EXPLORE, MEASURE = "explore", "measure"
+"""Phases of a run, as a checkpoint names them."""
+FOUND = "curvature"
+"""Where a checkpoint of a later phase keeps what the pilot has found."""
 
 
 class Pilot(NamedTuple):
-    """What the pilot found."""
+    """What the pilot found, and the work that it took."""
 
     step_size: float
     curvature: float
     """h, in the metric of the preconditioner."""
     num_gradients: int
     fge: float
-    seconds_compile: float
-    seconds_sample: float
-    cache_hit: bool
     notes: tuple[str, ...]
 
 
@@ -70,6 +73,25 @@ class Scaled(NamedTuple):
     curvature: Float[Array, ""]
 
 
+class Exploring(NamedTuple):
+    """The pilot chain in its first half, or all the way where there is no preconditioner."""
+
+    step: UInt[Array, ""]
+    state: State
+    second_moment: Float[Array, " dim"]
+    """Of the loss gradient, averaged once the step has grown."""
+
+
+class Measuring(NamedTuple):
+    """The pilot chain in its second half, in the metric of the preconditioner."""
+
+    step: UInt[Array, ""]
+    state: State
+    scaled: Scaled
+    root: Float[Array, " dim"]
+    """Square root of the preconditioner."""
+
+
 def is_preconditioned(cfg: StochasticGradientConfig) -> bool:
     """Whether the run moves in the metric of a preconditioner."""
     return isinstance(cfg, SgldConfig) and cfg.precond != "none"
@@ -83,50 +105,55 @@ def _power_step(key, direction, product):
     return size, mixed / jnp.linalg.norm(mixed)
 
 
-def _make(cfg: StochasticGradientConfig, loss, population: bool) -> Callable:
-    num_creep = cfg.pilot_steps // 4
-    num_explore = cfg.pilot_steps // 2 - num_creep
-    growth = FIRST_STEP ** (-1 / num_creep)
+class PilotChain:
+    """The programs of a pilot; `explore` and `measure` can stop after any step."""
 
-    def program(seed, identity, arguments, posterior: Posterior, w_star, held, data):
-        model: Model = flat_model(loss, population, cfg.slice_rows, w_star, held, data, posterior)
-        precond = preconditioner(cfg, arguments) if is_preconditioned(cfg) else None
-        key = base_key(seed, identity, PILOT_STREAM)
-        gradient = jax.grad(model.potential)
-        start = model.w_star
-        dtype = start.dtype
+    def __init__(self, cfg: StochasticGradientConfig, loss: Loss, population: bool):
+        self._cfg, self._loss, self._population = cfg, loss, population
+        self._num_creep = cfg.pilot_steps // 4
+        self.num_explore = cfg.pilot_steps // 2 if is_preconditioned(cfg) else cfg.pilot_steps
 
-        def advance(key, state: State) -> State:
-            key_power, key_noise = jax.random.split(key)
-            g, product = jax.jvp(gradient, (state.w,), (state.direction,))
-            size, direction = _power_step(key_power, state.direction, product)
-            usable = jnp.isfinite(size) & jnp.all(jnp.isfinite(g))
-            curvature = jnp.where(usable, jnp.maximum(state.curvature, size), state.curvature)
-            eps = jnp.where(usable, jnp.minimum(growth * state.eps, STABILITY / curvature), 0.01 * state.eps)
-            step = jnp.sqrt(eps)
-            friction = jnp.maximum(LEAST_FRICTION, step * jnp.sqrt(posterior.gamma))
-            noise = jax.random.normal(key_noise, start.shape, dtype)
-            kept = jnp.exp(-friction)
-            momentum = kept * state.momentum + jnp.sqrt(1 - kept**2) * noise - step * g
-            # Where the chain overflowed it starts again from w_star with a much smaller step.
-            momentum = jnp.where(usable, momentum, noise)
-            w = jnp.where(usable, state.w + step * momentum, start)
-            return State(w, momentum, jnp.where(usable, direction, noise / jnp.linalg.norm(noise)), eps, curvature)
+    def begin(self, numbers: Numbers) -> Exploring:
+        """At `w_star`, with the first step size."""
+        start = self._model(numbers).w_star
+        key_momentum, key_direction = jax.random.split(jax.random.fold_in(_key(numbers), self._cfg.pilot_steps))
+        momentum = jax.random.normal(key_momentum, start.shape, start.dtype)
+        first_step = jnp.asarray(FIRST_STEP, start.dtype)
+        state = State(start, momentum, _unit_vector(key_direction, start), first_step, jnp.zeros((), start.dtype))
+        return Exploring(jnp.zeros((), jnp.uint32), state, jnp.zeros_like(start))
 
-        def explore(carry, index):
-            """Move, and average the squared loss gradients that the run's preconditioner will see."""
-            state, second_moment = carry
-            key_move, key_batch = jax.random.split(jax.random.fold_in(key, index))
-            if precond is not None:
-                g = model.loss_gradient(key_batch, state.w, cfg.batch_size)
-                squared = jnp.where(jnp.all(jnp.isfinite(g)), g**2, 0) / num_explore
+    def explore(self, numbers: Numbers, carry: Exploring, upto: UInt[Array, ""]) -> Exploring:
+        """Move, and average the squared loss gradients that the run's preconditioner will see."""
+        model, cfg, num_creep = self._model(numbers), self._cfg, self._num_creep
+        seen = cfg.pilot_steps // 2 - num_creep
+
+        def step(index, carry: Exploring) -> Exploring:
+            key_move, key_batch = jax.random.split(jax.random.fold_in(_key(numbers), index))
+            second_moment = carry.second_moment
+            if is_preconditioned(cfg):
+                g = model.loss_gradient(key_batch, carry.state.w, cfg.batch_size)
+                squared = jnp.where(jnp.all(jnp.isfinite(g)), g**2, 0) / seen
                 second_moment = second_moment + jnp.where(index < num_creep, jnp.zeros_like(squared), squared)
-            return (advance(key_move, state), second_moment), None
+            return Exploring(index + np.uint32(1), self._move(model, key_move, carry.state), second_moment)
 
-        def measure(carry, index):
-            """Move, and follow the curvature in the metric of the preconditioner."""
-            state, scaled, root = carry
-            key_move, key_power = jax.random.split(jax.random.fold_in(key, index))
+        return jax.lax.fori_loop(carry.step, upto, step, carry)
+
+    def turn(self, numbers: Numbers, carry: Exploring) -> Measuring:
+        """From exploring to measuring."""
+        _, key_direction = jax.random.split(jax.random.fold_in(_key(numbers), self._cfg.pilot_steps))
+        w = carry.state.w
+        scaled = Scaled(_unit_vector(key_direction, w), jnp.zeros((), w.dtype))
+        precond = preconditioner(self._cfg, numbers.arguments)
+        return Measuring(carry.step, carry.state, scaled, jnp.sqrt(precond.scale(carry.second_moment)))
+
+    def measure(self, numbers: Numbers, carry: Measuring, upto: UInt[Array, ""]) -> Measuring:
+        """Move, and follow the curvature in the metric of the preconditioner."""
+        model = self._model(numbers)
+        gradient = jax.grad(model.potential)
+
+        def step(index, carry: Measuring) -> Measuring:
+            _, state, scaled, root = carry
+            key_move, key_power = jax.random.split(jax.random.fold_in(_key(numbers), index))
             _, product = jax.jvp(gradient, (state.w,), (root * scaled.direction,))
             size, direction = _power_step(key_power, scaled.direction, root * product)
             usable = jnp.isfinite(size)
@@ -134,50 +161,53 @@ def _make(cfg: StochasticGradientConfig, loss, population: bool) -> Callable:
                 jnp.where(usable, direction, scaled.direction),
                 jnp.where(usable, jnp.maximum(scaled.curvature, size), scaled.curvature),
             )
-            return (advance(key_move, state), scaled, root), None
+            return Measuring(index + np.uint32(1), self._move(model, key_move, state), scaled, root)
 
-        key_momentum, key_direction = jax.random.split(jax.random.fold_in(key, cfg.pilot_steps))
-        direction = jax.random.normal(key_direction, start.shape, dtype)
-        direction = direction / jnp.linalg.norm(direction)
-        momentum = jax.random.normal(key_momentum, start.shape, dtype)
-        state = State(start, momentum, direction, jnp.asarray(FIRST_STEP, dtype), jnp.zeros((), dtype))
-        indices = jnp.arange(cfg.pilot_steps, dtype=jnp.uint32)
-        first, rest = indices[: num_creep + num_explore], indices[num_creep + num_explore :]
-        (state, second_moment), _ = jax.lax.scan(explore, (state, jnp.zeros_like(start)), first)
-        if precond is None:
-            (state, _), _ = jax.lax.scan(explore, (state, second_moment), rest)
-            return state.curvature
-        root = jnp.sqrt(precond.scale(second_moment))
-        (_, scaled, _), _ = jax.lax.scan(measure, (state, Scaled(direction, jnp.zeros((), dtype)), root), rest)
-        return scaled.curvature
+        return jax.lax.fori_loop(carry.step, upto, step, carry)
 
-    return program
+    def _model(self, numbers: Numbers) -> Model:
+        return flat_model(self._loss, self._population, self._cfg.slice_rows, numbers)
+
+    def _move(self, model: Model, key: Array, state: State) -> State:
+        start, dtype = model.w_star, model.w_star.dtype
+        growth = FIRST_STEP ** (-1 / self._num_creep)
+        key_power, key_noise = jax.random.split(key)
+        g, product = jax.jvp(jax.grad(model.potential), (state.w,), (state.direction,))
+        size, direction = _power_step(key_power, state.direction, product)
+        usable = jnp.isfinite(size) & jnp.all(jnp.isfinite(g))
+        curvature = jnp.where(usable, jnp.maximum(state.curvature, size), state.curvature)
+        eps = jnp.where(usable, jnp.minimum(growth * state.eps, STABILITY / curvature), 0.01 * state.eps)
+        step = jnp.sqrt(eps)
+        friction = jnp.maximum(LEAST_FRICTION, step * jnp.sqrt(model.posterior.gamma))
+        noise = jax.random.normal(key_noise, start.shape, dtype)
+        kept = jnp.exp(-friction)
+        momentum = kept * state.momentum + jnp.sqrt(1 - kept**2) * noise - step * g
+        # Where the chain overflowed it starts again from w_star with a much smaller step.
+        momentum = jnp.where(usable, momentum, noise)
+        w = jnp.where(usable, state.w + step * momentum, start)
+        return State(w, momentum, jnp.where(usable, direction, noise / jnp.linalg.norm(noise)), eps, curvature)
 
 
-def run_pilot(target: Target, cfg: StochasticGradientConfig, identity: int, posterior: Posterior) -> Pilot:
+def _key(numbers: Numbers) -> Array:
+    return base_key(numbers.seed, numbers.identity, PILOT_STREAM)
+
+
+def _unit_vector(key: Array, like: Float[Array, " dim"]) -> Float[Array, " dim"]:
+    vector = jax.random.normal(key, like.shape, like.dtype)
+    return vector / jnp.linalg.norm(vector)
+
+
+def run_pilot(
+    target: Target, cfg: StochasticGradientConfig, identity: int, posterior: Posterior, chunks: Chunks
+) -> Pilot:
     """Choose the step size of `cfg` on `target`. Call inside `jax.enable_x64(...)`.
 
     The work is one Hessian-vector product per step, two and a batch's gradient where there is a preconditioner.
     """
     preconditioned = is_preconditioned(cfg)
-    args = (
-        np.uint32(cfg.seed),
-        np.uint32(identity),
-        numbers(cfg, preconditioning.ARGUMENTS if preconditioned else ()),
-        *model_arguments(target, posterior, cfg.precision),
-    )
-    static = ("pilot", cfg.pilot_steps, cfg.slice_rows)
-    if preconditioned:
-        static += (cfg.precond, cfg.bias_correction, cfg.batch_size)
-    program = compiled(
-        (*static, target.loss, target.population),
-        lambda: _make(cfg, target.loss, target.population),
-        args,
-        target.loss.strict,
-    )
-    start = time.perf_counter()
-    curvature = float(jax.device_get(program.call(*args)))
-    seconds = time.perf_counter() - start
+    if FOUND not in chunks.facts:
+        chunks.facts[FOUND] = _curvature(target, cfg, identity, posterior, chunks)
+    curvature = chunks.facts[FOUND]
     notes: tuple[str, ...] = ()
     if not (np.isfinite(curvature) and curvature > 0):
         notes = ("the pilot chain met no curvature, so its step size is pilot_c; give a step_size",)
@@ -191,8 +221,40 @@ def run_pilot(target: Target, cfg: StochasticGradientConfig, identity: int, post
         curvature=curvature,
         num_gradients=cfg.pilot_steps * 2,
         fge=cfg.pilot_steps * per_step,
-        seconds_compile=program.seconds,
-        seconds_sample=seconds,
-        cache_hit=program.cache_hit,
         notes=notes,
     )
+
+
+def _curvature(
+    target: Target, cfg: StochasticGradientConfig, identity: int, posterior: Posterior, chunks: Chunks
+) -> float:
+    preconditioned = is_preconditioned(cfg)
+    arguments = arguments_of(cfg, preconditioning.ARGUMENTS if preconditioned else ())
+    numbers = jax.device_put(numbers_of(target, cfg, identity, posterior, arguments))
+    chain = PilotChain(cfg, target.loss, target.population)
+    static = ("pilot", cfg.pilot_steps, cfg.slice_rows)
+    if preconditioned:
+        static += (cfg.precond, cfg.bias_correction, cfg.batch_size)
+
+    def program(name: str, *args, donate: tuple[int, ...] = ()) -> Callable:
+        key = (*static, name, target.loss, target.population)
+        return chunks.program(key, lambda: getattr(chain, name), (numbers, *args), target.loss.strict, donate)
+
+    def loop(name: str, phase: str, carry, total: int):
+        advance = program(name, carry, np.uint32(total), donate=(1,))
+        return chunks.drive(phase, partial(advance, numbers), carry, total)
+
+    def shapes() -> Exploring:
+        return jax.eval_shape(chain.begin, numbers)
+
+    measuring = chunks.restore(MEASURE, lambda: jax.eval_shape(chain.turn, numbers, shapes()))
+    if measuring is None:
+        exploring = chunks.restore(EXPLORE, shapes)
+        if exploring is None:
+            exploring = program("begin")(numbers)
+        exploring = loop("explore", EXPLORE, exploring, chain.num_explore)
+        if not preconditioned:
+            return float(exploring.state.curvature)
+        measuring = program("turn", exploring)(numbers, exploring)
+    measuring = loop("measure", MEASURE, measuring, cfg.pilot_steps)
+    return float(measuring.scaled.curvature)

@@ -22,6 +22,7 @@ from lambda_hat.config import SghmcConfig
 from lambda_hat.posterior import Posterior
 from lambda_hat.samplers import stochastic
 from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
+from lambda_hat.samplers.chunks import Chunks
 from lambda_hat.targets.base import Target
 
 
@@ -58,8 +59,7 @@ def build(model: Model, cfg: SghmcConfig, arguments: dict[str, Array]) -> Algori
         return w, Info(nan, jnp.zeros((), bool), cfg.num_integration_steps)
 
     return Algorithm(
-        adapt=lambda key, start: (start, (), 0),
-        num_burnin=arguments["num_burnin"],
+        init=lambda key, start: (start, (), 0),
         step=step,
         position=lambda w: w,
         record=stochastic.recorder(model, cfg),
@@ -80,6 +80,6 @@ SGHMC = Sampler(
 )
 
 
-def sample(target: Target, cfg: SghmcConfig, identity: int, posterior: Posterior) -> Draws:
+def sample(target: Target, cfg: SghmcConfig, identity: int, posterior: Posterior, chunks: Chunks) -> Draws:
     """Run the chains, after a pilot chain where `cfg` leaves the step size open."""
-    return stochastic.run_with_pilot(SGHMC, target, cfg, identity, posterior)
+    return stochastic.run_with_pilot(SGHMC, target, cfg, identity, posterior, chunks)

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from lambda_hat.config import SgldConfig
@@ -22,6 +21,7 @@ from lambda_hat.posterior import Posterior
 from lambda_hat.samplers import precond as preconditioning
 from lambda_hat.samplers import stochastic
 from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
+from lambda_hat.samplers.chunks import Chunks
 from lambda_hat.samplers.precond import Moments, preconditioner
 from lambda_hat.targets.base import Target
 
@@ -35,6 +35,11 @@ class Tuned(NamedTuple):
     step_size: Float[Array, ""]
     scale: Float[Array, " dim"] | None
     """The frozen diagonal of P; None where P is 1 or keeps adapting."""
+
+
+def is_frozen(cfg: SgldConfig) -> bool:
+    """Whether there is a preconditioner, and burn-in learns it for good."""
+    return cfg.precond != "none" and cfg.adapt == "burnin"
 
 
 def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorithm:
@@ -61,26 +66,26 @@ def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorit
         return State(move(key_noise, state.w, drift, scale), moments)
 
     # Only a preconditioner that will be frozen needs a burn-in of its own.
-    adapts = precond is not None and cfg.adapt == "burnin"
+    adapts = is_frozen(cfg)
 
-    def adapt(key, w):
+    # What is frozen is the second moment averaged over the second half of burn-in: the moving average alone
+    # remembers 1 / (1 - decay) steps, in which a slow chain sees a single place.
+    num_burnin = arguments["num_burnin"]
+    averaged_from = num_burnin // 2
+
+    def init(key, w):
         start = State(w, None if precond is None else precond.init(w))
+        return start, jnp.zeros_like(w) if adapts else (), 0
+
+    def adapt(key, index, state: State, total):
+        state = transition(key, state, None)
+        seen = precond.second_moment(state.moments)
+        return state, total + jnp.where(index >= averaged_from, seen, jnp.zeros_like(seen)), 1
+
+    def settle(total):
         if not adapts:
-            return start, Tuned(step_size, None), 0
-        # What is frozen is the second moment averaged over the second half of burn-in: the moving average alone
-        # remembers 1 / (1 - decay) steps, in which a slow chain sees a single place.
-        num_burnin = arguments["num_burnin"]
-        averaged_from = num_burnin // 2
-
-        def burn_in(i, carry):
-            state, total = carry
-            state = transition(jax.random.fold_in(key, i), state, None)
-            seen = precond.second_moment(state.moments)
-            return state, total + jnp.where(i >= averaged_from, seen, jnp.zeros_like(seen))
-
-        state, total = jax.lax.fori_loop(np.uint32(0), num_burnin, burn_in, (start, jnp.zeros_like(w)))
-        scale = precond.scale(total / (num_burnin - averaged_from).astype(w.dtype))
-        return state, Tuned(step_size, scale), num_burnin
+            return Tuned(step_size, None)
+        return Tuned(step_size, precond.scale(total / (num_burnin - averaged_from).astype(total.dtype)))
 
     def step(key, state: State, tuned: Tuned):
         nan = jnp.full((), jnp.nan, state.w.dtype)
@@ -91,8 +96,9 @@ def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorit
         return stochastic.mala_acceptance(model, key, w, step_size, tuned.scale)
 
     return Algorithm(
+        init=init,
         adapt=adapt,
-        num_burnin=np.uint32(0) if adapts else arguments["num_burnin"],
+        settle=settle,
         step=step,
         position=lambda state: state.w,
         record=stochastic.recorder(model, cfg),
@@ -116,6 +122,7 @@ SGLD = Sampler(
     arguments=("num_burnin", *stochastic.PILOT_ARGUMENTS, *preconditioning.ARGUMENTS),
     strict=True,
     build=build,
+    num_adapt=lambda cfg: cfg.num_burnin if is_frozen(cfg) else 0,
     costs=stochastic.costs,
     notes=notes,
     records_differences=stochastic.records_differences,
@@ -123,6 +130,6 @@ SGLD = Sampler(
 )
 
 
-def sample(target: Target, cfg: SgldConfig, identity: int, posterior: Posterior) -> Draws:
+def sample(target: Target, cfg: SgldConfig, identity: int, posterior: Posterior, chunks: Chunks) -> Draws:
     """Run the chains, after a pilot chain where `cfg` leaves the step size open."""
-    return stochastic.run_with_pilot(SGLD, target, cfg, identity, posterior)
+    return stochastic.run_with_pilot(SGLD, target, cfg, identity, posterior, chunks)

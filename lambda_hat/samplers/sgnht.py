@@ -19,6 +19,7 @@ from lambda_hat.config import SgnhtConfig
 from lambda_hat.posterior import Posterior
 from lambda_hat.samplers import stochastic
 from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
+from lambda_hat.samplers.chunks import Chunks
 from lambda_hat.samplers.sghmc import momentum_temperature
 from lambda_hat.targets.base import Target
 
@@ -38,7 +39,7 @@ def build(model: Model, cfg: SgnhtConfig, arguments: dict[str, Array]) -> Algori
     temperature = momentum_temperature(arguments["friction"])
     integrate = diffusions.sgnht(alpha=friction, beta=friction**2 / temperature)
 
-    def adapt(key, start):
+    def init(key, start):
         momentum = jnp.sqrt(temperature) * jax.random.normal(key, start.shape, start.dtype)
         return State(start, momentum, friction), (), 0
 
@@ -51,8 +52,7 @@ def build(model: Model, cfg: SgnhtConfig, arguments: dict[str, Array]) -> Algori
         return state, Info(nan, jnp.zeros((), bool), 1)
 
     return Algorithm(
-        adapt=adapt,
-        num_burnin=arguments["num_burnin"],
+        init=init,
         step=step,
         position=lambda state: state.w,
         record=stochastic.recorder(model, cfg),
@@ -73,6 +73,6 @@ SGNHT = Sampler(
 )
 
 
-def sample(target: Target, cfg: SgnhtConfig, identity: int, posterior: Posterior) -> Draws:
+def sample(target: Target, cfg: SgnhtConfig, identity: int, posterior: Posterior, chunks: Chunks) -> Draws:
     """Run the chains, after a pilot chain where `cfg` leaves the step size open."""
-    return stochastic.run_with_pilot(SGNHT, target, cfg, identity, posterior)
+    return stochastic.run_with_pilot(SGNHT, target, cfg, identity, posterior, chunks)

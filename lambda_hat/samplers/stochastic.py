@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from lambda_hat.config import StochasticGradientConfig
 from lambda_hat.posterior import Posterior
 from lambda_hat.samplers.base import LOSS_COST, Costs, Draws, Model, Sampler
+from lambda_hat.samplers.chunks import Chunks
 from lambda_hat.samplers.pilot import run_pilot
 from lambda_hat.samplers.run import run
 from lambda_hat.targets.base import Target
@@ -109,18 +110,15 @@ def notes(cfg: StochasticGradientConfig, target: Target) -> tuple[str, ...]:
 
 
 def run_with_pilot(
-    sampler: Sampler, target: Target, cfg: StochasticGradientConfig, identity: int, posterior: Posterior
+    sampler: Sampler, target: Target, cfg: StochasticGradientConfig, identity: int, posterior: Posterior, chunks: Chunks
 ) -> Draws:
     """Run the chains, after a pilot chain where `cfg` leaves the step size open."""
     if cfg.step_size is not None:
-        return run(sampler, target, cfg, identity, posterior)
-    pilot = run_pilot(target, cfg, identity, posterior)
-    draws = run(sampler, target, replace(cfg, step_size=pilot.step_size), identity, posterior)
+        return run(sampler, target, cfg, identity, posterior, chunks)
+    pilot = run_pilot(target, cfg, identity, posterior, chunks)
+    draws = run(sampler, target, replace(cfg, step_size=pilot.step_size), identity, posterior, chunks)
     return draws._replace(
         num_gradients=draws.num_gradients + pilot.num_gradients,
         fge=draws.fge + pilot.fge,
-        seconds_compile=draws.seconds_compile + pilot.seconds_compile,
-        seconds_sample=draws.seconds_sample + pilot.seconds_sample,
-        cache_hit=draws.cache_hit and pilot.cache_hit,
         notes=(*draws.notes, *pilot.notes),
     )

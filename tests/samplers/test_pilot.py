@@ -8,6 +8,7 @@ import pytest
 
 from lambda_hat.config import SgldConfig
 from lambda_hat.posterior import Posterior, posterior_for
+from lambda_hat.samplers.chunks import Chunks
 from lambda_hat.samplers.pilot import run_pilot
 
 CFG = SgldConfig()
@@ -16,7 +17,7 @@ CFG = SgldConfig()
 def pilot(target, cfg=CFG, posterior=None, identity=0):
     posterior = posterior_for(cfg, target.n, target.dim) if posterior is None else posterior
     with jax.enable_x64(cfg.precision == "float64"):
-        return run_pilot(target, cfg, identity, posterior)
+        return run_pilot(target, cfg, identity, posterior, Chunks())
 
 
 def test_a_quadratic_has_one_curvature(target):

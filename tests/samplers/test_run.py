@@ -23,11 +23,12 @@ from lambda_hat.posterior import Posterior
 from lambda_hat.samplers import sample
 from lambda_hat.samplers.adjusted_mclmc import ADJUSTED_MCLMC
 from lambda_hat.samplers.base import NUM_CHECKS
+from lambda_hat.samplers.chains import Chains
 from lambda_hat.samplers.hmc import HMC
 from lambda_hat.samplers.mala import MALA
 from lambda_hat.samplers.mclmc import MCLMC
 from lambda_hat.samplers.nuts import NUTS
-from lambda_hat.samplers.run import COMMON_ARGUMENTS, _make, model_arguments, numbers, signature
+from lambda_hat.samplers.run import COMMON_ARGUMENTS, arguments_of, numbers_of, signature
 from lambda_hat.samplers.sghmc import SGHMC
 from lambda_hat.samplers.sgld import SGLD
 from lambda_hat.samplers.sgnht import SGNHT
@@ -125,14 +126,19 @@ def test_everything_is_in_the_runs_precision(target, sampler, cfg, precision):
     built = target("quadratic")
     cfg = replace(cfg, precision=precision, num_chains=2, num_draws=4)
     with jax.enable_x64(precision == "float64"):
-        values = numbers(cfg, (*COMMON_ARGUMENTS, *sampler.arguments))
-        args = model_arguments(built, Posterior(10.0, 1.0), precision)
-        seed = np.uint32(0)
+        values = arguments_of(cfg, (*COMMON_ARGUMENTS, *sampler.arguments)) | {"num_skipped": np.uint32(1)}
+        numbers = numbers_of(built, cfg, 0, Posterior(10.0, 1.0), values)
+        chains = Chains(sampler, signature(cfg, sampler.arguments), built.loss, built.population)
+
+        def whole(numbers, upto):
+            carry = chains.begin(numbers)
+            if sampler.num_adapt(cfg):
+                carry = chains.adapt(numbers, carry, upto)
+            return chains.advance(numbers, chains.settle(numbers, carry), upto)
+
         with jax.numpy_dtype_promotion("strict" if sampler.strict else "standard"):
-            spec = signature(cfg, sampler.arguments)
-            program = _make(sampler, spec, built.loss, built.population)
-            jaxpr, shapes = jax.make_jaxpr(program, return_shape=True)(seed, seed, values, *args)
-    assert {x.dtype.name for x in (shapes.loss, shapes.acceptance, shapes.step_size)} == {precision}
+            jaxpr, shapes = jax.make_jaxpr(whole, return_shape=True)(numbers, np.uint32(4))
+    assert {x.dtype.name for x in (shapes.loss, shapes.totals.acceptance, shapes.step_size)} == {precision}
     assert ("f64[" in str(jaxpr)) == (precision == "float64")
     assert shapes.loss.shape == (2, 4)
 
