@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from lambda_hat.claims import holder
+from lambda_hat.lease import lease_over, live_leases
 from lambda_hat.packing import RunItem, make_packs
-from lambda_hat.store import Store
+from lambda_hat.store import Damage, Store, read_json_or_none
 from lambda_hat.workflow_config import PlannedRun, Study
 
 Rerun = Literal["failed", "all"] | None
@@ -24,6 +29,10 @@ class Plan:
     """Failed earlier; left alone without `--rerun failed`."""
     blocked_runs: list[PlannedRun]
     """Their target failed earlier; left alone without `--rerun failed`."""
+    elsewhere: list[PlannedRun]
+    """Another driver has them in hand, or a process that it left: they are not sampled here."""
+    damages: list[Damage]
+    """What was damaged or foreign in the store, and set aside: it is built or sampled again."""
 
     def packs(self, size: int) -> list[list[PlannedRun]]:
         """The runs in packs of at most `size`."""
@@ -37,30 +46,63 @@ class Plan:
         return sum(run.cost for run in self.runs)
 
 
-def make_plan(store: Store, study: Study, rerun: Rerun = None) -> Plan:
+def make_plan(
+    store: Store, study: Study, rerun: Rerun = None, own_lease: Path | None = None, look_only: bool = False
+) -> Plan:
     """Hold `study` against `store`.
 
-    `rerun="failed"` tries failed targets and runs again, `"all"` every run as well.
-    Raises StoreError where a stored configuration is not the one asked for.
+    `rerun="failed"` tries failed targets and runs again, `"all"` every run as well. own_lease: of the driver that asks,
+    none of whose packs is under way. look_only: nothing is set aside, as for a dry run.
+    Raises StoreError where the store cannot be read, StoreUnwritable where damage cannot be set aside.
     """
-    statuses = {target_id: store.target_status(target_id) for target_id in study.targets}
-    for target_id, status in statuses.items():
-        if status == "built":
-            store.check_target_config(target_id, study.targets[target_id])
+    plan = Plan([], [], [], [], [], [], [], [])
+    statuses = {}
+    for target_id, build in study.targets.items():
+        statuses[target_id], damages = store.inspect_target(target_id, build, move=not look_only)
+        plan.damages.extend(damages)
+    plan.cached_targets.extend(t for t, status in statuses.items() if status == "built")
     dead = {t for t, status in statuses.items() if status == "failed" and rerun is None}
-    plan = Plan([], [], [t for t, status in statuses.items() if status == "built"], [], [], [])
+    in_hand = runs_of_other_drivers(store, own_lease)
+    is_over = functools.cache(lease_over)
     needed: set[str] = set()
     for run in study.runs:
-        status = store.run_status(run.target_id, run.run_id)
+        status, damages = store.inspect_run(run.target_id, run.run_id, run.cfg, move=not look_only)
+        plan.damages.extend(damages)
         if status == "finished" and rerun != "all":
-            store.check_run_config(run.target_id, run.run_id, run.cfg)
             plan.cached_runs.append(run)
         elif run.target_id in dead:
             plan.blocked_runs.append(run)
         elif status == "failed" and rerun is None:
             plan.failed_runs.append(run)
+        elif (run.target_id, run.run_id) in in_hand or holder(
+            store.run_dir(run.target_id, run.run_id), own_lease, is_over
+        ):
+            plan.elsewhere.append(run)
         else:
             plan.runs.append(run)
             needed.add(run.target_id)
     plan.builds.extend(t for t in study.targets if t in needed and statuses[t] != "built")
     return plan
+
+
+def runs_of_other_drivers(store: Store, own_lease: Path | None) -> set[tuple[str, str]]:
+    """Target and run ids in the packs of drivers that run, other than the one of `own_lease`."""
+    leases = [path for path in live_leases(store.packs_dir) if own_lease is None or path.name != own_lease.name]
+    if not leases:
+        return set()
+    marks = {f"-{path.stem[-4:]}-": path.name for path in leases}
+    found = set()
+    for name in os.listdir(store.packs_dir):
+        # pack_<date>-<time>-<mark of the lease>-<round>-<number>: packs of drivers of old are not opened.
+        if name.startswith("pack_") and (lease := marks.get(name[len("pack_00000000-000000") :][:6])):
+            found |= _runs_of_pack(read_json_or_none(store.pack_dir(name) / "pack.json"), lease)
+    return found
+
+
+def _runs_of_pack(pack: Any, lease: str) -> set[tuple[str, str]]:
+    """None for a pack of another lease, or one that is damaged."""
+    if not isinstance(pack, dict) or Path(str(pack.get("lease"))).name != lease:
+        return set()
+    runs = pack.get("runs")
+    entries = [entry for entry in runs if isinstance(entry, dict)] if isinstance(runs, list) else []
+    return {(str(entry.get("target_id")), str(entry.get("run_id"))) for entry in entries}

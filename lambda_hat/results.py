@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from lambda_hat.id_utils import canonical_json, identity_payload, trajectory_id
 from lambda_hat.omegaconf_support import load_build_config, load_sample_config
 from lambda_hat.paths import moving_dim
 from lambda_hat.posterior import posterior_for
-from lambda_hat.store import Store, read_json, write_bytes_atomic
+from lambda_hat.store import Store, read_json, read_record, remove_litter, write_bytes_atomic
 
 TABLE_NAME = "llc_runs.parquet"
 
@@ -110,14 +111,14 @@ def runs_in_store(store: Store) -> list[RunRef]:
     """Every run that has a readable configuration in the store."""
     refs = []
     for target_id in store.target_ids():
-        build_path = store.target_dir(target_id) / "config.yaml"
-        if not build_path.is_file():
+        try:
+            build = load_build_config(store.target_dir(target_id) / "config.yaml")
+        except LambdaHatError:
             continue
-        build = load_build_config(build_path)
         for run_id in store.run_ids(target_id):
-            path = store.run_dir(target_id, run_id) / "config.yaml"
-            if path.is_file():
-                refs.append(RunRef(target_id, run_id, build, load_sample_config(path)))
+            with contextlib.suppress(LambdaHatError):
+                cfg = load_sample_config(store.run_dir(target_id, run_id) / "config.yaml")
+                refs.append(RunRef(target_id, run_id, build, cfg))
     return refs
 
 
@@ -137,6 +138,7 @@ def write_table(table: pa.Table, results_root: Path) -> Path:
     path = results_root / TABLE_NAME
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer)
+    remove_litter(results_root)
     write_bytes_atomic(path, buffer.getvalue().to_pybytes())
     return path
 
@@ -166,8 +168,10 @@ def _target_state(store: Store, ref: RunRef) -> _TargetState:
         "dim": ref.build.dim,
     }
     if status == "built":
-        meta = read_json(directory / "meta.json")
-        columns |= {key: meta[key] for key in ("n", "dim", "loss_at_w_star", "true_llc", "true_multiplicity")}
+        with contextlib.suppress(LambdaHatError, OSError):
+            meta = read_record(directory / "meta.json")
+            keys = ("n", "dim", "loss_at_w_star", "true_llc", "true_multiplicity")
+            columns |= {key: meta[key] for key in keys if key in meta}
         return _TargetState(columns, None)
     return _TargetState(columns, error_line(directory / "error.json") if status == "failed" else None)
 
@@ -186,7 +190,10 @@ def _row(store: Store, ref: RunRef, target: _TargetState) -> dict[str, Any]:
     row |= {f"cfg.{key}": value for key, value in _flatten(dataclasses.asdict(ref.cfg))}
     status = store.run_status(ref.target_id, ref.run_id)
     if status == "finished":
-        analysis = read_json(directory / "analysis.json")
+        try:
+            analysis = read_record(directory / "analysis.json")
+        except (LambdaHatError, OSError) as error:
+            return row | {"status": "pending", "reason": f"its result cannot be read: {error}"}
         return row | {key: value for key, value in analysis.items() if key in SCHEMA.names} | {"status": "finished"}
     if status == "failed":
         return row | {"status": "failed", "reason": error_line(directory / "error.json")}
@@ -220,7 +227,7 @@ def error_line(path: Path) -> str:
         message = record["message"].strip().splitlines() or [""]
         where = f" (rank {record['rank']} on {record['host']})" if "rank" in record else ""
         return f"{record['type']}: {message[0]}{where}"
-    except (LambdaHatError, OSError, KeyError, AttributeError):
+    except (LambdaHatError, OSError, KeyError, TypeError, AttributeError):
         return f"{path} cannot be read"
 
 

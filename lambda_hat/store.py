@@ -1,29 +1,89 @@
-"""The store: where targets, runs and packs lie, and how files get there.
+"""The store: where targets, runs and packs lie, what it says of them, and what becomes of what is damaged.
 
-A file that is there is whole: everything is written beside its place, synced, and renamed. `meta.json` of a target
-and `analysis.json` of a run are written last, so their presence means built and finished.
+`meta.json` of a target and `analysis.json` of a run are written last, and vouch for the other files of their folder:
+their presence means built and finished.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
-import math
 import os
-import tempfile
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lambda_hat.config import BuildConfig, SampleConfig
-from lambda_hat.errors import CorruptArtifact, StoreError, StoreUnwritable
-from lambda_hat.id_utils import canonical_json, identity_payload
+from lambda_hat.errors import StoreError
+from lambda_hat.files import (
+    EventLog,
+    FileSystemClock,
+    file_entry,
+    finite_or_none,
+    read_events,
+    read_json,
+    read_json_or_none,
+    read_record,
+    remove_litter,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_record,
+    writing,
+)
+from lambda_hat.id_utils import canonical_json, identity_payload, run_id_for, target_id_for
+from lambda_hat.integrity import (
+    ANALYSIS_FORMAT,
+    META_FORMAT,
+    Digests,
+    Finding,
+    config_digest,
+    findings_in_run,
+    findings_in_target,
+)
 from lambda_hat.omegaconf_support import load_build_config, load_sample_config, to_yaml
+
+__all__ = [
+    "Damage",
+    "Digests",
+    "EventLog",
+    "FileSystemClock",
+    "Store",
+    "check_folder",
+    "file_entry",
+    "finite_or_none",
+    "publish_run",
+    "publish_target",
+    "read_events",
+    "read_json",
+    "read_json_or_none",
+    "read_record",
+    "remove_litter",
+    "write_bytes_atomic",
+    "write_config",
+    "write_json_atomic",
+    "write_record",
+    "writing",
+]
 
 TargetStatus = Literal["built", "failed", "missing"]
 RunStatus = Literal["finished", "failed", "pending"]
+
+PROBE_BYTES = 16 * 1024
+"""More than a file system keeps room for within a file's own entry."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file or folder that was not what it should be, and where it lies now."""
+
+    path: Path
+    reason: str
+    moved_to: Path | None
+    """None: it was left, or someone else has moved it."""
+
+    def __str__(self) -> str:
+        where = "" if self.moved_to is None else f"; set aside as {self.moved_to}"
+        return f"{self.path}: {self.reason}{where}"
 
 
 class Store:
@@ -50,16 +110,21 @@ class Store:
         return self.packs_dir / pack_id
 
     def ensure_writable(self) -> None:
-        """Make the folders; StoreError with path and reason where that, or writing a file, fails."""
+        """Make the folders, and try whether files can be written there.
+
+        Raises StoreError, with path and reason, for a place that is none, StoreUnwritable where the disk is full.
+        """
         remedy = "give another one with --store DIR or store_root: DIR"
         check_folder(self.root, "store", remedy)
-        try:
-            for directory in (self.targets_dir, self.packs_dir):
+        for directory in (self.targets_dir, self.packs_dir):
+            with _refused_as(f"{self.root}: the store cannot be written", remedy):
                 directory.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=directory):
-                    pass
-        except OSError as error:
-            raise StoreError(f"{self.root}: the store cannot be written: {error.strerror or error}; {remedy}") from None
+            probe = directory / f".probe.{os.urandom(8).hex()}.part"
+            with writing(probe):
+                try:
+                    write_bytes_atomic(probe, bytes(PROBE_BYTES))
+                finally:
+                    probe.unlink(missing_ok=True)
 
     def target_status(self, target_id: str) -> TargetStatus:
         directory = self.target_dir(target_id)
@@ -93,6 +158,102 @@ class Store:
         if path.is_file():
             _check_same(path, load_sample_config(path), cfg)
 
+    def inspect_target(
+        self,
+        target_id: str,
+        cfg: BuildConfig,
+        thorough: bool = False,
+        move: bool = True,
+        digests: Digests | None = None,
+    ) -> tuple[TargetStatus, list[Damage]]:
+        """A target's status, what is damaged or another's set aside: a target whose record is gone is built again.
+
+        thorough: read every file and hold it against its checksum, not only the record and all sizes; with `digests`,
+        each file once. move: False tells what is wrong, and leaves it where it is.
+        Raises StoreError where the system refuses to read, StoreUnwritable where nothing can be moved.
+        """
+        directory = self.target_dir(target_id)
+        found = findings_in_target(directory, target_id, cfg, digests or Digests() if thorough else None)
+        if found:
+            return "missing", self._set_all_aside(found, move)
+        if found is not None:
+            return "built", []
+        return "failed" if (directory / "error.json").is_file() else "missing", []
+
+    def inspect_run(
+        self,
+        target_id: str,
+        run_id: str,
+        cfg: SampleConfig,
+        thorough: bool = False,
+        move: bool = True,
+        digests: Digests | None = None,
+    ) -> tuple[RunStatus, list[Damage]]:
+        """A run's status, what is damaged or another's set aside: a run whose record is gone is sampled again.
+
+        Otherwise as `inspect_target`.
+        """
+        directory = self.run_dir(target_id, run_id)
+        found = findings_in_run(directory, target_id, run_id, cfg, digests or Digests() if thorough else None)
+        if found:
+            return "pending", self._set_all_aside(found, move)
+        if found is not None:
+            return "finished", []
+        return "failed" if (directory / "error.json").is_file() else "pending", []
+
+    def _set_all_aside(self, found: list[Finding], move: bool) -> list[Damage]:
+        if not move:
+            return [Damage(path, reason, None) for path, reason in found]
+        return [self.set_aside(path, reason) for path, reason in found]
+
+    def set_aside(self, path: Path, reason: str) -> Damage:
+        """Move a file or folder of the store to `damaged/`, under its own path and a number; nothing is overwritten or
+        deleted. Where it is gone already, someone else has moved it.
+
+        Raises StoreUnwritable.
+        """
+        if path == self.root or not path.is_relative_to(self.root):
+            raise StoreError(f"{path}: {reason}; it is not within the store {self.root}: move it away and run again")
+        beside = self.root / "damaged" / path.relative_to(self.root)
+        with writing(beside):
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            moved_to = _move_to_free_name(path, beside)
+            if moved_to is not None:
+                with EventLog(self.root / "damaged" / "reasons.jsonl") as log:
+                    log.append("set_aside", path=str(path), reason=reason, moved_to=str(moved_to))
+        return Damage(path, reason, moved_to)
+
+
+def _move_to_free_name(path: Path, beside: Path) -> Path | None:
+    """Move `path` to `beside` with the first free number; None where it is gone."""
+    number = 0
+    while True:
+        number += 1
+        goal = beside.with_name(f"{beside.name}.{number}")
+        # The name is taken first, by a file or folder of one's own, which a rename may replace.
+        folder = path.is_dir()
+        try:
+            goal.mkdir() if folder else goal.open("x").close()
+        except FileExistsError:
+            continue
+        try:
+            os.replace(path, goal)
+            return goal
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                goal.rmdir() if folder else goal.unlink()
+            if not isinstance(error, FileNotFoundError):
+                raise
+            return None
+
+
+@contextlib.contextmanager
+def _refused_as(words: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{words}: {error.strerror or error}; {remedy}") from None
+
 
 def check_folder(path: Path, what: str, remedy: str) -> None:
     """StoreError, without making anything, where `path` is no folder that could be made and written."""
@@ -124,155 +285,53 @@ def _check_same(path: Path, stored: BuildConfig | SampleConfig, asked: BuildConf
     )
 
 
-_NO_WRITING = {
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ESTALE,
-    errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO,
-}  # fmt: skip
-"""The disk is full, a quota used up, the permission gone, or the file system."""
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Inside the block the system's refusal to write becomes StoreUnwritable, any other trouble with a file
-    StoreError, both with the path."""
-    try:
-        yield
-    except OSError as error:
-        words = f"{path}: cannot be written: {error.strerror or error}"
-        if error.errno in _NO_WRITING:
-            raise StoreUnwritable(
-                f"{words}; finished runs are kept: once there is room, or the permission, the same command continues"
-            ) from error
-        raise StoreError(f"{words}; move away what lies there and run the same command again") from error
-
-
-def write_config(directory: Path, cfg: BuildConfig | SampleConfig) -> None:
-    """Write `config.yaml` into `directory`, which is made if it is missing."""
-    write_bytes_atomic(directory / "config.yaml", to_yaml(cfg).encode())
-
-
-def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path`: readers see the old file or the whole new one, also after a crash.
-
-    Raises StoreUnwritable, or StoreError where something else lies in the way.
-    """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.urandom(8).hex()}{_LITTER}")
-        descriptor = os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                beside.unlink()
-            raise
-
-
-_LITTER = ".part"
-
-
-def remove_litter(directory: Path, older_than: float = 60.0) -> int:
-    """Remove what writers that were killed left beside the files that they were writing; returns how many there were.
-
-    older_than: seconds for which such a file counts as being written.
-    """
-    removed = 0
-    try:
-        names = [name for name in os.listdir(directory) if name.startswith(".") and name.endswith(_LITTER)]
-    except OSError:
-        return 0
-    clock = FileSystemClock(directory)
-    for name in names:
-        with contextlib.suppress(OSError):
-            path = directory / name
-            if clock.now() - path.stat().st_mtime >= older_than:
-                path.unlink()
-                removed += 1
-    return removed
-
-
-class FileSystemClock:
-    """The time that a file written in `directory` now would get; it is asked for once, at the first use."""
-
-    def __init__(self, directory: Path):
-        self._directory = directory
-        self._ahead: float | None = None
-
-    def now(self) -> float:
-        if self._ahead is None:
-            self._ahead = self._measure()
-        return time.time() + self._ahead
-
-    def _measure(self) -> float:
-        """Seconds by which the file system is ahead of this host; 0 where nothing can be written there."""
-        try:
-            with tempfile.NamedTemporaryFile(dir=self._directory, prefix=".clock.", suffix=_LITTER) as file:
-                file.write(b"0")
-                file.flush()
-                os.fsync(file.fileno())
-                return os.fstat(file.fileno()).st_mtime - time.time()
-        except OSError:
-            return 0.0
-
-
-def write_json_atomic(path: Path, content: Any) -> None:
-    """Write JSON. Non-finite floats become null, since JSON has no word for them."""
-    write_bytes_atomic(path, (json.dumps(finite_or_none(content), indent=1) + "\n").encode())
-
-
-def finite_or_none(content: Any) -> Any:
-    """`content` with every non-finite float replaced by None."""
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, dict):
-        return {key: finite_or_none(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [finite_or_none(value) for value in content]
+def write_config(directory: Path, cfg: BuildConfig | SampleConfig) -> bytes:
+    """Write `config.yaml` into `directory`, which is made if it is missing; returns its content."""
+    content = to_yaml(cfg).encode()
+    write_bytes_atomic(directory / "config.yaml", content)
     return content
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; CorruptArtifact naming the file where it is not JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CorruptArtifact(f"{path}: not valid JSON ({error}); move it away and run again") from None
+def publish_run(run_dir: Path, cfg: SampleConfig, config: bytes, trace: bytes, analysis: dict[str, Any]) -> None:
+    """Write `trace.nc`, then `analysis.json`, by which the run is finished; what is left of earlier tries goes.
+
+    config: the content of `config.yaml`, as `write_config` gave it.
+    Raises StoreUnwritable; the run is then not finished.
+    """
+    record = {
+        **analysis,
+        "format": ANALYSIS_FORMAT,
+        "target_id": cfg.target_id,
+        "run_id": run_id_for(cfg),
+        "config": config_digest(cfg),
+        "files": {"config.yaml": file_entry(config), "trace.nc": file_entry(trace)},
+    }
+    write_bytes_atomic(run_dir / "trace.nc", trace)
+    write_record(run_dir / "analysis.json", record)
+    for name in ("error.json", "deaths.json", "checkpoint.npz"):
+        with contextlib.suppress(OSError):
+            (run_dir / name).unlink()
 
 
-class EventLog:
-    """An append-only file of JSON lines, one writer each."""
+def publish_target(
+    directory: Path, cfg: BuildConfig, meta: dict[str, Any], arrays: dict[str, bytes], data_of: str | None = None
+) -> None:
+    """Write the files of `arrays` and `config.yaml`, then `meta.json`, by which the target is built.
 
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
-
-    def append(self, event: str, **fields: Any) -> None:
-        """Append one event with the time (seconds since the epoch)."""
-        record = {"time": time.time(), "event": event, **fields}
-        self._file.write(json.dumps(finite_or_none(record)) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> EventLog:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-def read_events(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines after byte `offset`, and the offset to go on from. A line half-written is left for later."""
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read()
-    except FileNotFoundError:
-        return [], offset
-    end = data.rfind(b"\n") + 1
-    return [json.loads(line) for line in data[:end].splitlines() if line.strip()], offset + end
+    data_of: the folder beside `directory` that already holds the same `data.npz`.
+    Raises StoreUnwritable; the target is then not built.
+    """
+    remove_litter(directory)
+    for name, content in arrays.items():
+        if name != "data.npz" or data_of is None:
+            write_bytes_atomic(directory / name, content)
+    files = {**arrays, "config.yaml": write_config(directory, cfg)}
+    record = {
+        **meta,
+        "format": META_FORMAT,
+        "target_id": target_id_for(cfg),
+        "config": config_digest(cfg),
+        "data_of": data_of,
+        "files": {name: file_entry(content) for name, content in files.items()},
+    }
+    write_record(directory / "meta.json", record)

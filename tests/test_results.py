@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import fields
 
 import pandas as pd
@@ -16,7 +17,7 @@ from lambda_hat.id_utils import run_id_for, target_id_for
 from lambda_hat.pictures import draw_estimates
 from lambda_hat.report import agreement, print_summary
 from lambda_hat.results import SCHEMA, RunRef, collect, runs_in_store, write_table
-from lambda_hat.store import Store, write_config, write_json_atomic
+from lambda_hat.store import Store, publish_run, publish_target, write_config, write_json_atomic
 
 ASKED_FOR = """target_id run_id sampler status reason llc_mean llc_std_error llc_per_chain rhat_max ess_bulk_min
 acceptance num_divergent loss_at_w_star loss_mean n dim beta gamma n_beta true_llc true_llc_t rel_error verdict fge
@@ -36,18 +37,16 @@ def _ref(build, cfg_type, **values):
 
 def _finish(store, ref, **values):
     target = store.target_dir(ref.target_id)
-    write_config(target, ref.build)
     numbers = {"n": ref.build.n, "dim": ref.build.dim, "loss_at_w_star": 0.0}
     meta = numbers | {"true_llc": 2.0, "true_multiplicity": 1}
-    write_json_atomic(target / "meta.json", meta)
+    publish_target(target, ref.build, meta, {"params.npz": b"w", "data.npz": b"d"})
     run = store.run_dir(ref.target_id, ref.run_id)
-    write_config(run, ref.cfg)
     analysis = {
         "llc_mean": 1.98, "llc_std_error": 0.02, "llc_per_chain": [1.9, None], "verdict": "ok", "num_divergent": 0,
         "verdict_sentence": "ok", "true_llc": 2.0, "true_llc_t": 1.99, "seconds_compile": 1.0, "seconds_sample": 2.0,
         "rank": 0, "host": "here", "pack_id": "pack_1", "notes": [], "step_size": [0.1, 0.1], "unknown": 1,
     }  # fmt: skip
-    write_json_atomic(run / "analysis.json", analysis | values)
+    publish_run(run, ref.cfg, write_config(run, ref.cfg), b"trace", analysis | values)
 
 
 def test_the_columns_that_were_promised():
@@ -89,6 +88,37 @@ def test_a_row_per_run_whatever_its_state(store, tmp_path):
     assert rows[3]["reason"] == "its target could not be built: BuildFailed: no"
     assert [row["true_llc"] for row in rows] == [2.0, 2.0, 2.0, None]
     assert rows[3]["dim"] == other.dim
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"llc_mean": 1.0}', b"\xff", b"[" * 100_000])
+def test_a_damaged_result_is_no_result(store, damage):
+    ref = _ref(QuadraticBuild(), SgldConfig)
+    _finish(store, ref)
+    path = store.run_dir(ref.target_id, ref.run_id) / "analysis.json"
+    path.write_bytes(damage)
+    (row,) = collect(store, [ref]).to_pylist()
+    assert (row["status"], row["llc_mean"], row["n"]) == ("pending", None, 1000)
+    assert row["reason"].startswith(f"its result cannot be read: {path}: ")
+
+
+@pytest.mark.parametrize("damage", [b"", b"[3]", b'{"type": 1}', b'{"type": "E", "message": 3}'])
+def test_other_damaged_files_stop_no_table(store, damage, tmp_path):
+    """The meta of a target, a record of a failure, a configuration, and the table that was there."""
+    ref, failed, lost = (_ref(QuadraticBuild(), SgldConfig, seed=seed) for seed in range(3))
+    for each in (ref, failed, lost):
+        _finish(store, each)
+    (store.run_dir(failed.target_id, failed.run_id) / "analysis.json").unlink()
+    (store.run_dir(failed.target_id, failed.run_id) / "error.json").write_bytes(damage)
+    (store.run_dir(lost.target_id, lost.run_id) / "config.yaml").write_bytes(damage)
+    (store.target_dir(ref.target_id) / "meta.json").write_bytes(damage)
+    (tmp_path / "llc_runs.parquet").write_bytes(damage)
+    (tmp_path / ".llc_runs.parquet.0123.part").write_bytes(damage)
+    os.utime(tmp_path / ".llc_runs.parquet.0123.part", (0, 0))
+    rows = pq.read_table(write_table(collect(store, [ref, failed]), tmp_path)).to_pylist()
+    assert [row["status"] for row in rows] == ["finished", "failed"]
+    assert rows[1]["reason"].endswith("error.json cannot be read")
+    assert not list(tmp_path.glob(".*"))
+    assert {found.run_id for found in runs_in_store(store)} == {ref.run_id, failed.run_id}
 
 
 def test_runs_are_found_in_the_store_without_a_study(store):

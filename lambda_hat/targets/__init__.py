@@ -17,9 +17,10 @@ import jax
 import numpy as np
 
 from lambda_hat.config import BuildConfig, MlpBuild
-from lambda_hat.errors import BuildFailed, ConfigError, CorruptArtifact, TargetNotBuilt
+from lambda_hat.errors import BuildFailed, ConfigError, CorruptArtifact, LambdaHatError, TargetNotBuilt
+from lambda_hat.integrity import META_FORMAT, config_digest, is_target_name
 from lambda_hat.omegaconf_support import load_build_config
-from lambda_hat.store import read_json, write_bytes_atomic, write_config, write_json_atomic
+from lambda_hat.store import publish_target, read_record
 from lambda_hat.targets import analytic, custom, linear, mlp, tanh
 from lambda_hat.targets.base import SLICE_ROWS, Loss, Made, Target
 from lambda_hat.targets.truth import true_llc, true_llc_t
@@ -34,8 +35,6 @@ __all__ = [
     "true_llc",
     "true_llc_t",
 ]
-
-META_FORMAT = 2
 
 _KINDS: dict[str, ModuleType] = {
     "quadratic": analytic,
@@ -112,13 +111,7 @@ def save_target(
 
     data_of: the folder beside `directory` that already holds the same data.
     """
-    arrays = {"params.npz": _npz_bytes(target.w_star), "data.npz": _npz_bytes(target.data)}
-    for name, content in arrays.items():
-        if name != "data.npz" or data_of is None:
-            write_bytes_atomic(directory / name, content)
-    write_config(directory, cfg)
     meta = {
-        "format": META_FORMAT,
         "kind": cfg.kind,
         "n": target.n,
         "dim": target.dim,
@@ -127,12 +120,11 @@ def save_target(
         "loss_at_w_star": target.loss_at_w_star,
         "true_llc": target.true_llc,
         "true_multiplicity": target.true_multiplicity,
-        "data_of": data_of,
-        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in arrays.items()},
         "build": info,
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
     }
-    write_json_atomic(directory / "meta.json", meta)
+    arrays = {"params.npz": _npz_bytes(target.w_star), "data.npz": _npz_bytes(target.data)}
+    publish_target(directory, cfg, meta, arrays, data_of)
 
 
 def load_target(directory: Path) -> Target:
@@ -146,15 +138,17 @@ def load_target(directory: Path) -> Target:
             f"{directory}: not built, meta.json is missing; put its configuration into config.yaml there and run "
             f"{_build_command(directory)}"
         )
-    meta = read_json(directory / "meta.json")
-    if not isinstance(meta, dict) or meta.get("format") != META_FORMAT:
-        got = meta.get("format") if isinstance(meta, dict) else meta
-        raise _corrupt(directory, "meta.json", f"its format is {got!r}, expected {META_FORMAT}")
+    try:
+        meta = read_record(directory / "meta.json")
+    except CorruptArtifact as error:
+        raise _corrupt(directory, "meta.json", str(error).removeprefix(f"{directory / 'meta.json'}: ")) from None
+    if meta.get("format") != META_FORMAT:
+        raise _corrupt(directory, "meta.json", f"its format is {meta.get('format')!r}, expected {META_FORMAT}")
     try:
         return Target(
-            loss=_KINDS[meta["kind"]].make_loss(load_build_config(directory / "config.yaml")),
-            w_star=_read_npz(directory, "params.npz", meta["sha256"]),
-            data=_read_npz(_data_folder(directory, meta), "data.npz", meta["sha256"]),
+            loss=_KINDS[meta["kind"]].make_loss(_read_config(directory, meta)),
+            w_star=_read_npz(directory, "params.npz", meta),
+            data=_read_npz(_data_folder(directory, meta), "data.npz", meta),
             population=meta["population"],
             n=meta["n"],
             loss_at_w_star=meta["loss_at_w_star"],
@@ -165,8 +159,23 @@ def load_target(directory: Path) -> Target:
         raise _corrupt(directory, "meta.json", f"it has no entry {error}") from None
 
 
+def _read_config(directory: Path, meta: dict[str, Any]) -> BuildConfig:
+    """The configuration, which decides the loss as the arrays do."""
+    try:
+        cfg = load_build_config(directory / "config.yaml")
+    except LambdaHatError as error:
+        raise _corrupt(directory, "config.yaml", str(error).removeprefix(f"{directory / 'config.yaml'}: ")) from None
+    if config_digest(cfg) != meta["config"]:
+        raise _corrupt(directory, "config.yaml", "it was edited, or is another target's")
+    return cfg
+
+
 def _data_folder(directory: Path, meta: dict[str, Any]) -> Path:
-    return directory if meta["data_of"] is None else directory.parent / meta["data_of"]
+    if meta["data_of"] is None:
+        return directory
+    if not is_target_name(meta["data_of"]):
+        raise _corrupt(directory, "meta.json", f"its data lie with {meta['data_of']!r}, which is no target")
+    return directory.parent / meta["data_of"]
 
 
 def _npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
@@ -176,14 +185,16 @@ def _npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def _read_npz(directory: Path, name: str, checksums: dict[str, str]) -> dict[str, np.ndarray]:
+def _read_npz(directory: Path, name: str, meta: dict[str, Any]) -> dict[str, np.ndarray]:
     try:
         content = (directory / name).read_bytes()
     except FileNotFoundError:
         raise _corrupt(directory, name, "it is missing") from None
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != checksums[name]:
-        raise _corrupt(directory, name, f"its sha256 is {digest}, expected {checksums[name]}")
+    except OSError as error:
+        raise _corrupt(directory, name, f"cannot be read: {error.strerror or error}") from error
+    digest, expected = hashlib.sha256(content).hexdigest(), meta["files"][name]["sha256"]
+    if digest != expected:
+        raise _corrupt(directory, name, f"its sha256 is {digest}, expected {expected}")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return dict(arrays)

@@ -1,5 +1,6 @@
 """Targets on disk: what is written is what is read, and damage is told."""
 
+import hashlib
 import json
 
 import jax
@@ -15,11 +16,15 @@ from lambda_hat.config import (
     MonomialBuild,
     MonomialSumBuild,
     QuadraticBuild,
+    RuntimeConfig,
     TrainingConfig,
 )
 from lambda_hat.errors import CorruptArtifact, TargetNotBuilt
+from lambda_hat.id_utils import target_id_for
+from lambda_hat.integrity import META_FORMAT
 from lambda_hat.omegaconf_support import load_build_config
-from lambda_hat.targets import META_FORMAT, build_target, load_target, save_target
+from lambda_hat.store import read_record, write_config, write_record
+from lambda_hat.targets import build_target, load_target, save_target
 
 MLP = MlpBuild(
     model=ModelConfig(widths=[2]),
@@ -76,7 +81,10 @@ def test_meta(built):
     meta = json.loads((built / "meta.json").read_text())
     assert meta["kind"] == "dln" and meta["dim"] == 4 and meta["num_data"] == 0 and meta["population"]
     assert meta["true_llc"] == 1.5 and meta["true_multiplicity"] == 1
-    assert set(meta["sha256"]) == {"params.npz", "data.npz"}
+    assert meta["target_id"] == target_id_for(DlnBuild())
+    for name in ("params.npz", "data.npz", "config.yaml"):
+        content = (built / name).read_bytes()
+        assert meta["files"][name] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert meta["build"]["seconds"] > 0 and meta["build"]["warnings"] == []
     assert meta["versions"]["jax"] == jax.__version__
 
@@ -111,13 +119,36 @@ def test_a_missing_file(built):
     [
         (lambda meta: meta | {"format": 99}, "its format is 99"),
         (lambda meta: {"format": META_FORMAT}, "no entry 'kind'"),
+        (lambda meta: meta | {"data_of": "../../elsewhere"}, "which is no target"),
     ],
 )
-def test_a_changed_meta(built, change, reason):
+def test_a_foreign_meta(built, change, reason):
     path = built / "meta.json"
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    write_record(path, change(read_record(path)))
     with pytest.raises(CorruptArtifact, match=reason):
         load_target(built)
+
+
+def test_an_edited_meta(built):
+    path = built / "meta.json"
+    path.write_text(path.read_text().replace('"n": 1000', '"n": 1001'))
+    with pytest.raises(CorruptArtifact, match=r"meta\.json: .* its checksum does not fit"):
+        load_target(built)
+
+
+@pytest.mark.parametrize("change", ["seed: 1\n", "nonsense: 1\n", "{", "\0"])
+def test_a_changed_configuration(built, change):
+    """It decides the loss, and with it every number."""
+    path = built / "config.yaml"
+    path.write_text(path.read_text().replace("seed: 0\n", change))
+    with pytest.raises(CorruptArtifact, match=r"config\.yaml: not the file that the build wrote"):
+        load_target(built)
+
+
+def test_other_cores_are_no_other_target(built):
+    """A second driver may have written them while the first one built."""
+    write_config(built, DlnBuild(runtime=RuntimeConfig(cores_per_rank=12)))
+    assert load_target(built).dim == 4
 
 
 def test_half_a_meta(built):

@@ -1,0 +1,190 @@
+"""Whether what the store holds of a target or a run is whole, and is what was asked for.
+
+A finding is a path and what is wrong with it. The record, `meta.json` or `analysis.json`, is named first, since without
+it the rest counts for nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lambda_hat.config import BuildConfig, SampleConfig
+from lambda_hat.errors import CorruptArtifact, LambdaHatError, StoreError
+from lambda_hat.files import read_record
+from lambda_hat.id_utils import canonical_json, identity_payload
+from lambda_hat.omegaconf_support import load_build_config, load_sample_config
+
+META_FORMAT = 3
+ANALYSIS_FORMAT = 3
+
+Config = BuildConfig | SampleConfig
+
+
+class Finding(NamedTuple):
+    """A file or folder that is not what it should be."""
+
+    path: Path
+    reason: str
+
+
+class Digests:
+    """Size and sha256 of files, each read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[int, str]] = {}
+
+    def __call__(self, path: Path) -> tuple[int, str]:
+        """Raises OSError."""
+        if path not in self._known:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                self._known[path] = file.tell(), digest
+        return self._known[path]
+
+
+def config_digest(cfg: Config) -> str:
+    """sha256 over what decides a configuration's numbers: as its id, but long enough to be no other's by chance."""
+    return hashlib.sha256(canonical_json(identity_payload(cfg)).encode()).hexdigest()
+
+
+def findings_in_run(
+    run_dir: Path, target_id: str, run_id: str, cfg: SampleConfig, digests: Digests | None = None
+) -> list[Finding] | None:
+    """What is wrong with a run that claims to be finished; None where it does not.
+
+    digests: to read every file and hold it against its checksum; None: only sizes are.
+    Raises StoreError where the system refuses to read.
+    """
+    path = run_dir / "analysis.json"
+    try:
+        record = _record(path)
+    except _Missing:
+        return None
+    except _Found as found:
+        return [found.finding]
+    ids = {"target_id": target_id, "run_id": run_id}
+    reason = _foreign(record, ids, ANALYSIS_FORMAT, cfg)
+    if reason is not None:
+        return [Finding(path, reason)]
+    places = {name: run_dir / name for name in ("config.yaml", "trace.nc")}
+    return _findings_in_files(path, record, places, cfg, digests)
+
+
+def findings_in_target(
+    directory: Path, target_id: str, cfg: BuildConfig, digests: Digests | None = None
+) -> list[Finding] | None:
+    """What is wrong with a target that claims to be built; None where it does not. Otherwise as `findings_in_run`."""
+    path = directory / "meta.json"
+    try:
+        record = _record(path)
+    except _Missing:
+        return None
+    except _Found as found:
+        return [found.finding]
+    reason = _foreign(record, {"target_id": target_id}, META_FORMAT, cfg)
+    if reason is not None:
+        return [Finding(path, reason)]
+    places = {name: directory / name for name in ("config.yaml", "params.npz", "data.npz")}
+    data_of = record.get("data_of")
+    if data_of is not None:
+        if not is_target_name(data_of):
+            return [Finding(path, f"its data lie with {data_of!r}, which is no target")]
+        places["data.npz"] = directory.parent / data_of / "data.npz"
+    return _findings_in_files(path, record, places, cfg, digests)
+
+
+def is_target_name(name: object) -> bool:
+    """Whether a target's folder may be called so: no path that leads out of the store."""
+    return isinstance(name, str) and Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
+
+
+class _Missing(Exception):
+    pass
+
+
+class _Found(Exception):
+    def __init__(self, path: Path, reason: str):
+        super().__init__(reason)
+        self.finding = Finding(path, reason)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """Raises _Missing, _Found, StoreError."""
+    try:
+        return read_record(path)
+    except FileNotFoundError:
+        raise _Missing from None
+    except CorruptArtifact as error:
+        raise _Found(path, str(error).removeprefix(f"{path}: ").partition("; ")[0]) from None
+    except StoreError as error:
+        if isinstance(error.__cause__, NotADirectoryError):
+            for above in path.parents:
+                if above.exists() and not above.is_dir():
+                    raise _Found(above, "a file lies where a folder belongs") from None
+        if isinstance(error.__cause__, IsADirectoryError):
+            raise _Found(path, "a folder lies where a file belongs") from None
+        raise
+
+
+def _foreign(record: dict[str, Any], ids: dict[str, str], format_: int, cfg: Config) -> str | None:
+    if record.get("format") != format_:
+        return f"its format is {record.get('format')!r}, expected {format_}"
+    for key, value in ids.items():
+        if record.get(key) != value:
+            return f"foreign: it is that of {record.get(key)!r}"
+    if record.get("config") != config_digest(cfg):
+        return "foreign: it is that of another configuration"
+    return None
+
+
+def _findings_in_files(
+    record_path: Path, record: dict[str, Any], places: dict[str, Path], cfg: Config, digests: Digests | None
+) -> list[Finding]:
+    files = record.get("files")
+    found = []
+    for name, path in places.items():
+        entry = files.get(name) if isinstance(files, dict) else None
+        if not isinstance(entry, dict):
+            return [Finding(record_path, f"it does not vouch for {name}")]
+        reason = _reason(path, entry, digests)
+        if reason is not None and not (name == "config.yaml" and _says_the_same(path, cfg)):
+            found.append(Finding(path, reason))
+    if found:
+        names = ", ".join(finding.path.name for finding in found)
+        found.insert(0, Finding(record_path, f"it vouches for {names}, no longer as written"))
+    return found
+
+
+def _reason(path: Path, entry: dict[str, Any], digests: Digests | None) -> str | None:
+    """Raises StoreError."""
+    try:
+        if digests is None:
+            size, digest = path.stat().st_size, entry.get("sha256")
+        else:
+            size, digest = digests(path)
+    except FileNotFoundError:
+        return "it is missing"
+    except NotADirectoryError:
+        return "its folder is none"
+    except IsADirectoryError:
+        return "a folder lies where a file belongs"
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if size != entry.get("bytes"):
+        return f"it has {size} bytes, expected {entry.get('bytes')}"
+    if digest != entry.get("sha256"):
+        return f"its sha256 is {digest}, expected {entry.get('sha256')}"
+    return None
+
+
+def _says_the_same(path: Path, cfg: Config) -> bool:
+    """Whether a configuration, other bytes than recorded, decides the same numbers: one for other cores, for example,
+    that a second driver wrote."""
+    load: Callable[[Path], Config] = load_sample_config if isinstance(cfg, SampleConfig) else load_build_config
+    try:
+        return config_digest(load(path)) == config_digest(cfg)
+    except LambdaHatError:
+        return False
