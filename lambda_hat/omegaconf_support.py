@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +19,7 @@ from lambda_hat.errors import ConfigError, nearest
 
 Schema = TypeVar("Schema")
 _ABSENT = object()
+_hints = functools.cache(get_type_hints)
 
 
 def load_yaml(path: Path | str) -> dict[str, Any]:
@@ -55,22 +57,31 @@ def build_dataclass(schema: type[Schema], layers: Sequence[tuple[str, dict[str, 
     Raises ConfigError with the source, the key and the nearest valid keys for a mistyped key or a wrong type,
     and passes on what the dataclass itself refuses.
     """
-    node = OmegaConf.structured(schema)
     for source, layer in layers:
         _check_keys(schema, layer, source, "")
-        try:
-            merged = OmegaConf.merge(node, _literal(layer, source))
-        except OmegaConfBaseException as error:
-            key = error.full_key or ""
-            raise ConfigError(f"{source}: {key}: {_first_line(error)}") from None
-        assert isinstance(merged, DictConfig)
-        node = merged
+    contents = [_literal(layer, source) for source, layer in layers]
+    node = _defaults(schema)
+    try:
+        node = OmegaConf.merge(node, *contents)
+    except OmegaConfBaseException:
+        for (source, _), content in zip(layers, contents, strict=True):
+            try:
+                node = OmegaConf.merge(node, content)
+            except OmegaConfBaseException as error:
+                key = error.full_key or ""
+                raise ConfigError(f"{source}: {key}: {_first_line(error)}") from None
     try:
         return OmegaConf.to_object(node)
     except ConfigError as error:
         raise ConfigError(f"{_source_of(str(error), layers)}: {error}") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{layers[-1][0] if layers else schema.__name__}: {_first_line(error)}") from None
+
+
+@functools.cache
+def _defaults(schema: type) -> DictConfig:
+    """What layers are merged onto; merging copies it."""
+    return OmegaConf.structured(schema)
 
 
 def _literal(content: Any, source: str) -> Any:
@@ -104,14 +115,23 @@ def _check_keys(schema: type, layer: Any, source: str, prefix: str) -> None:
     if not isinstance(layer, dict):
         where = prefix.rstrip(".") or "the whole"
         raise ConfigError(f"{source}: {where}: expected a mapping, got {layer!r}")
-    hints = get_type_hints(schema)
+    hints = _hints(schema)
     valid = [f.name for f in fields(schema)]
     for key, value in layer.items():
         if key not in valid:
             raise ConfigError(f"{source}: unknown key '{prefix}{key}'; {nearest(key, valid)}")
+        _check_container(hints[key], value, f"{source}: {prefix}{key}")
         inner = _dataclass_in(hints[key])
         if inner is not None and value is not None:
             _check_keys(inner, value, source, f"{prefix}{key}.")
+
+
+def _check_container(hint: Any, value: Any, where: str) -> None:
+    """OmegaConf says neither which key nor what was got where a list and a mapping are taken for each other."""
+    kinds = {get_origin(option) for option in (hint, *getattr(hint, "__args__", ()))}
+    for kind, other, expected in ((list, dict, "a list"), (dict, list, "a mapping")):
+        if kind in kinds and isinstance(value, other):
+            raise ConfigError(f"{where}: expected {expected}, got {value!r:.80}")
 
 
 def _dataclass_in(hint: Any) -> type | None:

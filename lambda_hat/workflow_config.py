@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -46,6 +47,8 @@ MLP_GROUPS = ("model", "data", "teacher")
 TARGET_ENTRY_KEYS = ("target", *MLP_GROUPS, "seed", "checkpoints", "overrides", "sweep")
 SAMPLER_ENTRY_KEYS = ("name", "overrides", "sweep")
 NULL_GROUP = "_null"
+MOST_ENTRIES = 1_000_000
+"""Runs of a study at most: a sweep multiplies quickly, and each run takes a millisecond to compose."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,13 @@ def compose_study(
 
     notes: list[str] = []
     targets = _expand_targets(study, experiments, conf_dir, notes)
-    runs = _expand_runs(study, targets, experiments, conf_dir, notes)
+    samplers = list(_expand(study.samplers, f"{experiments}: samplers", SAMPLER_ENTRY_KEYS))
+    if len(targets) * len(samplers) > MOST_ENTRIES:
+        raise ConfigError(
+            f"{experiments}: {len(targets)} targets times {len(samplers)} sampler settings, expected at most "
+            f"{MOST_ENTRIES} runs; make several studies of it"
+        )
+    runs = _expand_runs(study, samplers, targets, conf_dir, notes)
     return Study(experiments, study, targets, list(runs.values()), notes, site_overrides)
 
 
@@ -254,7 +263,11 @@ def _points(cfg: BuildConfig) -> list[BuildConfig]:
 
 
 def _expand_runs(
-    study: StudySettings, targets: dict[str, BuildConfig], experiments: Path, conf_dir: Path, notes: list[str]
+    study: StudySettings,
+    samplers: list[tuple[str, dict[str, Any]]],
+    targets: dict[str, BuildConfig],
+    conf_dir: Path,
+    notes: list[str],
 ) -> dict[tuple[str, str], PlannedRun]:
     runs: dict[tuple[str, str], PlannedRun] = {}
     said: set[str] = set()
@@ -264,7 +277,6 @@ def _expand_runs(
             said.add(sentence)
             notes.append(sentence)
 
-    samplers = list(_expand(study.samplers, f"{experiments}: samplers", SAMPLER_ENTRY_KEYS))
     for target_id, build in targets.items():
         for where, entry in samplers:
             cfg = compose_sample_cfg(
@@ -321,6 +333,9 @@ def _expand(entries: list[Any], where: str, valid: Sequence[str]) -> list[tuple[
         for key, values in sweep.items():
             if not isinstance(values, list) or not values:
                 raise ConfigError(f"{source}: sweep.{key}: expected a list of values, got {values!r}")
+        size = math.prod(map(len, sweep.values()))
+        if len(expanded) + size > MOST_ENTRIES:
+            raise ConfigError(f"{source}: sweep: expands to {size} entries, expected at most {MOST_ENTRIES} in a study")
         bare = {key: value for key, value in entry.items() if key != "sweep"}
         for values in itertools.product(*sweep.values()):
             expanded.append((source, _with_overrides(bare, dict(zip(sweep, values, strict=True)), source)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ ACTIVATIONS = ("relu", "tanh", "gelu")
 INPUT_LAWS = ("isotropic", "anisotropic", "mixture")
 NOISES = ("none", "gaussian", "heteroscedastic", "student_t", "outliers")
 LOSSES = ("nll", "mse")
+MOST_LAYERS = 1000
+MOST_CHECKPOINTS = 10_000
+MOST_PARAMETERS = 2**40
 DLN_DATA = ("population", "empirical")
 
 
@@ -157,6 +161,19 @@ class TanhTarget:
         positive_int("target.n", self.n, 3)
 
 
+def _is_plain(content: Any) -> bool:
+    """Whether an id can be made of `content`: JSON has no word for anything else."""
+    if isinstance(content, dict):
+        return all(isinstance(key, str) and _is_plain(value) for key, value in content.items())
+    if isinstance(content, (list, tuple)):
+        return all(map(_is_plain, content))
+    return (
+        content is None
+        or isinstance(content, (bool, int, str))
+        or (isinstance(content, float) and math.isfinite(content))
+    )
+
+
 @dataclass(frozen=True)
 class CustomTarget:
     """A loss, parameters and data that a function of the user's returns."""
@@ -186,6 +203,9 @@ class CustomTarget:
             "package.module:function",
         )
         positive_int("target.version", self.version, 0)
+        require(
+            _is_plain(self.kwargs), "target.kwargs", self.kwargs, "finite numbers, texts, booleans, lists, mappings"
+        )
         if self.n is not None:
             positive_int("target.n", self.n, 3)
         if self.checkpoint is not None:
@@ -267,7 +287,7 @@ class ModelConfig:
                 None,
                 "either widths, or depth and num_params",
             )
-            positive_int("model.depth", self.depth)
+            require(1 <= self.depth <= MOST_LAYERS, "model.depth", self.depth, f"an integer from 1 to {MOST_LAYERS}")
             positive_int("model.num_params", self.num_params)
 
 
@@ -365,6 +385,10 @@ class BuildConfig:
 
     def __post_init__(self):
         require(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 2^32 - 1")
+        dim = self.dim
+        require(
+            dim is None or dim <= MOST_PARAMETERS, "target", f"{dim} parameters", f"at most {MOST_PARAMETERS} of them"
+        )
         require(
             self.format == BUILD_FORMAT, "format", self.format, f"{BUILD_FORMAT}, the format that this version builds"
         )
@@ -551,11 +575,11 @@ def mlp_widths(model: ModelConfig, input_dim: int, output_dim: int) -> list[int]
         return list(model.widths)
 
     def count(width: int) -> int:
-        return mlp_num_params([width] * model.depth, input_dim, output_dim, model.bias)
+        inner = (model.depth - 1) * (width + model.bias) * width
+        return (input_dim + model.bias) * width + inner + (width + model.bias) * output_dim
 
-    width = 1
-    while count(width + 1) <= model.num_params:
-        width += 1
+    # The largest width, of at least 1, that does not go beyond num_params.
+    width = max(1, bisect.bisect_right(range(model.num_params + 1), model.num_params, lo=1, key=count) - 1)
     width = min((width, width + 1), key=lambda w: abs(count(w) - model.num_params))
     return [width] * model.depth
 
@@ -578,6 +602,14 @@ class MlpBuild(RegressionBuild):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.checkpoints is not None:
+            steps, every = self.training.steps, self.checkpoints.every
+            require(
+                steps // every <= MOST_CHECKPOINTS,
+                "checkpoints.every",
+                every,
+                f"at least {-(-steps // MOST_CHECKPOINTS)}, for at most {MOST_CHECKPOINTS} targets in {steps} steps",
+            )
         if self.step is not None:
             require(
                 self.checkpoints is not None and self.step in self.checkpoint_steps,

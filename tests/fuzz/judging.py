@@ -1,0 +1,53 @@
+"""What every fuzzed input must end in: a result, or one of our errors, within a few seconds."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from lambda_hat.errors import LambdaHatError
+
+SECONDS = 10.0
+LONGEST_MESSAGE = 4000
+TRIED: Counter[str] = Counter()
+"""Inputs tried, by what read them."""
+ACCEPTED: Counter[str] = Counter()
+"""Those of them that gave a result. Were there none, all inputs would fail at the same first check."""
+
+Result = TypeVar("Result")
+
+
+class TooSlow(BaseException):
+    """No `Exception`: whoever catches those has not caught this."""
+
+
+def attempt(what: str, read: Callable[[], Result]) -> Result | None:
+    """`read()`, counted as an input of `what`; None where it refuses with one of our errors.
+
+    Any other exception passes, as does TooSlow; an error that says nothing, or pages, is an AssertionError.
+    """
+    TRIED[what] += 1
+
+    def ring(*_: Any) -> None:
+        raise TooSlow(f"{what}: not done after {SECONDS:.0f} s")
+
+    timed = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGALRM, ring) if timed else None
+    if timed:
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        result = read()
+        ACCEPTED[what] += 1
+        return result
+    except LambdaHatError as error:
+        said = str(error)
+        assert 0 < len(said) < LONGEST_MESSAGE, f"{len(said)} characters: {said[:200]}"
+        assert "Traceback" not in said
+        return None
+    finally:
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
