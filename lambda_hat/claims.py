@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from lambda_hat.errors import StoreError
+from lambda_hat.files import FileSystemClock, create, remove_litter, write_bytes_atomic, writing
 from lambda_hat.lease import is_here, lease_over, process_lives, whoami
-from lambda_hat.store import FileSystemClock, remove_litter, write_bytes_atomic, writing
 
 UNREADABLE_KEPT = 60.0
 """Seconds for which a claim without readable content counts as one that is being written."""
@@ -65,8 +65,6 @@ def take(run_dir: Path, lease: Path | None, **who: Any) -> Claim | None:
     """
     me = {**whoami(), "lease": None if lease is None else str(lease), "time": time.time(), "state": "held"}
     me |= {"id": uuid.uuid4().hex, **who}
-    with writing(run_dir):
-        run_dir.mkdir(parents=True, exist_ok=True)
     while True:
         generation, before = _first_free(run_dir, lambda record: _lives(run_dir, record, lease_over, me))
         if generation is None:
@@ -148,7 +146,7 @@ def _create(path: Path, record: dict[str, Any]) -> bool:
     """Make the file with its content; False where it is there already."""
     with writing(path):
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            descriptor = create(path)
         except FileExistsError:
             return False
         try:

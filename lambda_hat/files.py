@@ -45,15 +45,27 @@ def writing(path: Path) -> Iterator[None]:
         raise StoreError(f"{words}; move away what lies there and run the same command again") from error
 
 
+def create(path: Path) -> int:
+    """A descriptor to write a new file, whose folder is made only where it is missing: asking costs a server as much.
+
+    Raises FileExistsError, or what else the system says.
+    """
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags, 0o666)
+
+
 def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path`: readers see the old file or the whole new one, also after a crash.
 
     Raises StoreUnwritable, or StoreError where something else lies in the way.
     """
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.urandom(8).hex()}{_PART}")
-        descriptor = os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        descriptor = create(beside)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)

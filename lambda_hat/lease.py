@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from lambda_hat.drain import Drain
 from lambda_hat.errors import StoreError
-from lambda_hat.store import FileSystemClock, remove_litter, write_bytes_atomic
+from lambda_hat.files import FileSystemClock, remove_litter, write_bytes_atomic
 
 PERIOD = 2.0
 STALE_AFTER = 20.0
