@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from lambda_hat.errors import CorruptArtifact, StoreError, StoreUnwritable
-from lambda_hat.id_utils import canonical_json
 
 _NO_WRITING = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ESTALE,
@@ -149,12 +148,21 @@ def _json_bytes(content: Any) -> bytes:
 def read_json(path: Path) -> Any:
     """Read JSON. Raises FileNotFoundError, CorruptArtifact where it is not JSON, StoreError where the system refuses,
     the last two naming the file."""
+    return _parsed(path, _read(path))
+
+
+def _read(path: Path) -> bytes:
     try:
-        return _parse(path.read_bytes())
+        return path.read_bytes()
     except FileNotFoundError:
         raise
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _parsed(path: Path, data: bytes) -> Any:
+    try:
+        return _parse(data)
     except ValueError as error:
         raise CorruptArtifact(f"{path}: not valid JSON ({error}); move it away and run again") from None
 
@@ -175,10 +183,14 @@ def _parse(data: bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+_HEAD = b'{\n "sha256": "'
+_HEAD_BYTES = len(_HEAD) + 64
+
+
 def write_record(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON with its own checksum in the key `sha256`."""
-    plain = json.loads(_json_bytes(content))
-    write_json_atomic(path, {**plain, "sha256": _digest_of(plain)})
+    """Write JSON whose first key, `sha256`, is the checksum of all that follows it in the file."""
+    tail = _json_bytes({"": 0, **content}).partition(b'"": 0')[2]
+    write_bytes_atomic(path, _HEAD + hashlib.sha256(tail).hexdigest().encode() + b'"' + tail)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -186,21 +198,13 @@ def read_record(path: Path) -> dict[str, Any]:
 
     Raises FileNotFoundError, CorruptArtifact where it was changed since, StoreError where the system refuses.
     """
-    record = read_json(path)
-    if not isinstance(record, dict):
-        raise CorruptArtifact(f"{path}: not a record: expected a JSON object, got {type(record).__name__}")
-    expected = record.pop("sha256", None)
-    if expected != _digest_of(record):
+    data = _read(path)
+    expected, tail = data[len(_HEAD) : _HEAD_BYTES], data[_HEAD_BYTES + 1 :]
+    if not data.startswith(_HEAD) or hashlib.sha256(tail).hexdigest().encode() != expected:
         raise CorruptArtifact(f"{path}: damaged: its checksum does not fit; move it away and run again")
+    record = _parsed(path, data)
+    record.pop("sha256")
     return record
-
-
-def _digest_of(plain: dict[str, Any]) -> str:
-    try:
-        return hashlib.sha256(canonical_json(plain).encode()).hexdigest()
-    except (ValueError, RecursionError):
-        # NaN, or a lone surrogate: never written here.
-        return ""
 
 
 def file_entry(data: bytes) -> dict[str, Any]:

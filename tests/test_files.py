@@ -177,24 +177,22 @@ def test_a_record_comes_back(tmp_path):
     write_record(tmp_path / "again.json", record)
     assert (tmp_path / "r.json").read_bytes() == (tmp_path / "again.json").read_bytes()
     assert json.loads((tmp_path / "r.json").read_bytes())["a"] == 0.1
+    write_record(tmp_path / "empty.json", {})
+    assert read_record(tmp_path / "empty.json") == {}
 
 
-def test_no_byte_of_a_record_can_change_its_content(tmp_path):
-    """Every bit of it flipped, every length cut: it is refused, or says the same (white space, an escape's case)."""
+def test_no_bit_of_a_record_can_change(tmp_path):
+    """Every bit of it flipped, every length cut: it is refused."""
     path = tmp_path / "r.json"
     write_record(path, RECORD)
-    content, refused = path.read_bytes(), 0
+    content = path.read_bytes()
     damaged = [content[:length] for length in range(len(content))]
     for index in range(len(content)):
         damaged += [content[:index] + bytes([content[index] ^ 1 << bit]) + content[index + 1 :] for bit in range(8)]
     for data in damaged:
         path.write_bytes(data)
-        try:
-            assert read_record(path) == RECORD
-        except CorruptArtifact as error:
-            assert str(error).startswith(f"{path}: ")
-            refused += 1
-    assert refused > 0.8 * len(damaged)
+        with pytest.raises(CorruptArtifact, match=r"r\.json: "):
+            read_record(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"3", b"{}", b'{"sha256": 3}', b"\x00", b"[" * 10**6, b"NaN"])
