@@ -6,6 +6,7 @@ the runs of the unpacked flow). On a batch site each asks the scheduler for bloc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -47,7 +48,15 @@ STRATEGY_PERIOD = {"local": 0.5, "batch": 2.0}
 refuses is repeated at this period until `lost_blocks` have failed."""
 IDLE_SECONDS = 10.0
 """After which a block without work is given back."""
+OWN_TMPDIR = """\
+base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
+LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap 'rm -rf "$LAMBDA_HAT_TMPDIR"' EXIT
+export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"\
+"""
+"""Of a block's first shell, which outlives the workers: they are ended by signals and clean up nothing, and what they
+start may be as untidy. The name is short, because a socket's path has at most 107 characters."""
 PLAIN_PATH = re.compile(r"[\w./+@:-]+")
+LINK_PREFIX = "lambda_hat_link_"
 
 
 @contextmanager
@@ -85,7 +94,7 @@ def _local_executors(site: SiteConfig, parsl_dir: Path, packs: bool) -> list[Hig
     from parsl.providers import LocalProvider
 
     def provider(nodes: int, *lines: str) -> LocalProvider:
-        init = "\n".join([_python_path(), site.worker_init, *lines])
+        init = "\n".join([_python_path(), OWN_TMPDIR, site.worker_init, *lines])
         return LocalProvider(
             launcher=SimpleLauncher(),
             nodes_per_block=nodes,
@@ -221,7 +230,7 @@ def _provider(kind: type, site: BatchSite, settings: dict[str, Any], *lines: str
     from parsl.launchers import SimpleLauncher
 
     # Jobs of PBS start in the home folder.
-    init = [f"cd {shlex.quote(os.getcwd())}", site.worker_init, _python_path(), *lines]
+    init = [f"cd {shlex.quote(os.getcwd())}", site.worker_init, _python_path(), OWN_TMPDIR, *lines]
     init.append(block_end_line(parse_walltime("walltime", settings["walltime"])))
     # Parsl offers no other way to say how often the scheduler is asked.
     polled = type(kind.__name__, (kind,), {"status_polling_interval": site.poll_seconds})
@@ -355,7 +364,18 @@ def _plain_path(site: SiteConfig, directory: Path) -> Iterator[Path]:
             "only; give another one with --store DIR"
         )
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="lambda_hat_") as folder:
+    _clear_links(directory.parent)
+    with tempfile.TemporaryDirectory(prefix=f"{LINK_PREFIX}{os.getpid()}_") as folder:
         link = Path(folder) / "parsl"
         link.symlink_to(directory)
         yield link
+
+
+def _clear_links(parent: Path) -> None:
+    """Remove the links into `parent` of drivers that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{LINK_PREFIX}*_*"):
+        link, pid = folder / "parsl", folder.name.removeprefix(LINK_PREFIX).partition("_")[0]
+        with contextlib.suppress(OSError):
+            if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path(os.readlink(link)).parent == parent:
+                link.unlink()
+                folder.rmdir()

@@ -258,12 +258,17 @@ def launch_environment(launcher: Launcher, launch: Launch, environ: Mapping[str,
     added = dict(launcher.environment)
     if launcher.flavour == "hydra":
         added["I_MPI_PIN"] = "0"
+        if launch.is_local:
+            # MPICH's two networks would listen on every interface for ranks that can only be on this machine.
+            added |= {name: "lo" for name in ("UCX_NET_DEVICES", "FI_TCP_IFACE") if name not in environ}
     elif launcher.flavour == "mpt":
         added["MPI_DSM_OFF"] = "1"
     elif launcher.flavour == "openmpi" and launch.is_local:
         # Inside a job it would look for localhost among the job's nodes. 4.1 reads the first two, 5 the others.
         for name in ("OMPI_MCA_plm", "OMPI_MCA_ras", "PRTE_MCA_plm", "PRTE_MCA_ras"):
             added[name] = "^slurm,tm"
+        # Ranks on one machine speak through memory; this transport would listen on every interface.
+        added["OMPI_MCA_btl"] = environ.get("OMPI_MCA_btl", "^tcp")
     if launcher.flavour in ("hydra", "openmpi") and "SLURM_JOB_ID" in environ and not launch.is_local:
         added |= _daemons_under_srun(launch, environ)
     return added

@@ -129,6 +129,9 @@ BLOCKS = {
 #PBS -l place=scatter:excl
 cd FOLDER
 export PYTHONPATH=REPOSITORY
+base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
+LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap 'rm -rf "$LAMBDA_HAT_TMPDIR"' EXIT
+export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
 awk '!seen[$0]++' "$PBS_NODEFILE" > "${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
 export PBS_NODEFILE="${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
 export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))
@@ -146,6 +149,9 @@ export JOBNAME="NAME"
 #PBS -e SCRIPT.stderr
 cd FOLDER
 export PYTHONPATH=REPOSITORY
+base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
+LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap 'rm -rf "$LAMBDA_HAT_TMPDIR"' EXIT
+export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
 awk '!seen[$0]++' "$PBS_NODEFILE" > "${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
 export PBS_NODEFILE="${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
 export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))

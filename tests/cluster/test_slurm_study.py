@@ -149,6 +149,9 @@ BLOCKS = {
 #SBATCH --exclusive
 cd FOLDER
 export PYTHONPATH=REPOSITORY
+base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
+LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap 'rm -rf "$LAMBDA_HAT_TMPDIR"' EXIT
+export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
 export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))
 export JOBNAME="NAME"
 """
@@ -165,6 +168,9 @@ export JOBNAME="NAME"
 #SBATCH --cpus-per-task=1
 cd FOLDER
 export PYTHONPATH=REPOSITORY
+base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
+LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap 'rm -rf "$LAMBDA_HAT_TMPDIR"' EXIT
+export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
 export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))
 export PARSL_CORES=1
 export JOBNAME="NAME"

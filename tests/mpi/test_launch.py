@@ -169,11 +169,15 @@ DAEMONS = {
 }
 
 
+LOCALHOST = Launch(("localhost",), 2)
+
+
 @pytest.mark.parametrize(
     "flavour, launch, environ, added",
     [
         ("hydra", CORES, {}, {"I_MPI_PIN": "0"}),
-        ("hydra", Launch(("localhost",), 2), SLURM, {"I_MPI_PIN": "0"}),
+        ("hydra", LOCALHOST, SLURM, {"I_MPI_PIN": "0", "UCX_NET_DEVICES": "lo", "FI_TCP_IFACE": "lo"}),
+        ("hydra", LOCALHOST, {"UCX_NET_DEVICES": "eth0"}, {"I_MPI_PIN": "0", "FI_TCP_IFACE": "lo"}),
         ("hydra", CORES, SLURM, {"I_MPI_PIN": "0", **DAEMONS}),
         ("openmpi", CORES, {}, {}),
         (
@@ -199,9 +203,12 @@ DAEMONS = {
         ),
         (
             "openmpi",
-            Launch(("localhost",), 2),
+            LOCALHOST,
             SLURM,
-            dict.fromkeys(["OMPI_MCA_plm", "OMPI_MCA_ras", "PRTE_MCA_plm", "PRTE_MCA_ras"], "^slurm,tm"),
+            {
+                **dict.fromkeys(["OMPI_MCA_plm", "OMPI_MCA_ras", "PRTE_MCA_plm", "PRTE_MCA_ras"], "^slurm,tm"),
+                "OMPI_MCA_btl": "^tcp",
+            },
         ),
         ("srun", GPUS, SLURM, {}),
         ("pals", GPUS, {}, {}),
