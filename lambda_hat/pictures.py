@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +34,26 @@ PANEL = (4.2, 2.9)
 
 def draw_all(table: pa.Table, results_root: Path) -> dict[str, Path]:
     """Draw what `table` has something for; each picture's path by what it is."""
-    pictures = {
-        "picture": draw_estimates(table, results_root / ESTIMATES_NAME),
-        "training": draw_training(table, results_root / TRAINING_NAME),
-    }
+    with _no_trace():
+        pictures = {
+            "picture": draw_estimates(table, results_root / ESTIMATES_NAME),
+            "training": draw_training(table, results_root / TRAINING_NAME),
+        }
     return {what: path for what, path in pictures.items() if path is not None}
+
+
+@contextlib.contextmanager
+def _no_trace() -> Iterator[None]:
+    """Keep matplotlib, where this process has not imported it yet, from leaving folders in the user's home."""
+    if "matplotlib" in sys.modules or os.environ.get("MPLCONFIGDIR"):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="lh.") as folder:
+        os.environ["MPLCONFIGDIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["MPLCONFIGDIR"]
 
 
 def draw_estimates(table: pa.Table, path: Path) -> Path | None:
