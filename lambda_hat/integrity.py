@@ -7,6 +7,7 @@ it the rest counts for nothing.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ META_FORMAT = 3
 ANALYSIS_FORMAT = 3
 
 Config = BuildConfig | SampleConfig
+_ID = re.compile("tgt_[0-9a-f]{12}|run_[a-z_]+_[0-9a-f]{8}")
 
 
 class Finding(NamedTuple):
@@ -51,11 +53,12 @@ def config_digest(cfg: Config) -> str:
 
 
 def findings_in_run(
-    run_dir: Path, target_id: str, run_id: str, cfg: SampleConfig, digests: Digests | None = None
+    run_dir: Path, target_id: str, run_id: str, cfg: SampleConfig | None, digests: Digests | None = None
 ) -> list[Finding] | None:
     """What is wrong with a run that claims to be finished; None where it does not.
 
-    digests: to read every file and hold it against its checksum; None: only sizes are.
+    cfg: what it should be a run of; None: what its own files say. digests: to read every file and hold it against its
+    checksum; None: only sizes are.
     Raises StoreError where the system refuses to read.
     """
     path = run_dir / "analysis.json"
@@ -65,16 +68,15 @@ def findings_in_run(
         return None
     except _Found as found:
         return [found.finding]
-    ids = {"target_id": target_id, "run_id": run_id}
-    reason = _foreign(record, ids, ANALYSIS_FORMAT, cfg)
+    reason = _foreign(record, {"target_id": target_id, "run_id": run_id}, ANALYSIS_FORMAT, cfg)
     if reason is not None:
         return [Finding(path, reason)]
     places = {name: run_dir / name for name in ("config.yaml", "trace.nc")}
-    return _findings_in_files(path, record, places, cfg, digests)
+    return _findings_in_files(path, record, places, load_sample_config, digests)
 
 
 def findings_in_target(
-    directory: Path, target_id: str, cfg: BuildConfig, digests: Digests | None = None
+    directory: Path, target_id: str, cfg: BuildConfig | None, digests: Digests | None = None
 ) -> list[Finding] | None:
     """What is wrong with a target that claims to be built; None where it does not. Otherwise as `findings_in_run`."""
     path = directory / "meta.json"
@@ -93,7 +95,7 @@ def findings_in_target(
         if not is_target_name(data_of):
             return [Finding(path, f"its data lie with {data_of!r}, which is no target")]
         places["data.npz"] = directory.parent / data_of / "data.npz"
-    return _findings_in_files(path, record, places, cfg, digests)
+    return _findings_in_files(path, record, places, load_build_config, digests)
 
 
 def is_target_name(name: object) -> bool:
@@ -129,19 +131,24 @@ def _record(path: Path) -> dict[str, Any]:
         raise
 
 
-def _foreign(record: dict[str, Any], ids: dict[str, str], format_: int, cfg: Config) -> str | None:
+def _foreign(record: dict[str, Any], ids: dict[str, str], format_: int, cfg: Config | None) -> str | None:
     if record.get("format") != format_:
         return f"its format is {record.get('format')!r}, expected {format_}"
     for key, value in ids.items():
-        if record.get(key) != value:
+        # A folder of another name was made by hand, and may hold anything.
+        if record.get(key) != value and _ID.fullmatch(value):
             return f"foreign: it is that of {record.get(key)!r}"
-    if record.get("config") != config_digest(cfg):
+    if cfg is not None and record.get("config") != config_digest(cfg):
         return "foreign: it is that of another configuration"
     return None
 
 
 def _findings_in_files(
-    record_path: Path, record: dict[str, Any], places: dict[str, Path], cfg: Config, digests: Digests | None
+    record_path: Path,
+    record: dict[str, Any],
+    places: dict[str, Path],
+    load: Callable[[Path], Config],
+    digests: Digests | None,
 ) -> list[Finding]:
     files = record.get("files")
     found = []
@@ -150,7 +157,7 @@ def _findings_in_files(
         if not isinstance(entry, dict):
             return [Finding(record_path, f"it does not vouch for {name}")]
         reason = _reason(path, entry, digests)
-        if reason is not None and not (name == "config.yaml" and _says_the_same(path, cfg)):
+        if reason is not None and not (name == "config.yaml" and _says_the_same(path, load, record)):
             found.append(Finding(path, reason))
     if found:
         names = ", ".join(finding.path.name for finding in found)
@@ -180,11 +187,10 @@ def _reason(path: Path, entry: dict[str, Any], digests: Digests | None) -> str |
     return None
 
 
-def _says_the_same(path: Path, cfg: Config) -> bool:
+def _says_the_same(path: Path, load: Callable[[Path], Config], record: dict[str, Any]) -> bool:
     """Whether a configuration, other bytes than recorded, decides the same numbers: one for other cores, for example,
     that a second driver wrote."""
-    load: Callable[[Path], Config] = load_sample_config if isinstance(cfg, SampleConfig) else load_build_config
     try:
-        return config_digest(load(path)) == config_digest(cfg)
+        return config_digest(load(path)) == record.get("config")
     except LambdaHatError:
         return False

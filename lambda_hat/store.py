@@ -49,6 +49,7 @@ __all__ = [
     "FileSystemClock",
     "Store",
     "check_folder",
+    "existing_store",
     "file_entry",
     "finite_or_none",
     "publish_run",
@@ -161,15 +162,16 @@ class Store:
     def inspect_target(
         self,
         target_id: str,
-        cfg: BuildConfig,
+        cfg: BuildConfig | None,
         thorough: bool = False,
         move: bool = True,
         digests: Digests | None = None,
     ) -> tuple[TargetStatus, list[Damage]]:
         """A target's status, what is damaged or another's set aside: a target whose record is gone is built again.
 
-        thorough: read every file and hold it against its checksum, not only the record and all sizes; with `digests`,
-        each file once. move: False tells what is wrong, and leaves it where it is.
+        cfg: what it should be; None: what its own files say. thorough: read every file and hold it against its
+        checksum, not only the record and all sizes; with `digests`, each file once. move: False tells what is wrong,
+        and leaves it where it is.
         Raises StoreError where the system refuses to read, StoreUnwritable where nothing can be moved.
         """
         directory = self.target_dir(target_id)
@@ -184,7 +186,7 @@ class Store:
         self,
         target_id: str,
         run_id: str,
-        cfg: SampleConfig,
+        cfg: SampleConfig | None,
         thorough: bool = False,
         move: bool = True,
         digests: Digests | None = None,
@@ -253,6 +255,14 @@ def _refused_as(words: str, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(f"{words}: {error.strerror or error}; {remedy}") from None
+
+
+def existing_store(root: Path) -> Store:
+    """The store at `root`; StoreError where there is none."""
+    store = Store(root)
+    if not store.targets_dir.is_dir():
+        raise StoreError(f"{store.root}: no store there; name one with --store DIR, or run python flows/packed.py")
+    return store
 
 
 def check_folder(path: Path, what: str, remedy: str) -> None:

@@ -1,4 +1,4 @@
-"""`lambda-hat`: build a target, sample a run, collect the table, list the store, validate the samplers."""
+"""`lambda-hat`: build a target, sample a run, collect the table, list and verify the store, validate the samplers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lambda_hat
-from lambda_hat.entrypoints import build_target, sample, validate
-from lambda_hat.errors import EXIT_OK, StoreError, run_command
-from lambda_hat.store import Store
+from lambda_hat.entrypoints import build_target, sample, validate, verify
+from lambda_hat.errors import EXIT_OK, LambdaHatError, run_command
+from lambda_hat.store import Store, existing_store
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,19 +37,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     ls.add_argument("--store", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     ls.set_defaults(run=_ls)
 
-    truth = commands.add_parser("validate", help="hold the samplers against targets whose exact answer is known")
+    files = commands.add_parser(
+        "verify", help="hold every file of a store against its checksum, and set aside what is damaged"
+    )
+    verify.add_arguments(files)
+    files.set_defaults(run=verify.run)
+
+    truth = commands.add_parser(
+        "validate", help="hold the samplers against targets whose exact answer is known; touches no store"
+    )
     validate.add_arguments(truth)
     truth.set_defaults(run=validate.run)
 
     args = parser.parse_args(argv)
     run_command(lambda: args.run(args))
-
-
-def _existing_store(root: Path) -> Store:
-    store = Store(root)
-    if not store.targets_dir.is_dir():
-        raise StoreError(f"{store.root}: no store there; name one with --store DIR, or run python flows/packed.py")
-    return store
 
 
 def _results(args: argparse.Namespace) -> int:
@@ -64,7 +65,7 @@ def _results(args: argparse.Namespace) -> int:
         store = Store(args.store)
         refs = [RunRef(r.target_id, r.run_id, study.targets[r.target_id], r.cfg) for r in study.runs]
     else:
-        store = _existing_store(args.store)
+        store = existing_store(args.store)
         refs = runs_in_store(store)
     table = collect(store, refs)
     path = write_table(table, args.results)
@@ -85,13 +86,15 @@ def _ls(args: argparse.Namespace) -> int:
 
     from lambda_hat.omegaconf_support import load_build_config
 
-    store = _existing_store(args.store)
+    store = existing_store(args.store)
     view = Table(box=None, padding=(0, 1), header_style="bold")
     for name in ("target", "what", "status", "runs", "finished", "failed"):
         view.add_column(name, justify="right" if name in ("runs", "finished", "failed") else "left", no_wrap=True)
     for target_id in store.target_ids():
-        config = store.target_dir(target_id) / "config.yaml"
-        label = load_build_config(config).label if config.is_file() else "?"
+        try:
+            label = load_build_config(store.target_dir(target_id) / "config.yaml").label
+        except LambdaHatError:
+            label = "?"
         states = [store.run_status(target_id, run_id) for run_id in store.run_ids(target_id)]
         view.add_row(
             target_id,
