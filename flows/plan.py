@@ -65,6 +65,10 @@ def make_plan(
     in_hand = runs_of_other_drivers(store, own_lease)
     is_over = functools.cache(lease_over)
     needed: set[str] = set()
+
+    def held(run: PlannedRun) -> bool:
+        return holder(store.run_dir(run.target_id, run.run_id), own_lease, is_over) is not None
+
     for run in study.runs:
         status, damages = store.inspect_run(run.target_id, run.run_id, run.cfg, move=not look_only)
         plan.damages.extend(damages)
@@ -74,9 +78,7 @@ def make_plan(
             plan.blocked_runs.append(run)
         elif status == "failed" and rerun is None:
             plan.failed_runs.append(run)
-        elif (run.target_id, run.run_id) in in_hand or holder(
-            store.run_dir(run.target_id, run.run_id), own_lease, is_over
-        ):
+        elif (run.target_id, run.run_id) in in_hand or held(run):
             plan.elsewhere.append(run)
         else:
             plan.runs.append(run)

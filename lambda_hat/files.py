@@ -25,6 +25,7 @@ _NO_WRITING = {
     errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO,
 }  # fmt: skip
 """The disk is full, a quota used up, the permission gone, or the file system."""
+_READS = 3
 _PART = ".part"
 """How the names of files end that are being written."""
 
@@ -152,12 +153,16 @@ def read_json(path: Path) -> Any:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
+    for attempt in range(_READS):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            # An NFS client says ESTALE of a file that was replaced after it was opened.
+            if error.errno != errno.ESTALE or attempt == _READS - 1:
+                raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
+    raise AssertionError
 
 
 def _parsed(path: Path, data: bytes) -> Any:

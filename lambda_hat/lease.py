@@ -315,7 +315,19 @@ def is_here(record: dict[str, Any]) -> bool:
 def process_lives(record: dict[str, Any]) -> bool:
     """Whether the process of a record of this place still runs."""
     pid = record.get("pid")
-    return isinstance(pid, int) and _start_ticks(pid) == record.get("started")
+    if type(pid) is not int or pid <= 0:
+        return False
+    ticks = _start_ticks(pid)
+    if ticks is not None:
+        return ticks == record.get("started")
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        # Another user's, which a /proc that hides processes does not show.
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def _start_ticks(pid: int) -> str | None:

@@ -126,6 +126,7 @@ class Store:
                     write_bytes_atomic(probe, bytes(PROBE_BYTES))
                 finally:
                     probe.unlink(missing_ok=True)
+            remove_litter(directory)
 
     def target_status(self, target_id: str) -> TargetStatus:
         directory = self.target_dir(target_id)

@@ -167,6 +167,24 @@ def test_reading_refused_names_the_file(tmp_path):
     assert read_json_or_none(tmp_path / "absent") is None
 
 
+def test_a_file_replaced_on_a_server_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    path = tmp_path / "r.json"
+    write_json_atomic(path, [1])
+    read, refusals = type(path).read_bytes, [1, 2]
+
+    def stale(path):
+        if refusals:
+            refusals.pop()
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(path)
+
+    monkeypatch.setattr(type(path), "read_bytes", stale)
+    assert read_json(path) == [1]
+    refusals.extend([1, 2, 3])
+    with pytest.raises(StoreError, match="cannot be read: Stale file handle"):
+        read_json(path)
+
+
 RECORD = {"a": 0.1, "b": [None, 1e300, -0.0], "c": {"é": "x\n"}, "seed": 2**63, "verdict": "ok", "n": 0}
 
 

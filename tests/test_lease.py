@@ -135,6 +135,26 @@ def test_states_of_a_driver_on_this_host(tmp_path):
     assert lease_state(tmp_path / "driver_none.lease") == "dead"
 
 
+def test_a_process_of_another_user_may_be_hidden(tmp_path, monkeypatch):
+    """/proc mounted with hidepid shows nothing of it, yet the system knows it."""
+    path = leave(tmp_path, "theirs", **whoami())
+    monkeypatch.setattr(lease_module, "_start_ticks", lambda pid: None)
+    known = {os.getpid()}
+
+    def kill(pid, number):
+        raise PermissionError(1, "not yours") if pid in known else ProcessLookupError(3, "no such process")
+
+    monkeypatch.setattr(os, "kill", kill)
+    assert lease_state(path) == "live"
+    known.clear()
+    assert lease_state(path) == "dead"
+
+
+@pytest.mark.parametrize("pid", [None, "1", 0, -1, 2**80, True])
+def test_a_process_number_that_is_none(tmp_path, pid):
+    assert lease_state(leave(tmp_path, "x", **{**whoami(), "pid": pid})) == "dead"
+
+
 @pytest.mark.parametrize(
     ("age", "state", "expected", "over"),
     [

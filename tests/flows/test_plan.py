@@ -123,6 +123,9 @@ def test_claimed_runs_are_left_to_their_owner(study, tmp_path):
     assert make_plan(store, study).elsewhere == [run]
     claim.release()
     assert make_plan(store, study).elsewhere == []
+    # One that is being written, as far as can be told.
+    (store.run_dir(run.target_id, run.run_id) / "claim-2").write_bytes(b"")
+    assert make_plan(store, study).elsewhere == [run]
 
 
 def _pack(store, under, runs, name="20261125-031500-{mark}-0-0000", **changes):
