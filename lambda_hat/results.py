@@ -19,7 +19,9 @@ from lambda_hat.id_utils import canonical_json, identity_payload, trajectory_id
 from lambda_hat.omegaconf_support import load_build_config, load_sample_config
 from lambda_hat.paths import moving_dim
 from lambda_hat.posterior import posterior_for
-from lambda_hat.store import Store, read_json, read_record, remove_litter, write_bytes_atomic
+from lambda_hat.store import Store, error_line, read_record, remove_litter, write_bytes_atomic
+
+__all__ = ["SCHEMA", "TABLE_NAME", "RunRef", "collect", "error_line", "runs_in_store", "to_frame", "write_table"]
 
 TABLE_NAME = "llc_runs.parquet"
 
@@ -218,17 +220,6 @@ def _posterior_columns(cfg: SampleConfig, n: int | None, dim: int | None) -> dic
         return {}
     posterior = posterior_for(cfg, n, dim)
     return {"beta": posterior.n_beta / n, "gamma": posterior.gamma, "n_beta": posterior.n_beta}
-
-
-def error_line(path: Path) -> str:
-    """One line of an `error.json`: the kind of error, its message, and where."""
-    try:
-        record = read_json(path)
-        message = record["message"].strip().splitlines() or [""]
-        where = f" (rank {record['rank']} on {record['host']})" if "rank" in record else ""
-        return f"{record['type']}: {message[0]}{where}"
-    except (LambdaHatError, OSError, KeyError, TypeError, AttributeError):
-        return f"{path} cannot be read"
 
 
 def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -49,6 +49,7 @@ __all__ = [
     "FileSystemClock",
     "Store",
     "check_folder",
+    "error_line",
     "existing_store",
     "file_entry",
     "finite_or_none",
@@ -294,6 +295,17 @@ def _check_same(path: Path, stored: BuildConfig | SampleConfig, asked: BuildConf
         f"{path}: the stored configuration differs from the one asked for in {', '.join(differing)}, though the id is "
         "the same; the file was edited or the store is damaged: move that folder away and run again"
     )
+
+
+def error_line(path: Path) -> str:
+    """One line of an `error.json`: the kind of error, its message, and where."""
+    record = read_json_or_none(path)
+    try:
+        message = record["message"].strip().splitlines() or [""]
+        where = f" (rank {record['rank']} on {record['host']})" if "rank" in record else ""
+        return f"{record['type']}: {message[0]}{where}"
+    except (KeyError, TypeError, AttributeError):
+        return f"{path} cannot be read"
 
 
 def write_config(directory: Path, cfg: BuildConfig | SampleConfig) -> bytes:
