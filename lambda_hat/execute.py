@@ -9,7 +9,7 @@ import platform
 import socket
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,15 +20,18 @@ import numpy as np
 from lambda_hat.config import BuildConfig, SampleConfig
 from lambda_hat.cores import xla_cores
 from lambda_hat.diagnostics import Summary, summarize
-from lambda_hat.errors import LambdaHatError
+from lambda_hat.drain import Drain
+from lambda_hat.errors import CorruptArtifact, LambdaHatError
 from lambda_hat.id_utils import checkpoint_ids, random_identity, target_id_for, trajectory_id
+from lambda_hat.memory import memory_of_node
 from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.posterior import Posterior, posterior_for
 from lambda_hat.samplers import Draws, sample
-from lambda_hat.store import write_bytes_atomic, write_config, write_json_atomic
+from lambda_hat.samplers.chunks import Chunks
+from lambda_hat.store import publish_run, write_config, write_json_atomic
 from lambda_hat.targets import Target, build_checkpoints, build_target, load_target, save_target, true_llc_t
 
-ANALYSIS_FORMAT = 2
+CHECKPOINT = "checkpoint.npz"
 
 
 def build_into(directory: Path, cfg: BuildConfig) -> tuple[Target, list[str]]:
@@ -64,22 +67,59 @@ def _build_all_checkpoints(directory: Path, cfg: BuildConfig) -> tuple[Target, l
     return target, info["warnings"]
 
 
-def sample_into(run_dir: Path, target_dir: Path, cfg: SampleConfig, context: dict[str, Any] | None = None) -> dict:
+def sample_into(
+    run_dir: Path,
+    target_dir: Path,
+    cfg: SampleConfig,
+    context: dict[str, Any] | None = None,
+    drain: Drain | None = None,
+    ranks_on_node: int = 1,
+    set_aside: Callable[[Path, str], object] | None = None,
+) -> dict:
     """Sample one run, publish `config.yaml`, `trace.nc` and, last, `analysis.json` in `run_dir`; return the analysis.
 
-    `context` (rank, pack_id, ...) is kept with the analysis and decides nothing.
-    Raises TargetNotBuilt, CorruptArtifact, or what the sampler raises.
+    It goes on from `checkpoint.npz` where an earlier try has left one; a damaged one is given to `set_aside(path,
+    reason)`, and the run begins anew. context: kept with the analysis (rank, pack_id, ...), and decides nothing.
+    ranks_on_node: how many processes share the memory.
+    Raises Paused, after the state has been kept, where `drain` asks for it; TargetNotBuilt, CorruptArtifact of the
+    target, TooLarge, StoreUnwritable, or what the sampler raises.
     """
     started = time.time()
     whole, build = _load(target_dir)
-    write_config(run_dir, cfg)
-    target, posterior, draws, summary = estimate(whole, cfg)
+    config = write_config(run_dir, cfg)
+    checkpoint = run_dir / CHECKPOINT
+    memory = _memory_of_rank(ranks_on_node)
+
+    def chunks() -> Chunks:
+        return Chunks(checkpoint, cfg.runtime.checkpoint_every, drain, memory)
+
+    try:
+        resumed = chunks()
+        resumed.load()
+        target, posterior, draws, summary = estimate(whole, cfg, resumed)
+    except CorruptArtifact as damage:
+        (set_aside or _beside)(checkpoint, str(damage))
+        target, posterior, draws, summary = estimate(whole, cfg, chunks())
+    trace = _trace_bytes(draws, target.loss_at_w_star, posterior.n_beta)
     analysis = _analysis(cfg, build, target, posterior, draws, summary)
     analysis |= where_am_i() | (context or {}) | {"started": started, "seconds_total": time.time() - started}
-    write_bytes_atomic(run_dir / "trace.nc", _trace_bytes(draws, target.loss_at_w_star, posterior.n_beta))
-    write_json_atomic(run_dir / "analysis.json", analysis)
-    (run_dir / "error.json").unlink(missing_ok=True)
+    publish_run(run_dir, cfg, config, trace, analysis)
     return analysis
+
+
+def _beside(path: Path, reason: str) -> None:
+    """Set a file aside where there is no store to do it."""
+    path.replace(path.with_name(f"{path.name}.damaged"))
+
+
+def _memory_of_rank(ranks_on_node: int) -> int | None:
+    """Bytes that a run may take: the device's, else this rank's share of the node's."""
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    return memory_of_node() // ranks_on_node
 
 
 class Estimate(NamedTuple):
@@ -91,15 +131,15 @@ class Estimate(NamedTuple):
     summary: Summary
 
 
-def estimate(target: Target, cfg: SampleConfig) -> Estimate:
-    """Sample `target` as `cfg` says, and summarise the draws.
+def estimate(target: Target, cfg: SampleConfig, chunks: Chunks | None = None) -> Estimate:
+    """Sample `target` as `cfg` says, and summarise the draws. chunks: as of `samplers.sample`.
 
-    Raises ConfigError where `cfg.restrict` matches nothing, or the sampler cannot take the target.
+    Raises ConfigError where `cfg.restrict` matches nothing, or the sampler cannot take the target; Paused, TooLarge.
     """
     if cfg.restrict is not None:
         target = target.restricted(cfg.restrict)
     posterior = posterior_for(cfg, target.n, target.dim)
-    draws = sample(target, cfg, random_identity(cfg))
+    draws = sample(target, cfg, random_identity(cfg), chunks)
     return Estimate(target, posterior, draws, summarize(draws, target.loss_at_w_star, posterior.n_beta))
 
 
@@ -189,8 +229,6 @@ def _analysis(
     llc_t = true_llc_t(build, posterior.n_beta, posterior.gamma) if whole else None
     reference = llc_t if llc_t is not None else target.true_llc
     return {
-        "format": ANALYSIS_FORMAT,
-        "target_id": cfg.target_id,
         "sampler": cfg.name,
         **asdict(summary),
         "loss_at_w_star": target.loss_at_w_star,

@@ -3,6 +3,9 @@
 A thread on rank 0 answers the claims of the other ranks; rank 0's main thread claims through a lock. The thread answers
 within milliseconds while rank 0 computes, because XLA releases the interpreter lock. (A passive-target RMA counter
 stalls for as long as rank 0 is inside an XLA call; `mpi4py.futures` keeps rank 0 from working.)
+
+Where rank 0 drains, nothing more is handed out, and it tells the others, which look for the message between the chunks
+of what they compute.
 """
 
 from __future__ import annotations
@@ -18,12 +21,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from lambda_hat.drain import Drain
 from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, LaunchError
 
-CLAIM, ANSWER = 1, 2
+CLAIM, ANSWER, DRAIN = 1, 2, 3
 POLL_SHORTEST, POLL_LONGEST = 0.0005, 0.005
 """Seconds between two looks for a message. Idle ranks sleep in between: a blocking receive spins, and would take the
 core from a rank that computes."""
+
+LEAST_SECONDS = 10.0
+"""Before the deadline in which a run that no allocation is long enough for is not begun any more: it would hardly get
+beyond compiling."""
+LEFT = "left"
+"""Outcome of items that were not handed out."""
 
 LAST_WORDS = 0.5
 """Seconds before an abort: Hydra ends the job at once, and drops what it has not yet read of a rank's output."""
@@ -115,6 +125,8 @@ class Item:
     """Expected seconds."""
     program: str | None = None
     """Items of equal program share compiled code, so the second one on a rank is cheaper than the first."""
+    alone: bool = False
+    """Goes out after all others, and with nothing else under way: it is suspected of killing its rank."""
 
 
 class Handout:
@@ -123,9 +135,13 @@ class Handout:
     Items go out in the given order, longest first, with two exceptions. One whose need is still under way is passed
     over. And of the items that cost at least half as much as the next one, a rank gets one whose program it has
     compiled already, else one whose program no rank has: compiling often costs more than sampling.
+
+    Nothing goes out once `drain` asks for it, and no item that its expected seconds, corrected by what the items before
+    took, would carry over the deadline; one that is longer than the whole time that there was is begun all the same,
+    because it would not fit into another allocation either.
     """
 
-    def __init__(self, items: Sequence[Item]):
+    def __init__(self, items: Sequence[Item], drain: Drain | None = None):
         known: set[str] = set()
         for item in items:
             if item.needs is not None and item.needs not in known:
@@ -134,21 +150,35 @@ class Handout:
                 raise ValueError(f"{item.key} is listed twice")
             known.add(item.key)
         self._waiting = list(items)
-        self._under_way: set[str] = set()
+        self._drain = drain or Drain()
+        self._whole_time = self._drain.time_left
+        self._under_way: dict[str, tuple[Item, float]] = {}
+        """With the time at which it went out."""
+        self._taken = self._expected = 0.0
+        """Seconds of what has ended."""
         self._ended: set[str] = set()
+        self._unfit: list[str] = []
         self._programs: dict[int, set[str]] = defaultdict(set)
         self._changed = threading.Condition()
         self.outcomes: Counter[str] = Counter()
 
     @property
     def done(self) -> bool:
-        """Every item has ended."""
-        return not self._waiting and not self._under_way
+        """Every item has ended, or will not go out."""
+        return not self._under_way and (not self._waiting or self._drain.reason is not None)
+
+    @property
+    def left(self) -> list[str]:
+        """Items that were not handed out, and are not going to be."""
+        return [*self._unfit, *(item.key for item in self._waiting)]
 
     def end(self, key: str, outcome: str) -> None:
         """Item `key`, handed out before, has ended."""
         with self._changed:
-            self._under_way.remove(key)
+            item, begun = self._under_way.pop(key)
+            if item.cost > 0:
+                self._taken += time.monotonic() - begun
+                self._expected += item.cost
             self._ended.add(key)
             self.outcomes[outcome] += 1
             self._changed.notify_all()
@@ -156,15 +186,30 @@ class Handout:
     def take(self, rank: int) -> str | None:
         """An item for `rank`, or None where there is none now."""
         with self._changed:
-            ready = [item for item in self._waiting if item.needs is None or item.needs in self._ended]
-            if not ready:
+            if self._drain.reason is not None:
                 return None
-            item = self._choose(rank, ready)
+            ready = [item for item in self._waiting if item.needs is None or item.needs in self._ended]
+            for item in [item for item in ready if not self._fits(item)]:
+                ready.remove(item)
+                self._waiting.remove(item)
+                self._unfit.append(item.key)
+            if any(item.alone for item, _ in self._under_way.values()):
+                return None
+            together = [item for item in ready if not item.alone]
+            if not together and (self._under_way or not ready):
+                return None
+            item = self._choose(rank, together) if together else ready[0]
             self._waiting.remove(item)
-            self._under_way.add(item.key)
+            self._under_way[item.key] = (item, time.monotonic())
             if item.program is not None:
                 self._programs[rank].add(item.program)
             return item.key
+
+    def _fits(self, item: Item) -> bool:
+        expected = item.cost * (self._taken / self._expected if self._expected else 1.0)
+        if expected > self._whole_time:
+            return self._drain.time_left > min(LEAST_SECONDS, 0.5 * self._whole_time)
+        return expected <= self._drain.time_left
 
     def _choose(self, rank: int, ready: list[Item]) -> Item:
         if ready[0].program is None:
@@ -182,32 +227,52 @@ class Handout:
                 key = self.take(rank)
                 if key is not None or self.done:
                     return key
-                self._changed.wait()
+                # Not for ever: the drain is no event of this hand-out's.
+                self._changed.wait(1.0)
 
 
-def dispatch(world: World, items: Sequence[Item], do: Callable[[str], str]) -> Counter[str]:
-    """Call `do(key)` once for every item, on whichever rank is free, and count what it returned, on all ranks alike.
+def dispatch(world: World, items: Sequence[Item], do: Callable[[str], str], drain: Drain | None = None) -> Counter[str]:
+    """Call `do(key)` once for every item, on whichever rank is free, and count what it returned, on all ranks alike;
+    items that were not handed out are counted as `left`.
 
-    Called by every rank; `items` matters on rank 0 only. A rank that finds nothing left stays, asleep, until every item
-    of every rank has ended, so nothing is under way anywhere when this returns. An exception out of `do` must end the
-    job (`install_abort_hooks`); the other ranks would wait for its item.
+    Called by every rank; `items` matters on rank 0 only. `drain`: as of `Handout`; that of another rank is asked for
+    when that of rank 0 is. A rank that finds nothing left stays, asleep, until every item of every rank has ended, so
+    nothing is under way anywhere when this returns. An exception out of `do` must end the job (`install_abort_hooks`);
+    the other ranks would wait for its item.
     """
+    drain = drain or Drain()
     if world.rank > 0:
-        return _work_remotely(world.comm, world.rank, do)
-    handout = Handout(items)
+        return _work_remotely(world.comm, world.rank, do, drain)
+    handout = Handout(items, drain)
     if world.size > 1:
         coordinator = threading.Thread(
-            target=_answer_claims, args=(world.comm, world.size, handout), name="coordinator", daemon=True
+            target=_answer_claims, args=(world.comm, world.size, handout, drain), name="coordinator", daemon=True
         )
         coordinator.start()
     while (key := handout.wait_and_take(world.rank)) is not None:
         handout.end(key, do(key))
     if world.size > 1:
         coordinator.join()
-    return handout.outcomes
+    return outcomes_of(handout)
 
 
-def _work_remotely(comm: Any, rank: int, do: Callable[[str], str]) -> Counter[str]:
+def outcomes_of(handout: Handout) -> Counter[str]:
+    """How many items ended how; those that were not handed out are `left`."""
+    return handout.outcomes + Counter({LEFT: len(handout.left)})
+
+
+def _work_remotely(comm: Any, rank: int, do: Callable[[str], str], drain: Drain) -> Counter[str]:
+    told = False
+
+    def heard() -> str | None:
+        nonlocal told
+        if not told and comm.iprobe(source=0, tag=DRAIN):
+            told = True
+            return comm.recv(source=0, tag=DRAIN)
+        return None
+
+    # Asked by this thread alone, which is the only one of this process to call MPI.
+    drain.listen(heard)
     ended: tuple[str, str] | None = None
     while True:
         # A claim carries the end of the item before it.
@@ -218,13 +283,17 @@ def _work_remotely(comm: Any, rank: int, do: Callable[[str], str]) -> Counter[st
             pause = min(pause * 1.2, POLL_LONGEST)
         key, outcomes = comm.recv(source=0, tag=ANSWER)
         if key is None:
+            outcomes, was_told = outcomes
+            if was_told and not told:
+                comm.recv(source=0, tag=DRAIN)
             return outcomes
         ended = (key, do(key))
 
 
-def _answer_claims(comm: Any, size: int, handout: Handout) -> None:
+def _answer_claims(comm: Any, size: int, handout: Handout, drain: Drain) -> None:
     """The coordinator's thread: ends when every other rank has been told that all is done."""
     idle: list[int] = []
+    told = False
     pause = POLL_SHORTEST
     while True:
         while comm.iprobe(tag=CLAIM):
@@ -235,9 +304,13 @@ def _answer_claims(comm: Any, size: int, handout: Handout) -> None:
             pause = POLL_SHORTEST
         while idle and (key := handout.take(idle[0])) is not None:
             comm.send((key, None), dest=idle.pop(0), tag=ANSWER)
+        if not told and drain.reason is not None:
+            told = True
+            for rank in range(1, size):
+                comm.send(drain.reason, dest=rank, tag=DRAIN)
         if handout.done and len(idle) == size - 1:
             for rank in idle:
-                comm.send((None, handout.outcomes), dest=rank, tag=ANSWER)
+                comm.send((None, (outcomes_of(handout), told)), dest=rank, tag=ANSWER)
             return
         time.sleep(pause)
         pause = min(pause * 1.2, POLL_LONGEST)

@@ -7,8 +7,13 @@ The second form needs no driver: it composes the study, builds the targets that 
 
 A pack file is JSON: `format` (1), `pack_id`, `store_root` (absolute), `cores_per_rank`, `expected_ranks` (or null),
 `runs` (target_id, run_id, config, cost in seconds; program, which runs that share compiled code have in common, where
-known), and where they are needed `builds` (target_id, config), for the ranks to build as well, `gpus_per_node` (0) and
-`ranks_per_gpu` (1).
+known), and where they are needed `builds` (target_id, config), for the ranks to build as well, `gpus_per_node` (0),
+`ranks_per_gpu` (1), `deadline` (seconds since the epoch; the variable LAMBDA_HAT_DEADLINE may bring it forward),
+`lease` (path of the driver's) and `suspects` (runs as "target_id/run_id" that may have killed their rank, handed out
+last and one at a time).
+
+At the deadline, on SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C, when the driver ends, and when the store cannot be written, the
+ranks drain: each keeps the state of its run in a checkpoint within seconds, and the pack ends by itself.
 
 With `gpus_per_node` above 0 each rank takes one GPU by its rank on the node, keeping to what the scheduler gave, and
 the whole pack stops where a rank sees none. With 0 the ranks compute on cores, and leave the node's GPUs alone, unless
@@ -16,7 +21,9 @@ the whole pack stops where a rank sees none. With 0 the ranks compute on cores, 
 
 Logs go to the pack's folder in the store: `rank-0000.log` has what the rank printed, native libraries included, and
 `rank-0000.jsonl` its events: `start`, `ready`, `build_start`, `build_end`, `run_start`, `run_end` and `end`. Every run
-has one `run_end`, with `status` (finished, failed or blocked), `seconds`, and the `reason` where it is not finished.
+that was handed out has one `run_end`, with `seconds`, the `reason` where it is not finished, and `status`: finished,
+failed, blocked (its target is not there), paused (its state is kept; `advanced` where it got further), left (not begun;
+`store_error` where the store could not be written) or elsewhere (another process samples it). `drain` has a `reason`.
 `refused`, with a `reason`, stands where a rank could not start as the pack asks.
 """
 
@@ -27,6 +34,7 @@ import contextlib
 import faulthandler
 import hashlib
 import os
+import re
 import socket
 import sys
 import time
@@ -39,20 +47,25 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lambda_hat import claims
 from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS, BuildConfig, SampleConfig
 from lambda_hat.cores import Binding
+from lambda_hat.drain import Drain, earliest_deadline
 from lambda_hat.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_OK,
+    EXIT_UNFINISHED,
     ConfigError,
     CorruptArtifact,
     LambdaHatError,
     LaunchError,
+    Paused,
+    StoreUnwritable,
     run_command,
 )
 from lambda_hat.id_utils import canonical_json, run_id_for, target_id_for, trajectory_id
-from lambda_hat.lease import LEASE_VARIABLE, exit_when_lost
+from lambda_hat.lease import LEASE_VARIABLE, Lease, drain_when_lost
 from lambda_hat.omegaconf_support import build_dataclass, schema_for
 from lambda_hat.store import EventLog, Store, read_json, write_json_atomic
 from lambda_hat.workflow_config import Study, compose_study
@@ -61,14 +74,25 @@ from mpi.devices import (
     check_gpu,
     check_world,
     launcher_local_rank,
+    launcher_local_size,
     launcher_rank,
     launcher_size,
 )
-from mpi.dispatch import Item, World, dispatch, install_abort_hooks, start_mpi, to_stderr
+from mpi.dispatch import LEFT, Item, World, dispatch, install_abort_hooks, start_mpi, to_stderr
+from mpi.shared_memory import unlink_shared_memory
 
 PACK_FORMAT = 1
+_ID = re.compile(r"[\w-]+")
+"""Ids are names of folders in the store, and lead nowhere else."""
 PACK_KEYS = ("format", "pack_id", "store_root", "cores_per_rank", "expected_ranks", "runs")
-PACK_DEFAULTS = {"builds": [], "gpus_per_node": 0, "ranks_per_gpu": 1}
+PACK_DEFAULTS = {
+    "builds": [],
+    "gpus_per_node": 0,
+    "ranks_per_gpu": 1,
+    "deadline": None,
+    "lease": None,
+    "suspects": [],
+}
 
 PATIENCE = 3.0
 """Seconds by which a rank lets another one go first with a message that both have."""
@@ -99,8 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return error.exit_code
     install_abort_hooks(world)
+    drain = Drain()
+    drain.on_signals()
     try:
-        return _run_everywhere(world, args, started)
+        return _run_everywhere(world, args, drain, started)
     except LambdaHatError as error:
         if world.size == 1:
             raise
@@ -118,19 +144,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         world.abort(EXIT_INTERRUPTED)
 
 
-def _run_everywhere(world: World, args: argparse.Namespace, started: float) -> int:
+def _run_everywhere(world: World, args: argparse.Namespace, drain: Drain, started: float) -> int:
     pack = None
-    if world.rank == 0:
-        # One rank reads, so that every rank works from the same pack, and bad input is told once.
-        pack = load_pack(args)
-        check_world(world.size, pack["expected_ranks"], os.environ)
-    if world.comm is not None:
-        pack = world.comm.bcast(pack)
-    assert pack is not None
-    outcomes = run_pack(world, pack, started)
+    unlink_shared_memory(world.comm)
+    with contextlib.ExitStack() as stack:
+        if world.rank == 0:
+            # One rank reads, so that every rank works from the same pack, and bad input is told once.
+            pack = load_pack(args)
+            check_world(world.size, pack["expected_ranks"], os.environ)
+            pack |= {"deadline": earliest_deadline(pack["deadline"], os.environ), "lease": _lease_of(pack, stack)}
+        if world.comm is not None:
+            pack = world.comm.bcast(pack)
+        assert pack is not None
+        drain.deadline = pack["deadline"]
+        outcomes = run_pack(world, pack, drain, started)
     if args.experiments is None:
         return EXIT_OK
-    return EXIT_FAILED if outcomes["failed"] + outcomes["blocked"] else EXIT_OK
+    if outcomes["failed"] + outcomes["blocked"]:
+        return EXIT_FAILED
+    return EXIT_UNFINISHED if outcomes["paused"] + outcomes["left"] + outcomes["elsewhere"] else EXIT_OK
+
+
+def _lease_of(pack: Pack, stack: contextlib.ExitStack) -> str | None:
+    """The driver's lease; where no driver started this pack, one of its own, so that others see that its runs are being
+    sampled."""
+    lease = os.environ.get(LEASE_VARIABLE) or pack["lease"]
+    if lease or not pack["runs"]:
+        return lease
+    own = Lease(Store(pack["store_root"]).packs_dir)
+    # Nothing refers to it once the ranks have ended well.
+    stack.callback(own.path.unlink, missing_ok=True)
+    return str(stack.enter_context(own).path)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -218,11 +262,39 @@ def read_pack(path: Path) -> Pack:
     pack = PACK_DEFAULTS | pack
     for key, least in (("cores_per_rank", 1), ("gpus_per_node", 0), ("ranks_per_gpu", 1)):
         _at_least(f"{path}: {key}", pack[key], least)
+    _check_entries(path, pack)
     for entry in pack["builds"]:
         _same_id(path, entry["target_id"], target_id_for(_build_config(entry)))
     for entry in pack["runs"]:
         _same_id(path, entry["run_id"], run_id_for(_sample_config(entry)))
     return pack
+
+
+def _check_entries(path: Path, pack: Pack) -> None:
+    for key in ("pack_id", "store_root"):
+        _require(isinstance(pack[key], str), f"{path}: {key}", pack[key], "text")
+    if pack["expected_ranks"] is not None:
+        _at_least(f"{path}: expected_ranks", pack["expected_ranks"], 1)
+    ids = {"builds": ("target_id",), "runs": ("target_id", "run_id")}
+    for key, names in ids.items():
+        _require(isinstance(pack[key], list), f"{path}: {key}", pack[key], "a list")
+        for index, entry in enumerate(pack[key]):
+            where = f"{path}: {key}[{index}]"
+            _require(isinstance(entry, dict), where, entry, "a mapping")
+            for name in names:
+                text = entry.get(name)
+                _require(isinstance(text, str) and _ID.fullmatch(text), f"{where}: {name}", text, "an id")
+            _require(isinstance(entry.get("config"), dict), f"{where}: config", entry.get("config"), "a mapping")
+            if key == "runs":
+                cost, program = entry.get("cost"), entry.get("program")
+                costs = type(cost) in (int, float) and 0 <= cost < float("inf")
+                _require(costs, f"{where}: cost", cost, "seconds, a finite number of at least 0")
+                _require(program is None or isinstance(program, str), f"{where}: program", program, "text or null")
+
+
+def _require(holds: Any, name: str, value: Any, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name}: got {value!r:.80}, expected {expected}")
 
 
 def _at_least(name: str, value: Any, least: int) -> None:
@@ -237,7 +309,8 @@ def _same_id(path: Path, written: str, computed: str) -> None:
 
 def _build_config(entry: dict[str, Any]) -> BuildConfig:
     where = entry["target_id"]
-    kind = entry["config"].get("target", {}).get("kind")
+    target = entry["config"].get("target")
+    kind = target.get("kind") if isinstance(target, dict) else None
     return build_dataclass(schema_for(BUILD_SCHEMAS, kind, f"{where}: target.kind"), [(where, entry["config"])])
 
 
@@ -262,7 +335,7 @@ def pack_of_study(study: Study, cores_per_rank: int) -> Pack:
         if store.target_status(target_id) != "built":
             builds.append({"target_id": target_id, "config": asdict(study.targets[target_id])})
     content = canonical_json([[run["target_id"], run["run_id"]] for run in runs])
-    return {
+    return PACK_DEFAULTS | {
         "format": PACK_FORMAT,
         "pack_id": f"pack_{hashlib.sha1(content.encode()).hexdigest()[:8]}",
         "store_root": str(store.root),
@@ -285,8 +358,10 @@ def items_of(pack: Pack) -> list[Item]:
     builds = sorted(set(builders.values()), key=lambda t: (-waiting[t], t))
     runs = sorted(pack["runs"], key=lambda run: (-run["cost"], run["target_id"], run["run_id"]))
     items = [Item(target_id) for target_id in builds]
+    suspects = set(pack["suspects"])
     for run in runs:
-        items.append(Item(_key(run), builders.get(run["target_id"]), run["cost"], run.get("program")))
+        key = _key(run)
+        items.append(Item(key, builders.get(run["target_id"]), run["cost"], run.get("program"), key in suspects))
     return items
 
 
@@ -324,7 +399,7 @@ def describe_pack(pack: Pack) -> str:
 # Doing it
 
 
-def run_pack(world: World, pack: Pack, started: float) -> Counter[str]:
+def run_pack(world: World, pack: Pack, drain: Drain, started: float) -> Counter[str]:
     """This rank's part of the pack; returns how many items of all ranks had which outcome.
 
     `started` is the monotonic time at which the rank began.
@@ -341,18 +416,19 @@ def run_pack(world: World, pack: Pack, started: float) -> Counter[str]:
     with Console(folder / f"rank-{world.rank:04d}.log", f"[rank {world.rank}]") as console:
         install_abort_hooks(world, console.alarm)
         # A rank that leaves ends the launch, so one that looks often is enough for all of them.
-        exit_when_lost(os.environ.get(LEASE_VARIABLE), f"rank {world.rank}", 1.0 if world.rank == 0 else 10.0)
-        rank = Rank(world, pack, store, events, console)
+        drain_when_lost(pack["lease"], drain, f"rank {world.rank}", 1.0 if world.rank == 0 else 10.0)
+        rank = Rank(world, pack, store, drain, events, console)
         try:
             rank.begin(bind_rank(world.rank, pack["cores_per_rank"], pack["gpus_per_node"], pack["ranks_per_gpu"]))
         except LaunchError as error:
             events.append("refused", rank=world.rank, host=socket.gethostname(), reason=str(error))
             raise
-        outcomes = dispatch(world, items_of(pack), rank.do)
+        outcomes = dispatch(world, items_of(pack), rank.do, drain)
         rank.finish(time.monotonic() - started)
         if world.rank == 0:
             counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
-            console.say(f"{pack['pack_id']}: {counts}, on {world.size} ranks; {folder}")
+            stopped = "" if drain.reason is None else f"; stopped: {drain.reason}"
+            console.say(f"{pack['pack_id']}: {counts}, on {world.size} ranks; {folder}{stopped}")
     return outcomes
 
 
@@ -381,28 +457,38 @@ class Console:
     def say(self, line: str) -> None:
         """Print one line, with the rank before it, to the log and to where stdout went before the block."""
         for stream in (self._log, self._stdout):
-            # One write, so that the lines of different ranks stay whole.
-            stream.write(f"{self._prefix} {line}\n")
+            # A full disk costs the line. One write, so that the lines of different ranks stay whole.
+            with contextlib.suppress(OSError):
+                stream.write(f"{self._prefix} {line}\n")
 
     def alarm(self, text: str) -> None:
         """Print `text` to the log and to where stderr went before the block."""
         for stream in (self._log, self._stderr):
-            stream.write(f"{text}\n")
-            stream.flush()
+            with contextlib.suppress(OSError):
+                stream.write(f"{text}\n")
+                stream.flush()
 
 
 def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+
+
+def _print_traceback(error: BaseException) -> None:
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)
 
 
 class Rank:
     """One rank's work: does its items, each inside a guard, and writes the events."""
 
-    def __init__(self, world: World, pack: Pack, store: Store, events: EventLog, console: Console):
-        self._world, self._store, self._events, self._console = world, store, events, console
+    def __init__(self, world: World, pack: Pack, store: Store, drain: Drain, events: EventLog, console: Console):
+        self._world, self._store, self._drain, self._events, self._console = world, store, drain, events, console
+        self._lease = None if pack["lease"] is None else Path(pack["lease"])
         self._builds = {entry["target_id"]: entry for entry in pack["builds"]}
         self._runs = {_key(entry): entry for entry in pack["runs"]}
+        self._ranks_on_node = launcher_local_size(os.environ) or 1
         self._context = {"rank": world.rank, "pack_id": pack["pack_id"]}
         self._busy = 0.0
 
@@ -427,11 +513,12 @@ class Rank:
 
     def finish(self, seconds: float) -> None:
         """Write `end`: seconds inside builds and runs, and of the whole process."""
+        if self._drain.reason is not None:
+            self._events.append("drain", rank=self._world.rank, reason=self._drain.reason)
         self._events.append("end", rank=self._world.rank, busy=self._busy, seconds=seconds)
 
     def do(self, key: str) -> str:
-        """Build the target or run the run `key`, and return its outcome: `finished`, `failed` or `blocked`, with
-        `build` before it for a target."""
+        """Build the target or run the run `key`, and return its outcome, with `build` before it for a target."""
         begun = time.monotonic()
         try:
             return f"build {self._build(key)}" if key in self._builds else self._run(key)
@@ -445,10 +532,10 @@ class Rank:
             return end("finished", cached=True)
         try:
             self._execute.build_into(directory, _build_config(self._builds[target_id]))
+        except StoreUnwritable as error:
+            return self._cannot_write(end, error)
         except Exception as error:
-            self._execute.record_failure(directory, error, self._context)
-            traceback.print_exception(error)
-            return end("failed", reason=_sentence(error), see=str(directory / "error.json"))
+            return self._failed(end, directory, error)
         return end("finished")
 
     def _run(self, key: str) -> str:
@@ -456,17 +543,61 @@ class Rank:
         target_id, run_id = entry["target_id"], entry["run_id"]
         run_dir, target_dir = self._store.run_dir(target_id, run_id), self._store.target_dir(target_id)
         end = self._begin("run", target_id=target_id, run_id=run_id)
-        if self._store.run_status(target_id, run_id) == "finished":
+        if self._drain.reason is not None:
+            return end(LEFT, reason=self._drain.reason)
+        try:
+            claim = claims.take(run_dir, self._lease, **self._context)
+            if claim is None:
+                return end("elsewhere", reason=f"another process samples it: {_who(claims.holder(run_dir))}")
+            status = self._sample(entry, run_dir, target_dir, end)
+        except StoreUnwritable as error:
+            return self._cannot_write(end, error)
+        (claim.finished if status == "finished" else claim.release)()
+        return status
+
+    def _sample(self, entry: dict[str, Any], run_dir: Path, target_dir: Path, end: Callable[..., str]) -> str:
+        target_id = entry["target_id"]
+        if self._store.run_status(target_id, entry["run_id"]) == "finished":
             return end("finished", cached=True)
         if self._store.target_status(target_id) != "built":
             return end("blocked", reason=self._why_blocked(target_id))
+        cfg = _sample_config(entry)
         try:
-            analysis = self._execute.sample_into(run_dir, target_dir, _sample_config(entry), self._context)
+            analysis = self._execute.sample_into(
+                run_dir, target_dir, cfg, self._context, self._drain, self._ranks_on_node, self._store.set_aside
+            )
+        except Paused as pause:
+            return end("paused", reason=pause.reason, advanced=pause.advanced)
+        except StoreUnwritable:
+            raise
         except Exception as error:
-            self._execute.record_failure(run_dir, error, self._context)
-            traceback.print_exception(error)
-            return end("failed", reason=_sentence(error), see=str(run_dir / "error.json"))
+            damages = self._damages(error, target_id)
+            if damages:
+                return end("blocked", reason=f"its target was damaged, and is to be built again: {damages}")
+            return self._failed(end, run_dir, error)
         return end("finished", verdict=analysis["verdict"])
+
+    def _damages(self, error: Exception, target_id: str) -> str:
+        """What is wrong with the files of a target, which are set aside for that."""
+        if not isinstance(error, CorruptArtifact):
+            return ""
+        _, damages = self._store.inspect_target(target_id, None, thorough=True)
+        # Another rank may have been faster.
+        return "; ".join(map(str, damages)) or (str(error) if self._store.target_status(target_id) != "built" else "")
+
+    def _failed(self, end: Callable[..., str], directory: Path, error: Exception) -> str:
+        """Keep the failure of a build or a run with its traceback."""
+        try:
+            self._execute.record_failure(directory, error, self._context)
+        except StoreUnwritable as unwritable:
+            return self._cannot_write(end, unwritable)
+        _print_traceback(error)
+        return end("failed", reason=_sentence(error), see=str(directory / "error.json"))
+
+    def _cannot_write(self, end: Callable[..., str], error: StoreUnwritable) -> str:
+        """No other run could be kept either."""
+        self._drain.request(str(error))
+        return end(LEFT, reason=str(error), store_error=True)
 
     def _begin(self, what: str, **names: str) -> Callable[..., str]:
         """Write `<what>_start`. The function returned writes `<what>_end` and a line, and returns the status."""
@@ -488,6 +619,12 @@ class Rank:
             error = read_json(self._store.target_dir(target_id) / "error.json")
             return f"its target could not be built: {error['type']}: {error['message']}"
         return "its target is not built: no meta.json"
+
+
+def _who(record: dict[str, Any] | None) -> str:
+    if not record:
+        return "it has just ended"
+    return f"process {record.get('pid')} on {record.get('host')}, pack {record.get('pack_id')}"
 
 
 def _sentence(error: Exception) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lambda_hat import claims
+from lambda_hat.config import SampleConfig
 from lambda_hat.cores import bind_process
+from lambda_hat.drain import Drain, earliest_deadline
 from lambda_hat.entrypoints.build_target import make_folder
-from lambda_hat.errors import ConfigError, TargetNotBuilt, run_command
+from lambda_hat.errors import ConfigError, Paused, StoreError, StoreUnwritable, TargetNotBuilt, run_command
 from lambda_hat.id_utils import run_id_for
-from lambda_hat.lease import LEASE_VARIABLE, exit_when_lost
+from lambda_hat.lease import LEASE_VARIABLE, Lease, drain_when_lost
 from lambda_hat.omegaconf_support import load_sample_config
 
 
@@ -43,14 +47,47 @@ def run(args: argparse.Namespace) -> int:
             "--config-yaml F --target-dir D, or name its folder with --target-dir"
         )
     make_folder(run_dir)
-    exit_when_lost(os.environ.get(LEASE_VARIABLE), run_id)
+    drain = Drain(earliest_deadline(None, os.environ))
+    drain.on_signals()
+    lease = os.environ.get(LEASE_VARIABLE)
+    drain_when_lost(lease, drain, run_id)
     bind_process(cfg.runtime.cores_per_rank)
-    from lambda_hat.execute import recording_failure, sample_into
-
-    with recording_failure(run_dir):
-        analysis = sample_into(run_dir, target_dir, cfg)
+    with contextlib.ExitStack() as stack:
+        # Where no driver shows a sign of life for this process, it does so itself.
+        lease_path = Path(lease) if lease else _own_lease(run_dir, stack)
+        claim = claims.take(run_dir, lease_path)
+        if claim is None:
+            raise StoreError(f"{run_dir}: another process samples this run: {_who(claims.holder(run_dir))}")
+        try:
+            analysis = _sample(run_dir, target_dir, cfg, drain)
+        except BaseException:
+            claim.release()
+            raise
+        claim.finished()
     print(f"{run_id}: {describe(analysis)}; {run_dir}")
     return 0
+
+
+def _sample(run_dir: Path, target_dir: Path, cfg: SampleConfig, drain: Drain) -> dict:
+    from lambda_hat.execute import record_failure, sample_into
+
+    try:
+        return sample_into(run_dir, target_dir, cfg, drain=drain)
+    except (Paused, StoreUnwritable):
+        raise
+    except Exception as error:
+        record_failure(run_dir, error)
+        raise
+
+
+def _own_lease(run_dir: Path, stack: contextlib.ExitStack) -> Path:
+    own = Lease(run_dir)
+    stack.callback(own.path.unlink, missing_ok=True)
+    return stack.enter_context(own).path
+
+
+def _who(record: dict | None) -> str:
+    return f"process {record.get('pid')} on {record.get('host')}" if record else "it has just ended"
 
 
 def describe(analysis: dict) -> str:
