@@ -24,6 +24,8 @@ from lambda_hat.workflow_config import CONF_DIR
 from mpi.launch import Launch, LauncherChoice
 
 LOOPBACK = ("localhost", "::1")
+ONE_WORD = re.compile(r"[^\s\x00-\x1f\x7f]+")
+DIRECTIVE = re.compile(r"(#[^\x00-\x1f\x7f]*)?")
 SHELL_KEYS = ("worker_init", "scheduler_options")
 """Keys whose text a shell or a scheduler reads."""
 WALLTIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d{2})")
@@ -48,6 +50,8 @@ class SiteConfig:
     worker_init: str = ""
 
     def __post_init__(self):
+        if "\0" in self.worker_init:
+            raise ConfigError("worker_init: got a zero byte, expected lines of a shell")
         self.launcher  # noqa: B018 - refuses what it is made of
         for key, value in vars(self).items():
             if key.endswith(("_per_node", "_per_rank", "_per_gpu", "_per_pack", "_per_block", "_workers", "_blocks")):
@@ -208,6 +212,22 @@ class BatchBuilds:
     scheduler_options: str = ""
 
 
+def _check_directives(prefix: str, part: BatchSite | BatchBuilds) -> None:
+    """Refuse what would break the line of a job script that it stands in, or begin another one."""
+    for key in ("account", "partition", "qos", "constraint", "queue", "select_options", "address", "interface"):
+        value = getattr(part, key, None)
+        if value and not ONE_WORD.fullmatch(value):
+            raise ConfigError(
+                f"{prefix}{key}: got {value!r}, expected one word, since it stands in a line of a job script"
+            )
+    for line in part.scheduler_options.split("\n"):
+        if not DIRECTIVE.fullmatch(line):
+            raise ConfigError(
+                f"{prefix}scheduler_options: got the line {line!r}, expected lines that begin with #SBATCH or #PBS; "
+                "shell lines go into worker_init"
+            )
+
+
 @dataclass(frozen=True)
 class BatchSite(SiteConfig):
     """A scheduler is asked for blocks of nodes from a login node."""
@@ -233,6 +253,8 @@ class BatchSite(SiteConfig):
         for key, value in (("lost_blocks", self.lost_blocks), ("poll_seconds", self.poll_seconds)):
             if value < 1:
                 raise ConfigError(f"{key}: got {value}, expected an integer of at least 1")
+        for prefix, part in (("", self), ("builds.", self.builds)):
+            _check_directives(prefix, part)
         if self.max_blocks < self.min_blocks:
             raise ConfigError(f"max_blocks: got {self.max_blocks}, fewer than min_blocks = {self.min_blocks}")
 
