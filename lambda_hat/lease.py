@@ -134,12 +134,11 @@ def drain_when_lost(
     """Request the drain soon after the driver's end, and end this process where it is still there `grace` seconds
     later, as one inside a long compilation is; nothing happens without a lease.
 
-    period: seconds between two looks, at most SLOWEST_LOOK. grace: by default what is sure to end within GRACE.
+    period: seconds between two looks, SLOWEST_LOOK at most. grace: by default what is sure to end within GRACE.
     """
     if not path:
         return
-    if not 0 < period <= SLOWEST_LOOK:
-        raise ValueError(f"period: got {period}, expected more than 0 and at most {SLOWEST_LOOK} s")
+    period = min(period, SLOWEST_LOOK)
     # A renewal is seen up to a period late, and its absence another one.
     patience = GRACE - 3.0 - 2 * period if grace is None else grace
 
