@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from flows.scheduler import SCHEDULERS
 from flows.sites import BatchSite
 from lambda_hat.errors import LambdaHatError, SchedulerError
+from lambda_hat.lease import Lease
 
 if TYPE_CHECKING:
     from parsl.executors.status_handling import BlockProviderExecutor
@@ -26,8 +28,14 @@ FIRST_LOOK = 3.0
 class Blocks:
     """Watches the executors' blocks; `look` is called often, and asks the scheduler at the site's `poll_seconds`."""
 
-    def __init__(self, site: BatchSite, executors: Sequence[BlockProviderExecutor], say: Callable[[str], None]):
-        self._site, self._executors, self._say = site, executors, say
+    def __init__(
+        self,
+        site: BatchSite,
+        executors: Sequence[BlockProviderExecutor],
+        say: Callable[[str], None],
+        lease: Lease,
+    ):
+        self._site, self._executors, self._say, self._lease = site, executors, say, lease
         self._scheduler = SCHEDULERS[site.kind]
         self._states: dict[str, str] = {}
         self._refused: set[tuple[str, str]] = set()
@@ -37,8 +45,11 @@ class Blocks:
 
     def look(self) -> None:
         """Say what is new. Raises SchedulerError, with the scheduler's words, where an executor gets no blocks."""
+        known = len(self._states)
         for executor in self._executors:
             self._look_at(executor)
+        if len(self._states) > known:
+            self._note_jobs()
         if time.monotonic() >= self._next_look:
             self._ask()
 
@@ -58,10 +69,30 @@ class Blocks:
         return found
 
     def cancel(self) -> None:
-        """Take whatever is still in the queue out of it: Parsl leaves the blocks of an executor that it gave up."""
+        """Take whatever is still in the queue out of it: Parsl leaves the blocks of an executor that it gave up, and
+        those that it had no time to cancel."""
+        submitted = [job_id for executor in self._executors for job_id in list(executor.job_ids_to_block)]
+        for job_id in dict.fromkeys([*self._states, *submitted]):
+            if self._states.get(job_id) != "ended":
+                # One that has just ended is refused; the others are to go all the same.
+                with contextlib.suppress(LambdaHatError):
+                    self._scheduler.cancel(job_id, self._name_of(job_id))
+
+    def _note_jobs(self) -> None:
+        """Keep the jobs in the lease: the driver that follows this one, should it be killed, cancels them."""
+        self._lease.note_jobs(
+            [
+                {"scheduler": self._scheduler.name, "job_id": job_id, "name": self._name_of(job_id)}
+                for job_id in self._states
+            ]
+        )
+
+    def _name_of(self, job_id: str) -> str:
+        """The job's name, which Parsl gives to its script as well."""
         for executor in self._executors:
-            if executor.bad_state_is_set and executor.job_ids_to_block:
-                executor.provider.cancel(list(executor.job_ids_to_block))
+            if job_id in executor.provider.resources:
+                return Path(executor.provider.resources[job_id]["job_stderr_path"]).name.removesuffix(".stderr")
+        return ""
 
     def _look_at(self, executor: BlockProviderExecutor) -> None:
         for job_id in list(executor.job_ids_to_block):

@@ -10,14 +10,13 @@ from pathlib import Path
 
 from rich.table import Table
 
-from flows.plan import make_plan
 from flows.progress import StudyProgress
 from flows.rounds import POLL, log_tail
 from flows.scheduler import require_scheduler
 from flows.sites import BatchSite
 from flows.study import Flow
 from lambda_hat.errors import EXIT_FAILED, EXIT_OK
-from lambda_hat.lease import LEASE_VARIABLE
+from lambda_hat.lease import LEASE_VARIABLE, Lease
 from lambda_hat.preflight import COLUMNS, judge, read_reports, table
 from lambda_hat.store import write_json_atomic
 from mpi.launch import assume_launcher, find_launcher, launch_line
@@ -38,9 +37,9 @@ def check_site(flow: Flow, dry: bool) -> int:
         return EXIT_OK
     if isinstance(site, BatchSite):
         require_scheduler(site.kind).check_server()
-    runs = make_plan(flow.store, flow.study, "all").runs
+    runs = flow.plan("all", look_only=True).runs
     flow.make_folders()
-    with flow.workers() as workers:
+    with Lease(flow.store.packs_dir) as lease, flow.workers(lease) as workers:
         from flows.apps import run_pack
 
         pack_id = f"check_{workers.name}"

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import os
 import shlex
 import sys
-from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 if str(REPO_ROOT) not in sys.path:
     sys.path.insert(0, str(REPO_ROOT))
 
-from dataclasses import asdict  # noqa: E402
-
 from flows.check import check_site  # noqa: E402
 from flows.jobs import SCRIPT_VARIABLE, Job, submit_next  # noqa: E402
-from flows.plan import Plan, make_plan  # noqa: E402
-from flows.rounds import Round, explain, log_tail  # noqa: E402
+from flows.packs import PROGRAM, submit_packs  # noqa: E402
+from flows.plan import Plan  # noqa: E402
 from flows.scheduler import require_scheduler  # noqa: E402
 from flows.sites import BatchSite  # noqa: E402
 from flows.study import Flow, parse_options  # noqa: E402
-from lambda_hat.errors import EXIT_OK, EXIT_USAGE, ConfigError, LambdaHatError, run_command  # noqa: E402
-from lambda_hat.store import read_events, write_bytes_atomic, write_json_atomic  # noqa: E402
-from lambda_hat.workflow_config import PlannedRun  # noqa: E402
+from lambda_hat.errors import EXIT_OK, ConfigError, LambdaHatError, run_command  # noqa: E402
+from lambda_hat.store import write_bytes_atomic  # noqa: E402
 from mpi.launch import assume_launcher, find_launcher, launch_line  # noqa: E402
-
-PROGRAM = [sys.executable, str(REPO_ROOT / "mpi" / "run_pack.py")]
-PACK_FORMAT = 1
-LOOK_SECONDS = {"local": 0.2, "shared": 2.0}
-"""How often a pack's logs are read. A parallel filesystem should not feel it; packs that wait are looked at less."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         return check_site(flow, args.dry_run)
     if args.chain:
         flow.on_out_of_time = lambda: follow_up(flow)
-    return flow.run(submit, show_dry_run, args.dry_run)
+    return flow.run(submit_packs, show_dry_run, args.dry_run)
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -64,6 +53,8 @@ def check_options(args: argparse.Namespace) -> None:
                 )
         if args.chain and args.deadline is None:
             raise ConfigError("--chain: goes with --submit")
+    elif args.deadline is not None:
+        raise ConfigError("--deadline: goes without --submit; the job's walltime says when it ends")
     elif args.check:
         raise ConfigError("--check: goes without --submit; inside the job it is --site allocation --check")
     if args.chain is not None and args.chain < 0:
@@ -78,7 +69,7 @@ def submit_job(flow: Flow, args: argparse.Namespace) -> int:
     job = Job(site, flow.store, inner_words(flow, args), flow.rerun, args.chain or 0)
     path = job.script_path()
     script = job.render(path)
-    plan = make_plan(flow.store, flow.study, flow.rerun)
+    plan = flow.plan(flow.rerun, look_only=True)
     flow.show_plan(plan)
     print(script, end="")
     if args.dry_run:
@@ -125,136 +116,6 @@ def follow_up(flow: Flow) -> None:
         flow.say(f"the next job of the chain was not submitted: {error}")
         return
     flow.say(f"submitted job {job_id} to go on: {following}")
-
-
-def submit(flow: Flow, round_: Round) -> None:
-    """Submit the builds, then a pack per group of runs; each starts when its own targets have settled."""
-    from flows.apps import run_pack
-
-    round_.submit_builds()
-    site = flow.site
-    for index, runs in enumerate(round_.plan.packs(flow.study.settings.pack)):
-        pack_id = f"pack_{round_.name}-{index:04d}"
-        directory = flow.store.pack_dir(pack_id)
-        pack_file = directory / "pack.json"
-        write_json_atomic(pack_file, pack_record(flow, pack_id, runs))
-        round_.pack_dirs.append(directory)
-        future = run_pack(
-            [*PROGRAM, str(pack_file)],
-            site.launcher,
-            site.cores_per_rank,
-            site.gpus_per_node,
-            str(directory / "stdout.log"),
-            str(directory / "stderr.log"),
-            round_.environment,
-            sign_of_life=f"{glob.escape(str(directory))}/rank-*.jsonl",
-            inputs=round_.settled({run.target_id for run in runs}),
-            parsl_resource_specification=site.resources,
-        )
-        follow = follow_pack(round_, directory, runs)
-        round_.watch(follow, LOOK_SECONDS["local" if site.kind == "local" else "shared"])
-        round_.on_done(future, pack_ended(round_, directory, runs, follow))
-
-
-def pack_record(flow: Flow, pack_id: str, runs: list[PlannedRun]) -> dict:
-    """What `mpi/run_pack.py` reads."""
-    return {
-        "format": PACK_FORMAT,
-        "pack_id": pack_id,
-        "store_root": str(flow.store.root),
-        "cores_per_rank": flow.site.cores_per_rank,
-        "expected_ranks": flow.site.resources["num_ranks"],
-        "gpus_per_node": flow.site.gpus_per_node,
-        "ranks_per_gpu": flow.site.ranks_per_gpu,
-        "builds": [],
-        "runs": [
-            {
-                "target_id": run.target_id,
-                "run_id": run.run_id,
-                "config": asdict(run.cfg),
-                "cost": run.cost,
-                "program": run.program,
-            }
-            for run in runs
-        ],
-    }
-
-
-def follow_pack(round_: Round, directory: Path, runs: list[PlannedRun]) -> Callable[[], bool]:
-    """A function that reads what the ranks have written since its last call, and returns whether there is anything."""
-    offsets: dict[Path, int] = {}
-    planned = {(run.target_id, run.run_id): run for run in runs}
-
-    def look() -> bool:
-        for log in sorted(directory.glob("rank-*.jsonl")):
-            events, offsets[log] = read_events(log, offsets.get(log, 0))
-            for event in events:
-                if event["event"] != "run_end":
-                    continue
-                run = planned.pop((event["target_id"], event["run_id"]), None)
-                if run is not None:
-                    words = [str(event[key]) for key in ("status", "reason", "verdict") if key in event]
-                    sentence = f"{': '.join(words)} in {event['seconds']:.1f} s on rank {event['rank']}"
-                    round_.run_ended(run, sentence, failed=event["status"] != "finished")
-        return bool(offsets)
-
-    return look
-
-
-def pack_ended(
-    round_: Round, directory: Path, runs: list[PlannedRun], follow: Callable[[], bool]
-) -> Callable[[Future], None]:
-    """What to say when a pack is over: how many of its runs are there, and why any are not."""
-
-    def then(future: Future) -> None:
-        follow()
-        round_.unwatch(follow)
-        store = round_.flow.store
-        states = [store.run_status(run.target_id, run.run_id) for run in runs]
-        blocked = sum(store.target_status(run.target_id) == "failed" for run in runs)
-        sentence = f"{directory.name}: {states.count('finished')} of {len(runs)} runs finished"
-        lost = states.count("pending") - blocked
-        if future.exception() is None and future.result() == 0 and lost <= 0:
-            round_.progress.finished("packs", sentence)
-            return
-        if future.exception() is None and future.result() == EXIT_USAGE:
-            round_.refusals.append(last_line(directory / "stderr.log").removeprefix("error: "))
-        if is_lost_block(future.exception()):
-            round_.progress.finished("packs", f"{sentence}, {lost_with_block(round_, directory, lost)}", failed=True)
-            return
-        reason = explain(future, directory / "error.json", directory / "stderr.log")
-        if not (directory / "stderr.log").is_file() or not (directory / "stderr.log").stat().st_size:
-            reason += log_tail(directory / "stdout.log")
-        round_.progress.finished("packs", f"{sentence}, {lost} lost: {reason}", failed=True)
-
-    return then
-
-
-def is_lost_block(failure: BaseException | None) -> bool:
-    """Whether a pack failed because the nodes that it ran on are gone."""
-    from parsl.executors.high_throughput.errors import ManagerLost
-
-    return isinstance(failure, ManagerLost)
-
-
-def lost_with_block(round_: Round, directory: Path, lost: int) -> str:
-    """What became of the runs of a pack whose block is gone, and where to read why."""
-    jobs = round_.blocks.lost("packs") if round_.blocks is not None else {}
-    which = f"job {', '.join(jobs)} ended: " if jobs else ""
-    then = "they are packed again" if round_.flow.study.settings.retries else "the same command samples them"
-    logs = [directory, *jobs.values()]
-    sentence = (
-        f"{lost} lost with their block ({which}cancelled, out of time, or a node failed); {then}, what is finished is "
-        f"kept; logs: {' and '.join(map(str, logs))}"
-    )
-    return sentence + "".join(map(log_tail, jobs.values()))
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log that a person wants to read: of an error, where there is one."""
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    errors = [line for line in lines if "error: " in line]
-    return (errors or lines or [f"see {log}"])[-1]
 
 
 def show_dry_run(flow: Flow, plan: Plan) -> None:

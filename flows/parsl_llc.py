@@ -13,9 +13,9 @@ if str(REPO_ROOT) not in sys.path:
     sys.path.insert(0, str(REPO_ROOT))
 
 from flows.plan import Plan  # noqa: E402
-from flows.rounds import Round, explain, module_command  # noqa: E402
+from flows.rounds import Round, explain, is_lost_block, log_tail, module_command  # noqa: E402
 from flows.study import Flow, parse_options  # noqa: E402
-from lambda_hat.errors import run_command  # noqa: E402
+from lambda_hat.errors import EXIT_UNFINISHED, run_command  # noqa: E402
 from lambda_hat.store import write_config  # noqa: E402
 from lambda_hat.workflow_config import PlannedRun  # noqa: E402
 
@@ -51,9 +51,20 @@ def run_ended(round_: Round, run: PlannedRun, directory: Path) -> Callable[[Futu
     """What to say when a run's process is over."""
 
     def then(future: Future) -> None:
-        finished = round_.flow.store.run_status(run.target_id, run.run_id) == "finished"
-        reason = "finished" if finished else explain(future, directory / "error.json", directory / "sample.err")
-        round_.run_ended(run, reason, failed=not finished)
+        outcome = round_.outcome
+        status = round_.flow.store.run_status(run.target_id, run.run_id)
+        if status == "finished":
+            outcome.advanced = True
+            round_.run_ended(run, "finished", failed=False)
+        elif future.exception() is None and future.result() == EXIT_UNFINISHED:
+            # It was paused with a checkpoint, or not begun.
+            outcome.causes["time"] += 1
+            outcome.out_of_time = True
+            round_.run_goes_on(run, f"goes on later{log_tail(directory / 'sample.err')}")
+        else:
+            reason = explain(future, directory / "error.json", directory / "sample.err")
+            outcome.causes["block" if is_lost_block(future.exception()) else "launch"] += status == "pending"
+            round_.run_ended(run, reason, failed=True)
 
     return then
 

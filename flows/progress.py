@@ -47,8 +47,11 @@ class StudyProgress:
         if self._live:
             self._bars.stop()
 
-    def finished(self, what: str, sentence: str, *, failed: bool = False) -> None:
-        """One of `what` ("targets", "packs", "runs") has ended; `sentence` says how."""
+    def finished(self, what: str, sentence: str, *, failed: bool = False, warn: bool = False) -> None:
+        """One of `what` ("targets", "packs", "runs") has ended; `sentence` says how.
+
+        failed: it counts as failed. warn: it did not, and every reader wants to know all the same.
+        """
         self.done[what] += 1
         self.failed[what] += failed
         if what in self._tasks:
@@ -56,6 +59,8 @@ class StudyProgress:
         count = f"[{self.done[what]}/{self.totals[what]} {what}]"
         if failed:
             self.say(f"{count} {sentence}", style="red")
+        elif warn:
+            self.say(f"{count} {sentence}", style="yellow")
         elif not self._live and not self._quiet:
             self.say(f"{count} {sentence}")
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.deadlines import DEADLINE_VARIABLE
 from flows.plan import Plan
 from flows.progress import StudyProgress
 from lambda_hat.id_utils import trajectory_id
@@ -25,10 +28,41 @@ if TYPE_CHECKING:
 
 POLL = 0.1
 TAIL_LINES = 12
+LAST_TASKS_SECONDS = 4.0
+"""In which single processes end once their driver has stopped: those that sample write a checkpoint first."""
 
 
 class OutOfTime(Exception):
-    """The allocation ends before the round does."""
+    """The allocation ends before the study does."""
+
+
+class Unresolved(Exception):
+    """Something has ended, and Parsl has not said so."""
+
+
+@dataclass
+class Outcome:
+    """What a round came to, beside what the store tells."""
+
+    advanced: bool = False
+    """A run finished, or got beyond its earlier checkpoint."""
+    causes: Counter[str] = field(default_factory=Counter)
+    """Why runs were left unfinished: keys of `lambda_hat.report.CAUSES`."""
+    out_of_time: bool = False
+    """Something stopped because its deadline came."""
+    refusals: list[str] = field(default_factory=list)
+    """Why packs refused to start."""
+    store_error: str | None = None
+    """Why a run was left, where its rank could not write the store."""
+    quarantined: int = 0
+    """Runs set aside because their ranks died twice."""
+
+
+@dataclass(frozen=True)
+class _Pending:
+    then: Callable[[Future], None]
+    running: Callable[[], bool]
+    overdue: Callable[[], str | None]
 
 
 class Round:
@@ -36,8 +70,10 @@ class Round:
 
     def __init__(self, flow: Flow, plan: Plan, lease: Lease, name: str):
         packs = math.ceil(len(plan.runs) / flow.study.settings.pack) if flow.packed else 0
-        self.flow, self.plan, self.name = flow, plan, name
+        self.flow, self.plan, self.name, self.lease = flow, plan, name, lease
         self.environment = {LEASE_VARIABLE: str(lease.path)}
+        if flow.stop_at is not None:
+            self.environment[DEADLINE_VARIABLE] = repr(flow.stop_at)
         """What every process of the study gets beside its inherited environment."""
         self.progress = StudyProgress(
             flow.console, targets=len(plan.builds), packs=packs, runs=len(plan.runs), quiet=flow.quiet
@@ -45,9 +81,8 @@ class Round:
         self.blocks: Blocks | None = None
         """What the scheduler gives for this round, where there is one."""
         self.pack_dirs: list[Path] = []
-        self.refusals: list[str] = []
-        """Why packs refused to start."""
-        self._pending: dict[Future, Callable[[Future], None]] = {}
+        self.outcome = Outcome()
+        self._pending: dict[Future, _Pending] = {}
         self._watchers: dict[Callable[[], bool], tuple[float, float]] = {}
         """What to call how often, and when next."""
         self._builds: dict[str, Future] = {}
@@ -78,9 +113,19 @@ class Round:
         down with a failed dependency."""
         return [_settled(self._builds[t]) for t in sorted(target_ids) if t in self._builds]
 
-    def on_done(self, future: Future, then: Callable[[Future], None]) -> None:
-        """Call `then(future)` from `wait` once `future` is done."""
-        self._pending[future] = then
+    def on_done(
+        self,
+        future: Future,
+        then: Callable[[Future], None],
+        running: Callable[[], bool] = lambda: False,
+        overdue: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """Call `then(future)` from `wait` once `future` is done.
+
+        running: whether it is known to be at work. overdue: why it must have ended, though the future does not say so;
+        `then` gets a future that failed as Unresolved.
+        """
+        self._pending[future] = _Pending(then, running, overdue)
 
     def watch(self, look: Callable[[], bool], period: float = POLL) -> None:
         """Call `look()` from `wait` every `period` seconds, and ten times less often while it returns False."""
@@ -96,15 +141,38 @@ class Round:
             if now >= due:
                 self._watchers[look] = (period, now + period * (1 if look() else 10))
 
-    def wait(self, stop_at: float | None = None) -> None:
-        """Until everything submitted has ended. Raises OutOfTime at `stop_at` (seconds since the epoch)."""
+    def wait(self, give_up_at: float | None = None) -> None:
+        """Until everything submitted has ended.
+
+        Raises Stopped where the driver is told to stop, and OutOfTime at `give_up_at` (seconds since the epoch).
+        """
         while self._pending:
             self._look()
-            if stop_at is not None and time.time() >= stop_at:
+            self.flow.stop.check()
+            if give_up_at is not None and time.time() >= give_up_at:
                 raise OutOfTime
-            for future in [future for future in self._pending if future.done()]:
-                self._pending.pop(future)(future)
+            self._settle()
             time.sleep(POLL)
+
+    def wind_down(self, seconds: float) -> None:
+        """The lease has been withdrawn: wait until what is at work has ended, for at most so many seconds."""
+        begun = time.monotonic()
+        while self._pending and time.monotonic() - begun < seconds:
+            self._settle()
+            running = any(pending.running() for pending in self._pending.values())
+            # What waits in a scheduler's queue, or for a place in a block, never ends by itself.
+            if not running and time.monotonic() - begun > LAST_TASKS_SECONDS:
+                return
+            time.sleep(POLL)
+
+    def _settle(self) -> None:
+        for future, pending in list(self._pending.items()):
+            if future.done():
+                self._pending.pop(future).then(future)
+            elif (reason := pending.overdue()) is not None:
+                settled: Future = Future()
+                settled.set_exception(Unresolved(f"Parsl has not told of its end; {reason}"))
+                self._pending.pop(future).then(settled)
 
     def _builds_ended(self, target_ids: list[str], future: Future) -> None:
         for target_id in target_ids:
@@ -122,8 +190,16 @@ class Round:
         self.progress.finished("targets", f"target {target_id} ({label}) was not built: {reason}", failed=True)
 
     def run_ended(self, run: PlannedRun, sentence: str, *, failed: bool) -> None:
+        """Say that a run has finished or failed."""
+        self.progress.finished("runs", self._told(run, sentence), failed=failed)
+
+    def run_goes_on(self, run: PlannedRun, sentence: str) -> None:
+        """Say why a run is neither finished nor failed."""
+        self.progress.event(self._told(run, sentence))
+
+    def _told(self, run: PlannedRun, sentence: str) -> str:
         label = self.flow.study.targets[run.target_id].label
-        self.progress.finished("runs", f"{run.target_id}/{run.run_id} ({label}): {sentence}", failed=failed)
+        return f"{run.target_id}/{run.run_id} ({label}): {sentence}"
 
 
 def module_command(module: str, directory: Path) -> list[str]:
@@ -140,6 +216,13 @@ def explain(future: Future, error_file: Path, log: Path) -> str:
     else:
         reason = f"exit status {future.result()}"
     return f"{reason}{log_tail(log)}"
+
+
+def is_lost_block(failure: BaseException | None) -> bool:
+    """Whether a pack failed because the nodes that it ran on are gone."""
+    from parsl.executors.high_throughput.errors import ManagerLost
+
+    return isinstance(failure, ManagerLost)
 
 
 def log_tail(log: Path) -> str:

@@ -36,6 +36,20 @@ class Slurm:
             found[job_id] = f"{state} ({more})" if more and more != "None" else state
         return found
 
+    def cancel(self, job_id: str, name: str) -> bool:
+        """Cancel a job of this user's and of this name; whether there was one."""
+        user = ["--user", getpass.getuser(), "--name", name]
+        try:
+            found = _ask(["squeue", "--noheader", *user, "--jobs", job_id, "--format", "%i"]).split()
+        except SchedulerError as error:
+            if "Invalid job id" in str(error):
+                return False
+            raise
+        if job_id not in found:
+            return False
+        _ask(["scancel", *user, job_id])
+        return True
+
     def watch_command(self, job_id: str) -> str:
         """What a person types to look at the job."""
         return f"squeue --jobs {job_id}"
@@ -68,6 +82,23 @@ class Pbs:
                 more = job.get("exec_host") if state == "RUNNING" else job.get("comment")
                 found[job_id] = f"{state} ({more})" if more else state
         return found
+
+    def cancel(self, job_id: str, name: str) -> bool:
+        """Cancel a job of this user's and of this name; whether there was one."""
+        try:
+            said = json.loads(_ask(["qstat", "-f", "-F", "json", job_id]))
+        except ValueError as error:
+            raise SchedulerError(f"qstat: job {job_id}: {error}") from None
+        except SchedulerError as error:
+            if any(words in str(error) for words in ("Unknown Job", "has finished")):
+                return False
+            raise
+        for job in said.get("Jobs", {}).values():
+            owner = str(job.get("Job_Owner", "")).partition("@")[0]
+            if owner == getpass.getuser() and job.get("Job_Name") == name and job.get("job_state") != "F":
+                _ask(["qdel", job_id])
+                return True
+        return False
 
     def watch_command(self, job_id: str) -> str:
         """What a person types to look at the job."""

@@ -9,7 +9,6 @@ import itertools
 import math
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,29 +19,29 @@ from typing import TypeVar
 from rich.console import Console
 
 from flows.blocks import Blocks
+from flows.deadlines import MARGIN, margin, parse_deadline, scheduler_deadline
 from flows.executors import parsl_config
-from flows.plan import Plan, make_plan
+from flows.plan import Plan, Rerun, make_plan
 from flows.progress import StudyProgress
 from flows.rounds import OutOfTime, Round, log_tail
 from flows.scheduler import require_scheduler
 from flows.sites import AllocationSite, BatchSite, SiteConfig, load_site
+from flows.stopping import Stop, Stopped
+from flows.tries import Tries
 from lambda_hat.config import BuildConfig, RuntimeConfig, SampleConfig
-from lambda_hat.errors import EXIT_FAILED, EXIT_OK, EXIT_UNFINISHED, ConfigError, LaunchError, StoreError
-from lambda_hat.lease import Lease, clear_dead_leases
+from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNFINISHED, ConfigError, StoreError
+from lambda_hat.lease import Lease
 from lambda_hat.pictures import draw_all
 from lambda_hat.report import print_summary, rank_usage
 from lambda_hat.results import RunRef, collect, write_table
 from lambda_hat.store import Store, check_folder, read_json
-from lambda_hat.workflow_config import CONF_DIR, PlannedRun, Study, compose_study
+from lambda_hat.workflow_config import CONF_DIR, Study, compose_study
 from mpi.launch import Launch, Launcher, build_prefix, find_launcher, launch_environment
 
 Config = TypeVar("Config", BuildConfig, SampleConfig)
 
 MOST_FAILURES = 20
 LOG_WIDTH = 120
-SHUTDOWN_SECONDS = (10.0, 60.0)
-"""Least and most that is kept back of an allocation, else a tenth of it: for the ranks to stop, the next job to be
-submitted, and the table to be written."""
 
 
 def parse_options(description: str, argv: list[str] | None, *, packed: bool) -> argparse.Namespace:
@@ -61,10 +60,15 @@ def parse_options(description: str, argv: list[str] | None, *, packed: bool) -> 
         parser.add_argument(
             "--chain", type=int, metavar="K", help="with --submit: at most K more jobs where time runs out (default 0)"
         )
-        parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--site", metavar="S", help="a name in conf/site, or a .yaml or .py file (default local)")
     parser.add_argument("--store", metavar="DIR", help="targets, runs and packs (default runs)")
     parser.add_argument("--results", metavar="DIR", help="the table and the picture (default results)")
+    parser.add_argument(
+        "--deadline",
+        metavar="WHEN",
+        help="stop in time for WHEN, with every run checkpointed: 2026-11-25T18:00, +12:00:00 from now, or seconds "
+        "since the epoch",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show the plan, start nothing")
     parser.add_argument("--rerun", choices=("failed", "all"), help="sample failed runs, or every run, again")
     parser.add_argument(
@@ -92,7 +96,10 @@ class Flow:
     quiet: bool
     packed: bool
     stop_at: float | None = None
-    """Seconds since the epoch at which the study stops, for the allocation ends soon after."""
+    """Seconds since the epoch at which packs drain, for the allocation ends soon after."""
+    give_up_at: float | None = None
+    """Seconds since the epoch at which packs that have not ended are waited for no more."""
+    stop: Stop = field(default_factory=Stop)
     on_out_of_time: Callable[[], None] = lambda: None
     """Called where the study stopped at `stop_at` with runs left."""
     _launcher: Launcher | None = None
@@ -120,10 +127,12 @@ class Flow:
                 "--walltime": ("walltime", getattr(args, "walltime", None)),
             },
         )
-        stop_at = None
+        stop_at = scheduler_deadline(os.environ) if isinstance(site, AllocationSite) else None
+        kept = MARGIN[1]
         if getattr(args, "deadline", None) is not None:
-            least, most = SHUTDOWN_SECONDS
-            stop_at = args.deadline - min(most, max(least, 0.1 * (args.deadline - time.time())))
+            deadline, now = parse_deadline(args.deadline, time.time()), time.time()
+            kept = margin(deadline - now)
+            stop_at = min(deadline - kept, math.inf if stop_at is None else stop_at)
         return cls(
             study=study,
             store=Store(study.settings.store_root),
@@ -133,6 +142,7 @@ class Flow:
             quiet=args.quiet,
             packed=packed,
             stop_at=stop_at,
+            give_up_at=None if stop_at is None else stop_at + kept / 2,
             _launcher=find_launcher(site.launcher) if isinstance(site, AllocationSite) else None,
             _nodes=itertools.cycle(site.nodes),
         )
@@ -140,7 +150,9 @@ class Flow:
     def run(self, submit: Callable[[Flow, Round], None], dry_run: Callable[[Flow, Plan], None], dry: bool) -> int:
         """Plan, run rounds until nothing is left or the retries are used up, collect, report; the exit status."""
         started = time.monotonic()
-        plan = make_plan(self.store, self.study, self.rerun)
+        if not dry:
+            self.check_folders()
+        plan = self.plan(self.rerun, look_only=dry)
         if dry or not self.quiet:
             self.show_plan(plan)
         if dry:
@@ -149,71 +161,44 @@ class Flow:
         if isinstance(self.site, BatchSite):
             require_scheduler(self.site.kind).check_server()
         self.make_folders()
-        pack_dirs: list[Path] = []
-        if plan.runs:
-            with _interruptible():
+        tries = Tries(self, submit)
+        stopped = False
+        if plan.runs or plan.elsewhere:
+            with self.stop.on_signals():
                 try:
-                    self._rounds(plan, submit, pack_dirs)
+                    tries.run(plan)
+                except Stopped:
+                    stopped = True
                 except OutOfTime:
                     self.say("the allocation ends soon: stopped; what is finished is kept")
-                    if make_plan(self.store, self.study).runs:
+                    if self.plan(None).runs:
                         self.on_out_of_time()
-        return self.report(time.monotonic() - started, pack_dirs)
+        status = self.report(time.monotonic() - started, tries)
+        return EXIT_INTERRUPTED if stopped else status
 
-    def _rounds(self, plan: Plan, submit: Callable[[Flow, Round], None], pack_dirs: list[Path]) -> None:
-        """Pack what is left until nothing is, or nothing more gets done; adds the packs' folders to `pack_dirs`."""
-        left_behind = clear_dead_leases(self.store.packs_dir)
-        if left_behind:
-            self.say("an earlier driver was killed here; what it left running has been told to stop")
-            time.sleep(2.0)
-            plan = make_plan(self.store, self.study, self.rerun)
-        with self.workers() as workers:
-            self._discard(plan.runs)
-            idle_tries = 0
-            for attempt in itertools.count():
-                round_ = Round(self, plan, workers.lease, f"{workers.name}-{attempt}")
-                workers.progress, round_.blocks = round_.progress, workers.blocks
-                round_.watch(workers.look)
-                with round_.progress:
-                    submit(self, round_)
-                    pack_dirs += round_.pack_dirs
-                    round_.wait(self.stop_at)
-                # What failed has been recorded; only what was lost on the way is tried again.
-                before, plan = plan, make_plan(self.store, self.study)
-                advanced = len(plan.runs) < len(before.runs)
-                if round_.refusals and not advanced:
-                    raise LaunchError(f"no pack could be started: {round_.refusals[0]}")
-                idle_tries = 0 if advanced else idle_tries + 1
-                if not plan.runs or not self.study.settings.retries or idle_tries > self.study.settings.retries:
-                    return
-                self.say(f"{len(plan.runs)} runs were left unfinished; packing them again")
+    def plan(self, rerun: Rerun, own_lease: Path | None = None, look_only: bool = False) -> Plan:
+        """The study held against the store as it is now."""
+        return make_plan(self.store, self.study, rerun, own_lease=own_lease, look_only=look_only)
 
     @contextlib.contextmanager
-    def workers(self) -> Iterator[Workers]:
-        """Parsl's workers on the site, for the duration of the block."""
+    def workers(self, lease: Lease) -> Iterator[Workers]:
+        """Parsl's workers on the site, for the duration of the block; `lease` is withdrawn at its end."""
         import parsl
 
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         with contextlib.ExitStack() as stack:
-            lease = stack.enter_context(Lease(self.store.packs_dir))
             name = f"{stamp}-{lease.path.stem[-4:]}"
             run_dir = self.store.root / "parsl" / name
             config = stack.enter_context(parsl_config(self.site, run_dir, packs=self.packed))
             kernel = parsl.load(config)
-            blocks = Blocks(self.site, config.executors, self.say) if isinstance(self.site, BatchSite) else None
-            if blocks is not None:
+            blocks = None
+            if isinstance(self.site, BatchSite):
+                blocks = Blocks(self.site, config.executors, self.say, lease)
                 stack.callback(blocks.cancel)
             # Withdrawing the lease first lets everything that still computes end by itself while Parsl shuts down.
             stack.callback(kernel.cleanup)
             stack.callback(lease.withdraw)
             yield Workers(lease, name, blocks)
-
-    def _discard(self, runs: list[PlannedRun]) -> None:
-        """Remove what an earlier try left of runs that are now to be sampled: its failure, or, when all runs are wanted
-        again, its result. Were it left, a run that is then lost would pass for the old one."""
-        for run in runs:
-            for name in ("error.json", "analysis.json"):
-                (self.store.run_dir(run.target_id, run.run_id) / name).unlink(missing_ok=True)
 
     def on_site(self, cfg: Config) -> Config:
         """`cfg` for a process of its own on this site: it gives XLA as many cores as a rank has."""
@@ -277,13 +262,18 @@ class Flow:
                 f"{site.walltime_seconds} s; write site.walltime=HH:MM:SS"
             )
 
+    def check_folders(self) -> None:
+        """StoreError, before anything is made, where store or results folder cannot be written."""
+        check_folder(self.store.root, "store", "give another one with --store DIR or store_root: DIR")
+        check_folder(self.results_root, "results folder", "give another one with --results DIR")
+
     def make_folders(self) -> None:
         """Make store and results folder; StoreError, before either is made, where one cannot be written."""
-        check_folder(self.results_root, "results folder", "give another one with --results DIR")
+        self.check_folders()
         self.store.ensure_writable()
         self.results_root.mkdir(parents=True, exist_ok=True)
 
-    def report(self, seconds: float, pack_dirs: list[Path]) -> int:
+    def report(self, seconds: float, tries: Tries) -> int:
         """Collect the table, draw the picture, print the summary; the exit status says how the plan stands."""
         refs = [RunRef(r.target_id, r.run_id, self.study.targets[r.target_id], r.cfg) for r in self.study.runs]
         table = collect(self.store, refs)
@@ -293,7 +283,8 @@ class Flow:
         except OSError as error:
             raise StoreError(f"{self.results_root}: cannot be written: {error.strerror or error}") from None
         where["store"] = self.store.root
-        print_summary(table, self.console, seconds=seconds, usage=rank_usage(pack_dirs), where=where)
+        usage = rank_usage(tries.pack_dirs)
+        print_summary(table, self.console, seconds=seconds, usage=usage, where=where, tries=tries.tally.line())
         statuses = set(table.column("status").to_pylist())
         self._say_failures(table.to_pylist())
         if "pending" in statuses:
@@ -351,17 +342,3 @@ class Workers:
             self.blocks.progress = self.progress
             self.blocks.look()
         return True
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends a study as Ctrl-C does: the executors are shut down on the way out."""
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

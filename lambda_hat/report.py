@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,16 @@ from rich.table import Table
 
 from lambda_hat.store import read_events
 
+CAUSES = {
+    "block": ("lost block", "lost blocks"),
+    "rank": ("dead rank", "dead ranks"),
+    "launch": ("lost launch", "lost launches"),
+    "time": ("pack out of time", "packs out of time"),
+    "drain": ("pack told to stop", "packs told to stop"),
+    "rebuilt": ("damaged target", "damaged targets"),
+    "unresolved": ("pack whose end Parsl did not tell", "packs whose end Parsl did not tell"),
+}
+"""Why runs are tried again: one, and several."""
 MOST_ROWS = 100
 BIASED_SAMPLERS = ("sgld", "sghmc", "sgnht", "mclmc")
 BIAS_ALLOWED = 0.05
@@ -49,10 +59,34 @@ def agreement(row: dict[str, Any]) -> str | None:
     return "agrees" if abs(estimate - exact) <= STD_ERRORS_ALLOWED * error + slack + ROUNDING else "off"
 
 
+def tries_line(runs: int, causes: Mapping[str, int], damaged: int, quarantined: int) -> str | None:
+    """What a study had to do more than once, and what it gave up, in one line; None where there is nothing to tell.
+
+    runs: tried again; causes: keys of CAUSES; damaged: files set aside; quarantined: runs whose ranks died twice.
+    """
+    parts = []
+    if runs:
+        why = [f"{causes[key]} {words[causes[key] != 1]}" for key, words in CAUSES.items() if causes.get(key)]
+        parts.append(f"tried again: {_counted(runs, 'run')}" + (f" ({', '.join(why)})" if why else ""))
+    parts += [f"set aside: {_counted(damaged, 'damaged file')}"] if damaged else []
+    parts += [f"quarantined: {_counted(quarantined, 'run')}"] if quarantined else []
+    return "; ".join(parts) or None
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
 def print_summary(
-    table: pa.Table, console: Console, *, seconds: float, usage: dict[str, float], where: dict[str, Path]
+    table: pa.Table,
+    console: Console,
+    *,
+    seconds: float,
+    usage: dict[str, float],
+    where: dict[str, Path],
+    tries: str | None = None,
 ) -> None:
-    """Print the study's table, its counts, how busy the ranks were, and where everything lies."""
+    """Print the study's table, its counts, how busy the ranks were, what was tried again, and where everything lies."""
     rows = table.to_pylist()
     shown = rows if len(rows) <= MOST_ROWS else [r for r in rows if r["status"] != "finished" or r["verdict"] != "ok"]
     console.print(_run_table(shown[:MOST_ROWS]))
@@ -80,6 +114,8 @@ def print_summary(
             f"ranks     {usage['ranks']:.0f} rank processes were sampling {busy:.0%} of their time "
             f"({usage['busy']:.0f} of {usage['total']:.0f} s, start-up included)"
         )
+    if tries is not None:
+        console.print(f"tries     {tries}", soft_wrap=True)
     console.print(f"time      {seconds:.1f} s")
     for name, path in where.items():
         console.print(f"{name:<10}{path}", soft_wrap=True, highlight=False)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import getpass
+import json
 import os
 from types import SimpleNamespace
 
 import pytest
 
 from flows.blocks import Blocks
+from flows.leftovers import end_leftovers
 from flows.progress import StudyProgress
 from flows.scheduler import Pbs, Slurm, require_scheduler
 from flows.sites import PbsSite, SlurmSite
+from flows.stopping import Stop
 from lambda_hat.errors import ConfigError, SchedulerError
+from lambda_hat.lease import Lease, lease_state
 
 
 @pytest.fixture
@@ -80,16 +85,25 @@ class FakeExecutor:
     def __init__(self, label="packs"):
         self.label, self.job_ids_to_block, self.status_facade = label, {}, {}
         self.bad_state_is_set, self.executor_exception = False, None
-        self.cancelled = []
-        self.provider = SimpleNamespace(nodes_per_block=2, walltime="01:00:00", cancel=self.cancelled.extend)
+        self.provider = SimpleNamespace(nodes_per_block=2, walltime="01:00:00", resources={})
+
+    def submitted(self, job_id, block):
+        self.job_ids_to_block[job_id] = block
+        self.provider.resources[job_id] = {"job_stderr_path": f"/a/parsl.packs.block-{block}.17.stderr"}
 
 
 @pytest.fixture
-def blocks(capsys):
+def lease(tmp_path):
+    with Lease(tmp_path / "packs") as held:
+        yield held
+
+
+@pytest.fixture
+def blocks(lease, capsys):
     from rich.console import Console
 
     executor = FakeExecutor()
-    watched = Blocks(SlurmSite(poll_seconds=1), [executor], print)
+    watched = Blocks(SlurmSite(poll_seconds=1), [executor], print, lease)
     watched.progress = StudyProgress(Console(width=200), targets=0, packs=1, runs=1)
     return watched, executor
 
@@ -97,7 +111,7 @@ def blocks(capsys):
 def test_a_submitted_block_is_named_and_its_reason_told(blocks, command, monkeypatch, capsys):
     watched, executor = blocks
     command("squeue", "echo '5|PENDING|QOSMaxJobsPerUserLimit|'")
-    executor.job_ids_to_block["5"] = "0"
+    executor.submitted("5", "0")
     watched.look()
     assert "job 5 submitted for packs: 2 nodes, 01:00:00" in capsys.readouterr().out
     monkeypatch.setattr("flows.blocks.time.monotonic", lambda: 1e12)
@@ -115,31 +129,91 @@ def test_the_first_block_refused_stops_the_study_with_the_schedulers_words(block
 
 def test_a_later_block_refused_is_told_once(blocks, capsys):
     watched, executor = blocks
-    executor.job_ids_to_block["5"] = "0"
+    executor.submitted("5", "0")
     executor.status_facade["1"] = SimpleNamespace(message="Failed to start block 1: stderr=busy")
     watched.look()
     watched.look()
     assert capsys.readouterr().out.count("SLURM refused another block of packs: busy") == 1
 
 
-def test_an_executor_that_parsl_gave_up_is_told_and_its_blocks_cancelled(blocks):
+def test_an_executor_that_parsl_gave_up_is_told_and_its_blocks_cancelled(blocks, command, tmp_path):
     watched, executor = blocks
-    executor.job_ids_to_block["5"] = "0"
+    executor.submitted("5", "0")
     executor.bad_state_is_set, executor.executor_exception = True, "node failure"
     with pytest.raises(SchedulerError, match="3 blocks of packs failed one after the other: node failure"):
         watched.look()
+    command("squeue", "echo 5")
+    command("scancel", f'echo "$@" >> {tmp_path}/cancelled')
     watched.cancel()
-    assert executor.cancelled == ["5"]
+    words = ["--user", getpass.getuser(), "--name", "parsl.packs.block-0.17", "5"]
+    assert (tmp_path / "cancelled").read_text().split() == words
 
 
 def test_a_silent_scheduler_is_no_reason_to_stop(blocks, command, monkeypatch):
     watched, executor = blocks
     command("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
-    executor.job_ids_to_block["5"] = "0"
+    executor.submitted("5", "0")
     watched.look()
     monkeypatch.setattr("flows.blocks.time.monotonic", lambda: 1e12)
     watched.look()
 
 
-def test_pbs_sites_ask_pbs():
-    assert Blocks(PbsSite(), [], print)._scheduler.name == "pbs"
+def test_the_jobs_stand_in_the_lease(blocks, lease):
+    watched, executor = blocks
+    executor.submitted("5", "0")
+    watched.look()
+    executor.submitted("6", "1")
+    watched.look()
+    assert json.loads(lease.path.read_bytes())["jobs"] == [
+        {"scheduler": "slurm", "job_id": "5", "name": "parsl.packs.block-0.17"},
+        {"scheduler": "slurm", "job_id": "6", "name": "parsl.packs.block-1.17"},
+    ]
+
+
+def test_pbs_sites_ask_pbs(lease):
+    assert Blocks(PbsSite(), [], print, lease)._scheduler.name == "pbs"
+
+
+@pytest.mark.parametrize(
+    ("job", "cancelled"),
+    [
+        ({"job_state": "Q", "Job_Name": "ours", "Job_Owner": f"{getpass.getuser()}@login"}, True),
+        ({"job_state": "F", "Job_Name": "ours", "Job_Owner": f"{getpass.getuser()}@login"}, False),
+        ({"job_state": "Q", "Job_Name": "other", "Job_Owner": f"{getpass.getuser()}@login"}, False),
+        ({"job_state": "Q", "Job_Name": "ours", "Job_Owner": "somebody@login"}, False),
+    ],
+)
+def test_only_jobs_of_ours_are_cancelled_in_pbs(command, tmp_path, job, cancelled):
+    command("qstat", f"echo '{json.dumps({'Jobs': {'7.s': job}})}'")
+    command("qdel", f'echo "$@" >> {tmp_path}/cancelled')
+    assert Pbs().cancel("7.s", "ours") == cancelled
+    assert (tmp_path / "cancelled").exists() == cancelled
+
+
+def test_jobs_that_are_gone_are_no_trouble(command):
+    command("qstat", "echo 'qstat: Unknown Job Id 7.s' >&2; exit 153")
+    assert not Pbs().cancel("7.s", "ours")
+    command("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert not Slurm().cancel("7", "ours")
+    command("squeue", "true")
+    assert not Slurm().cancel("7", "ours")
+    command("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(SchedulerError, match="Unable to contact"):
+        Slurm().cancel("7", "ours")
+
+
+def test_what_a_dead_driver_left_is_cancelled_once(command, tmp_path, lease):
+    packs = tmp_path / "packs"
+    jobs = [{"scheduler": "slurm", "job_id": str(number), "name": "ours"} for number in (7, 8)]
+    dead = {**json.loads(lease.path.read_bytes()), "pid": 2**22 + 1, "jobs": [*jobs, {"scheduler": "slurm"}, {}]}
+    (packs / "driver_dead.lease").write_text(json.dumps(dead))
+    command("squeue", 'case "$*" in *"--jobs 7"*) echo 7 ;; esac')
+    command("scancel", f'echo "$@" >> {tmp_path}/cancelled')
+    said = []
+    assert end_leftovers(packs, said.append, Stop()) == 1
+    assert said[0].endswith("what it left running has been told to stop, and 1 of its jobs cancelled")
+    assert "jobs of it that could not be cancelled" in said[1]
+    assert (tmp_path / "cancelled").read_text().split()[-1] == "7"
+    assert json.loads((packs / "driver_dead.lease").read_text())["state"] == "ended"
+    assert end_leftovers(packs, said.append, Stop()) == 0
+    assert lease_state(lease.path) == "live"

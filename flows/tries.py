@@ -1,0 +1,192 @@
+"""A study's rounds: packed, sampled, planned again from the store, until nothing is left or nothing more gets done."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.deaths import forget
+from flows.leftovers import end_leftovers
+from flows.plan import Plan
+from flows.rounds import POLL, Outcome, OutOfTime, Round
+from flows.stopping import STOP_SECONDS, Stopped, kill_under
+from lambda_hat.errors import LaunchError, StoreUnwritable
+from lambda_hat.lease import Lease, live_leases, tidy_leases
+from lambda_hat.report import tries_line
+from lambda_hat.workflow_config import PlannedRun
+
+if TYPE_CHECKING:
+    from flows.study import Flow, Workers
+
+ELSEWHERE_SECONDS = 2.0
+"""Between two looks at runs that another driver samples."""
+MOST_NAMED = 3
+
+
+@dataclass
+class Tally:
+    """What a driver had to do more than once."""
+
+    runs: int = 0
+    """Runs that were tried again, once for each time."""
+    causes: Counter[str] = field(default_factory=Counter)
+    damaged: int = 0
+    quarantined: int = 0
+
+    def line(self) -> str | None:
+        """A sentence for the report, None where there is nothing to tell."""
+        return tries_line(self.runs, self.causes, self.damaged, self.quarantined)
+
+
+class Tries:
+    """The rounds of one driver."""
+
+    def __init__(self, flow: Flow, submit: Callable[[Flow, Round], None]):
+        self._flow, self._submit = flow, submit
+        self.pack_dirs: list[Path] = []
+        self.tally = Tally()
+
+    def run(self, plan: Plan) -> None:
+        """Pack what is left until nothing is, or nothing more gets done.
+
+        Raises Stopped, OutOfTime, StoreUnwritable where the store alone is in the way, and LaunchError where no pack
+        could be started.
+        """
+        flow = self._flow
+        self._note(plan)
+        tidy_leases(flow.store.packs_dir)
+        with Lease(flow.store.packs_dir) as lease:
+            if end_leftovers(flow.store.packs_dir, flow.say, flow.stop):
+                plan = flow.plan(flow.rerun, lease.path)
+                self._note(plan)
+            self._discard(plan.runs)
+            plan = self._wait_for_others(plan, lease)
+            if not plan.runs:
+                return
+            with flow.workers(lease) as workers:
+                try:
+                    self._rounds(plan, workers)
+                except KeyboardInterrupt:
+                    kill_under(lease.path)
+                    raise
+
+    def _rounds(self, plan: Plan, workers: Workers) -> None:
+        flow = self._flow
+        idle_tries = 0
+        for attempt in itertools.count():
+            before = plan
+            outcome = self._round(before, workers, attempt)
+            # What failed has been recorded; only what was lost on the way is tried again.
+            plan = flow.plan(None, workers.lease.path)
+            self._note(plan)
+            left = {_key(run) for run in [*plan.runs, *plan.elsewhere]}
+            advanced = outcome.advanced or any(_key(run) not in left for run in before.runs)
+            self.tally.quarantined += outcome.quarantined
+            if outcome.refusals and not advanced:
+                raise LaunchError(f"no pack could be started: {outcome.refusals[0]}")
+            if outcome.store_error is not None and not advanced:
+                raise StoreUnwritable(outcome.store_error)
+            self._check_time(plan, outcome)
+            idle_tries = 0 if advanced else idle_tries + 1
+            tried = {_key(run) for run in before.runs}
+            again = sum(_key(run) in tried for run in plan.runs)
+            retries = flow.study.settings.retries
+            if again and (not retries or idle_tries > retries):
+                return
+            plan = self._wait_for_others(plan, workers.lease)
+            if not plan.runs:
+                return
+            if again:
+                rebuilt = set(plan.builds) - set(before.builds)
+                self.tally.runs += again
+                self.tally.causes += outcome.causes + Counter(rebuilt=len(rebuilt))
+                flow.say(f"{again} runs were left unfinished; packing them again")
+
+    def _round(self, plan: Plan, workers: Workers, attempt: int) -> Outcome:
+        flow = self._flow
+        round_ = Round(flow, plan, workers.lease, f"{workers.name}-{attempt}")
+        workers.progress, round_.blocks = round_.progress, workers.blocks
+        round_.watch(workers.look)
+        with round_.progress:
+            try:
+                flow.stop.check()
+                try:
+                    self._submit(flow, round_)
+                finally:
+                    self.pack_dirs += round_.pack_dirs
+                round_.wait(flow.give_up_at)
+            except Stopped:
+                round_.progress.say("stopping: runs are checkpointed; Ctrl-C again stops at once")
+                workers.lease.withdraw()
+                round_.wind_down(STOP_SECONDS)
+                self.tally.quarantined += round_.outcome.quarantined
+                raise
+        return round_.outcome
+
+    def _check_time(self, plan: Plan, outcome: Outcome) -> None:
+        """Raise OutOfTime where runs are left and this allocation has no time for them."""
+        flow = self._flow
+        if flow.stop_at is None or not plan.runs:
+            return
+        # Ranks begin no run that their time is too short for, so packs may end before the time is up.
+        if time.time() >= flow.stop_at or (outcome.out_of_time and set(+outcome.causes) <= {"time"}):
+            raise OutOfTime
+
+    def _wait_for_others(self, plan: Plan, lease: Lease) -> Plan:
+        """Wait while all that is left is being sampled by other drivers; the plan after that."""
+        flow, told = self._flow, None
+        while not plan.runs and plan.elsewhere:
+            runs, others = len(plan.elsewhere), self._others(lease)
+            sentence = f"{runs} runs are being sampled by another driver ({others}): waiting for them"
+            if sentence != told:
+                flow.say(sentence)
+                told = sentence
+            began = time.monotonic()
+            plan = flow.plan(None, lease.path)
+            # A plan of a hundred thousand runs takes a while.
+            until = time.monotonic() + max(ELSEWHERE_SECONDS, 5 * (time.monotonic() - began))
+            while time.monotonic() < until and not plan.runs and plan.elsewhere:
+                flow.stop.check()
+                if flow.stop_at is not None and time.time() >= flow.stop_at:
+                    raise OutOfTime
+                time.sleep(POLL)
+        return plan
+
+    def _others(self, lease: Lease) -> str:
+        found = []
+        for path in live_leases(self._flow.store.packs_dir):
+            if path == lease.path:
+                continue
+            try:
+                record = json.loads(path.read_bytes())
+                found.append(f"process {record['pid']} on {record['host']}")
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        more = [f"and {len(found) - MOST_NAMED} more"] if len(found) > MOST_NAMED else []
+        return ", ".join([*found[:MOST_NAMED], *more]) or "which has just ended"
+
+    def _note(self, plan: Plan) -> None:
+        """Say what was damaged and set aside."""
+        self.tally.damaged += len(plan.damages)
+        for damage in plan.damages:
+            self._flow.say(f"damaged: {damage}; it is made again")
+
+    def _discard(self, runs: list[PlannedRun]) -> None:
+        """Remove what an earlier try left of runs that are now to be sampled: its failure, or, when all runs are wanted
+        again, its result. Were it left, a run that is then lost would pass for the old one."""
+        for run in runs:
+            directory = self._flow.store.run_dir(run.target_id, run.run_id)
+            for name in ("error.json", "analysis.json"):
+                (directory / name).unlink(missing_ok=True)
+            if self._flow.rerun is not None:
+                forget(directory)
+
+
+def _key(run: PlannedRun) -> tuple[str, str]:
+    return run.target_id, run.run_id

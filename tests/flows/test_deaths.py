@@ -1,0 +1,115 @@
+"""Whose fault it was that a rank died, and what becomes of runs that kill."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flows.deaths import blame, deaths_of, forget, is_suspect, record_deaths, suspects_among, who_died
+from flows.follow import PackLog
+from lambda_hat.results import error_line
+from lambda_hat.store import EventLog, Store
+
+A, B, C, D = (("tgt_1", f"run_{name}") for name in "abcd")
+FOUR = {0: A, 1: B, 2: C, 3: D}
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "dead", "blamed"),
+    [
+        (FOUR, {2}, {C: (2, True)}),
+        (FOUR, {1, 2}, {B: (1, False), C: (2, False)}),
+        (FOUR, set(), {key: (rank, False) for rank, key in FOUR.items()}),
+        ({3: D}, set(), {D: (3, True)}),
+        ({3: D}, {0}, {}),
+        ({}, {0}, {}),
+        ({}, set(), {}),
+    ],
+)
+def test_only_what_is_known_is_sure(in_flight, dead, blamed):
+    assert blame(in_flight, dead) == blamed
+
+
+def pack_log(store, pack_id, *, in_flight, finished=(), rank_log="", stderr=""):
+    """A pack of four ranks that ended badly."""
+    directory = store.pack_dir(pack_id)
+    for rank in range(4):
+        with EventLog(directory / f"rank-{rank:04d}.jsonl") as log:
+            log.append("start", rank=rank, size=4, host="vm", pid=100 + rank)
+            for target_id, run_id in finished if rank == 0 else ():
+                names = {"rank": rank, "target_id": target_id, "run_id": run_id}
+                log.append("run_start", **names)
+                log.append("run_end", **names, status="finished", seconds=1.0, verdict="ok")
+            if rank in in_flight:
+                log.append("run_start", rank=rank, target_id=in_flight[rank][0], run_id=in_flight[rank][1])
+    (directory / "rank-0002.log").write_text(rank_log)
+    (directory / "stderr.log").write_text(stderr)
+    found = PackLog(directory)
+    assert len(list(found.read())) == len(finished)
+    assert found.in_flight == in_flight
+    return found
+
+
+def test_the_interpreters_last_words_and_an_uncaught_exception_name_a_rank(tmp_path):
+    store = Store(tmp_path)
+    crash = "Fatal Python error: Segmentation fault\n\nCurrent thread 0x1 (most recent call first):\n"
+    assert who_died(pack_log(store, "p1", in_flight=FOUR, rank_log=crash), "auto") == {2}
+    words = "rank 3 of 4 on vm: uncaught exception, ending every rank\nTraceback (most recent call last):\n"
+    assert who_died(pack_log(store, "p2", in_flight=FOUR, stderr=words), "auto") == {3}
+    assert who_died(pack_log(store, "p3", in_flight=FOUR), "auto") == set()
+
+
+def test_a_killer_among_innocents_is_found_in_two_tries(tmp_path):
+    store = Store(tmp_path)
+    dead, condemned = record_deaths(store, pack_log(store, "p1", in_flight=FOUR), "auto", "exit status 9")
+    assert (dead, condemned) == (set(), [])
+    assert suspects_among(store, [A, C, ("tgt_1", "run_e")]) == ["tgt_1/run_a", "tgt_1/run_c"]
+    # Suspects come one at a time: B finished, C was alone.
+    second = pack_log(store, "p2", in_flight={1: C}, finished=[B])
+    dead, condemned = record_deaths(store, second, "auto", "exit status 9")
+    assert condemned == [C]
+    error = json.loads((store.run_dir(*C) / "error.json").read_text())
+    assert (error["type"], error["pack_id"], error["rank"], error["host"]) == ("RankDied", "p2", 1, "vm")
+    assert [(death["pack_id"], death["rank"], death["sure"]) for death in error["deaths"]] == [
+        ("p1", 2, False),
+        ("p2", 1, True),
+    ]
+    for death in error["deaths"]:
+        assert death["log"] in error["message"] and "exit status 9" in error["message"]
+    assert store.run_status(*C) == "failed"
+    assert error_line(store.run_dir(*C) / "error.json").startswith("RankDied: the rank that sampled this run died 2")
+    assert [store.run_status(*key) for key in (A, B, D)] == ["pending"] * 3
+
+
+def test_doubtful_deaths_alone_condemn_nobody(tmp_path):
+    store = Store(tmp_path)
+    for pack in ("p1", "p2", "p3"):
+        assert record_deaths(store, pack_log(store, pack, in_flight=FOUR), "auto", "exit status 9")[1] == []
+    assert len(deaths_of(store.run_dir(*A))) == 3
+    assert store.run_status(*A) == "pending"
+
+
+def test_a_damaged_record_makes_a_suspect_and_stops_nothing(tmp_path):
+    store = Store(tmp_path)
+    run_dir = store.run_dir(*A)
+    run_dir.mkdir(parents=True)
+    (run_dir / "deaths.json").write_bytes(b'[{"sure": tr\xff')
+    assert is_suspect(run_dir) and deaths_of(run_dir) == []
+    record_deaths(store, pack_log(store, "p1", in_flight={0: A}), "auto", "exit status 9")
+    assert [death["sure"] for death in deaths_of(run_dir)] == [True]
+    forget(run_dir)
+    assert not is_suspect(run_dir)
+    forget(run_dir)
+
+
+def test_lines_that_the_disk_has_damaged_are_passed_over(tmp_path):
+    log = tmp_path / "rank-0000.jsonl"
+    log.write_text(
+        '{"event": "run_end", "rank": 0}\n{"event": "start"}\n{"rank": 1}\n{"event": "end", "rank": []}\n'
+        '{"event": "run_end", "rank": 0, "target_id": "t", "run_id": "r", "status": "left", "seconds": "x"}\n'
+        '{"event": "run_end", "rank": 0, "target_id": "t", "run_id": "r", "status": "left", "seconds": 1}\n'
+    )
+    found = PackLog(tmp_path)
+    assert [event["seconds"] for event in found.read()] == [1]
+    assert found.count("left") == 1

@@ -1,0 +1,243 @@
+"""When a driver tries again, what it waits for, and when it gives up; packs and Parsl are stood in for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import tries
+from flows.rounds import OutOfTime
+from flows.stopping import Stopped
+from flows.study import Flow, Workers, parse_options
+from flows.tries import Tally, Tries
+from lambda_hat.errors import LaunchError, StoreUnwritable
+from lambda_hat.lease import Lease, lease_state
+from lambda_hat.store import write_json_atomic
+
+
+def failed(flow, run):
+    """Let a run be done with, as far as planning goes."""
+    write_json_atomic(flow.store.run_dir(run.target_id, run.run_id) / "error.json", {"type": "T", "message": "m"})
+
+
+class Scene:
+    """A flow of three runs whose rounds are what `rounds` say, one function of the round each."""
+
+    def __init__(self, folder: Path, *rounds, retries: int = 1):
+        overrides = {"num_draws": 100, "num_burnin": 50, "num_chains": 2, "step_size": 1e-4}
+        sampler = {"name": "sgld", "overrides": overrides, "sweep": {"seed": [0, 1, 2]}}
+        (folder / "study.yaml").write_text(
+            yaml.safe_dump({"targets": [{"target": "quadratic"}], "samplers": [sampler]})
+        )
+        words = ["--experiments", str(folder / "study.yaml"), "--store", str(folder / "runs")]
+        words += ["--retries", str(retries), "--ranks", "1"]
+        self.flow = Flow.from_options(parse_options("", words, packed=True), packed=True)
+        self.flow.make_folders()
+        self.flow.workers = self.workers
+        self.rounds, self.packed, self.said = list(rounds), [], []
+        self.flow.say = self.said.append
+        self.tries = Tries(self.flow, self.submit)
+
+    @contextlib.contextmanager
+    def workers(self, lease):
+        self.lease = lease
+        yield Workers(lease, "20260101-000000-abcd", None)
+        lease.withdraw()
+
+    def submit(self, flow, round_):
+        self.packed.append([run.run_id for run in round_.plan.runs])
+        future: Future = Future()
+        future.set_result(0)
+        round_.on_done(future, lambda _: self.rounds.pop(0)(round_))
+
+    def run(self):
+        self.tries.run(self.flow.plan(None))
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(runs) for runs in self.packed]
+
+
+def nothing(round_):
+    round_.outcome.causes["rank"] += 1
+
+
+def one_more(round_):
+    round_.outcome.causes["block"] += 1
+    failed(round_.flow, round_.plan.runs[0])
+
+
+def a_checkpoint_more(round_):
+    round_.outcome.advanced = True
+    round_.outcome.causes["drain"] += 1
+
+
+def all_of_them(round_):
+    for run in round_.plan.runs:
+        failed(round_.flow, run)
+
+
+@pytest.mark.parametrize(
+    ("retries", "rounds", "sizes"),
+    [
+        (0, [nothing], [3]),
+        (1, [nothing, nothing], [3, 3]),
+        (2, [nothing, nothing, nothing], [3, 3, 3]),
+        (1, [nothing, one_more, nothing, one_more, nothing, nothing], [3, 3, 2, 2, 1, 1]),
+        (1, [a_checkpoint_more, a_checkpoint_more, a_checkpoint_more, nothing, nothing], [3] * 5),
+        (1, [all_of_them], [3]),
+        (0, [one_more], [3]),
+    ],
+)
+def test_retries_count_tries_in_a_row_that_get_nothing_done(tmp_path, retries, rounds, sizes):
+    scene = Scene(tmp_path, *rounds, retries=retries)
+    scene.run()
+    assert scene.sizes == sizes
+    assert scene.rounds == []
+    assert scene.tries.tally.runs == sum(sizes[1:])
+
+
+def test_what_was_tried_again_is_counted_by_cause(tmp_path):
+    def quarantine(round_):
+        round_.outcome.quarantined += 1
+        all_of_them(round_)
+
+    scene = Scene(tmp_path, nothing, one_more, quarantine)
+    scene.run()
+    line = "tried again: 5 runs (1 lost block, 1 dead rank); quarantined: 1 run"
+    assert scene.tries.tally.line() == line
+
+
+def test_nothing_to_tell_is_nothing_told():
+    assert Tally().line() is None
+    assert Tally(damaged=1).line() == "set aside: 1 damaged file"
+    assert Tally(runs=1, causes=Counter(time=2, rebuilt=1)).line() == (
+        "tried again: 1 run (2 packs out of time, 1 damaged target)"
+    )
+
+
+def test_a_store_that_cannot_be_written_is_told_and_not_tried_again(tmp_path):
+    def full(round_):
+        round_.outcome.store_error = "/store/x: No space left on device"
+
+    scene = Scene(tmp_path, full, retries=5)
+    with pytest.raises(StoreUnwritable, match="No space left"):
+        scene.run()
+    assert scene.sizes == [3]
+    assert lease_state(scene.lease.path) == "ending"
+
+
+def test_packs_that_refuse_to_start_are_not_tried_again(tmp_path):
+    scene = Scene(tmp_path, lambda round_: round_.outcome.refusals.append("no GPU"), retries=5)
+    with pytest.raises(LaunchError, match="no pack could be started: no GPU"):
+        scene.run()
+
+
+def test_no_round_is_begun_without_time(tmp_path):
+    scene = Scene(tmp_path, one_more, retries=5)
+    scene.flow.stop_at, scene.flow.give_up_at = time.time() + 0.05, time.time() + 60
+    scene.rounds = [lambda round_: (time.sleep(0.1), one_more(round_))]
+    with pytest.raises(OutOfTime):
+        scene.run()
+    assert scene.sizes == [3]
+
+
+def test_runs_that_are_left_for_want_of_time_are_not_packed_again_in_the_same_allocation(tmp_path):
+    def too_short(round_):
+        round_.outcome.out_of_time = True
+        round_.outcome.causes["time"] += 1
+        one_more(round_)
+        del round_.outcome.causes["block"]
+
+    scene = Scene(tmp_path, too_short, retries=5)
+    scene.flow.stop_at, scene.flow.give_up_at = time.time() + 1000, time.time() + 1010
+    with pytest.raises(OutOfTime):
+        scene.run()
+
+
+def test_out_of_time_with_nothing_left_is_the_end(tmp_path):
+    scene = Scene(tmp_path, lambda round_: (time.sleep(0.1), all_of_them(round_)))
+    scene.flow.stop_at, scene.flow.give_up_at = time.time() + 0.05, time.time() + 60
+    scene.run()
+
+
+def other_driver(scene, stack, runs):
+    lease = stack.enter_context(Lease(scene.flow.store.packs_dir))
+    entries = [{"target_id": run.target_id, "run_id": run.run_id} for run in runs]
+    pack = scene.flow.store.pack_dir(f"pack_20260101-000000-{lease.path.stem[-4:]}-0-0000")
+    write_json_atomic(pack / "pack.json", {"lease": str(lease.path), "runs": entries})
+    return lease
+
+
+def test_runs_of_another_driver_are_waited_for_and_taken_over_when_it_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(tries, "ELSEWHERE_SECONDS", 0.3)
+    scene = Scene(tmp_path, all_of_them, retries=0)
+    first, *others = scene.flow.plan(None).runs
+    with contextlib.ExitStack() as stack:
+        lease = other_driver(scene, stack, [first, *others])
+
+        def end_soon():
+            while not scene.said:
+                time.sleep(0.05)
+            failed(scene.flow, first)
+            time.sleep(0.5)
+            lease.withdraw()
+
+        thread = threading.Thread(target=end_soon)
+        thread.start()
+        scene.run()
+        thread.join()
+    host = json.loads(lease.path.read_bytes())["host"]
+    assert scene.said[0] == (
+        f"3 runs are being sampled by another driver (process {os.getpid()} on {host}): waiting for them"
+    )
+    assert scene.packed == [[run.run_id for run in others]]
+
+
+def test_only_what_nobody_else_has_in_hand_is_sampled_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(tries, "ELSEWHERE_SECONDS", 0.1)
+    scene = Scene(tmp_path, retries=0)
+    runs = scene.flow.plan(None).runs
+    with contextlib.ExitStack() as stack:
+        lease = other_driver(scene, stack, runs[:2])
+        scene.rounds = [lambda round_: (all_of_them(round_), lease.withdraw()), all_of_them]
+        scene.run()
+    assert scene.sizes == [1, 2]
+
+
+@pytest.mark.parametrize("how", ["signal", "time"])
+def test_waiting_for_others_ends_with_a_signal_or_with_the_time(tmp_path, how):
+    scene = Scene(tmp_path)
+    with contextlib.ExitStack() as stack:
+        other_driver(scene, stack, scene.flow.plan(None).runs)
+        stack.enter_context(scene.flow.stop.on_signals())
+        if how == "time":
+            scene.flow.stop_at = time.time() + 0.5
+        else:
+            threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+        began = time.monotonic()
+        with pytest.raises(OutOfTime if how == "time" else Stopped):
+            scene.run()
+    assert time.monotonic() - began < 10
+
+
+def test_a_stop_marks_the_lease_ended_before_anything_else(tmp_path, capsys):
+    def stop(round_):
+        os.kill(os.getpid(), signal.SIGINT)
+        round_.on_done(Future(), lambda _: None, running=lambda: lease_state(round_.lease.path) == "live")
+
+    scene = Scene(tmp_path, stop)
+    with scene.flow.stop.on_signals(), pytest.raises(Stopped):
+        scene.run()
+    assert lease_state(scene.lease.path) == "ending"
+    assert "stopping: runs are checkpointed; Ctrl-C again stops at once" in capsys.readouterr().out
