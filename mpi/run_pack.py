@@ -65,7 +65,7 @@ from lambda_hat.errors import (
     run_command,
 )
 from lambda_hat.id_utils import canonical_json, run_id_for, target_id_for, trajectory_id
-from lambda_hat.lease import LEASE_VARIABLE, Lease, drain_when_lost
+from lambda_hat.lease import LEASE_VARIABLE, SLOWEST_LOOK, Lease, drain_when_lost
 from lambda_hat.omegaconf_support import build_dataclass, schema_for
 from lambda_hat.store import EventLog, Store, read_json, write_json_atomic
 from lambda_hat.workflow_config import Study, compose_study
@@ -416,7 +416,7 @@ def run_pack(world: World, pack: Pack, drain: Drain, started: float) -> Counter[
     with Console(folder / f"rank-{world.rank:04d}.log", f"[rank {world.rank}]") as console:
         install_abort_hooks(world, console.alarm)
         # A rank that leaves ends the launch, so one that looks often is enough for all of them.
-        drain_when_lost(pack["lease"], drain, f"rank {world.rank}", 1.0 if world.rank == 0 else 10.0)
+        drain_when_lost(pack["lease"], drain, f"rank {world.rank}", 1.0 if world.rank == 0 else SLOWEST_LOOK)
         rank = Rank(world, pack, store, drain, events, console)
         try:
             rank.begin(bind_rank(world.rank, pack["cores_per_rank"], pack["gpus_per_node"], pack["ranks_per_gpu"]))
@@ -545,6 +545,8 @@ class Rank:
         end = self._begin("run", target_id=target_id, run_id=run_id)
         if self._drain.reason is not None:
             return end(LEFT, reason=self._drain.reason)
+        if self._store.target_status(target_id) != "built":
+            return end("blocked", reason=self._why_blocked(target_id))
         try:
             claim = claims.take(run_dir, self._lease, **self._context)
             if claim is None:
@@ -559,8 +561,6 @@ class Rank:
         target_id = entry["target_id"]
         if self._store.run_status(target_id, entry["run_id"]) == "finished":
             return end("finished", cached=True)
-        if self._store.target_status(target_id) != "built":
-            return end("blocked", reason=self._why_blocked(target_id))
         cfg = _sample_config(entry)
         try:
             analysis = self._execute.sample_into(

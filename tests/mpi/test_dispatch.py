@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lambda_hat.drain import Drain
 from mpi.dispatch import Handout, Item, World, dispatch, start_mpi
 from mpi.launch import Launch, LauncherChoice, find_launcher, launch_line
 
@@ -34,14 +35,15 @@ class ThreadComm:
         return self.boxes[self.rank, tag].get_nowait()
 
 
-def run_in_threads(size, items, do):
+def run_in_threads(size, items, do, drains=None):
     """`dispatch` on `size` ranks that are threads; what each returned. Only rank 0 knows the items."""
     boxes = defaultdict(queue.Queue)
     results = {}
 
     def rank_main(rank):
         world = World(rank, size, ThreadComm(rank, boxes) if size > 1 else None)
-        results[rank] = dispatch(world, items if rank == 0 else [], lambda key: do(rank, key))
+        drain = None if drains is None else drains[rank]
+        results[rank] = dispatch(world, items if rank == 0 else [], lambda key: do(rank, key), drain)
 
     threads = [threading.Thread(target=rank_main, args=(rank,)) for rank in range(size)]
     for thread in threads:
@@ -109,6 +111,75 @@ def test_ranks_keep_to_their_programs_among_items_of_similar_cost():
 
     handout = Handout([Item("a0", None, 8.0, "a"), Item("b0", None, 7.0, "b"), Item("a1", None, 1.0, "a")])
     assert [handout.take(0), handout.take(0), handout.take(0)] == ["a0", "b0", "a1"]
+
+
+def test_a_drain_of_rank_0_reaches_every_rank_within_its_item():
+    drains = [Drain() for _ in range(4)]
+    heard = {}
+
+    def do(rank, key):
+        if rank == 0:
+            drains[0].request("SIGTERM came")
+            return "paused"
+        deadline = time.monotonic() + 20
+        while drains[rank].reason is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        heard[rank] = drains[rank].reason
+        return "paused"
+
+    results = run_in_threads(4, [Item(f"run{i}") for i in range(20)], do, drains)
+    assert len(heard) >= 1 and set(heard.values()) == {"SIGTERM came"}
+    under_way = results[0]["paused"]
+    assert 1 <= under_way <= 4
+    assert all(result == Counter(paused=under_way, left=20 - under_way) for result in results.values())
+
+
+def test_what_drains_before_it_starts_does_nothing():
+    drains = [Drain() for _ in range(3)]
+    for drain in drains:
+        drain.request("no time")
+    results = run_in_threads(3, [Item("build"), Item("run", needs="build")], lambda rank, key: "finished", drains)
+    assert results == {rank: Counter(left=2) for rank in range(3)}
+
+
+def test_nothing_is_begun_that_cannot_end_before_the_deadline():
+    """Expected seconds are corrected by what the items before took; here each took a hundredth."""
+    drain = Drain(time.time() + 50.0)
+    handout = Handout([Item("forty", cost=40.0), Item("forty-five", cost=45.0), Item("one", cost=1.0)], drain)
+    assert handout.take(0) == "forty"
+    handout.end("forty", "finished")
+    drain.deadline = time.time() + 20.0
+    assert handout.take(0) == "forty-five"
+    handout.end("forty-five", "finished")
+    drain.deadline = time.time() - 1
+    assert handout.take(0) is None
+    assert handout.done and handout.left == ["one"]
+
+    drain = Drain(time.time() + 50.0)
+    handout = Handout([Item("forty", cost=40.0), Item("one", cost=1.0)], drain)
+    drain.deadline = time.time() + 20.0
+    assert [handout.take(0), handout.take(0)] == ["one", None]
+    assert handout.left == ["forty"] and not handout.done
+
+
+def test_what_no_allocation_is_long_enough_for_is_begun_all_the_same():
+    drain = Drain(time.time() + 50.0)
+    handout = Handout([Item("endless", cost=1e6), Item("endless too", cost=1e6)], drain)
+    assert handout.take(0) == "endless"
+    drain.deadline = time.time() + 5.0
+    assert handout.take(1) is None and handout.left == ["endless too"]
+
+
+def test_suspects_go_out_last_and_by_themselves():
+    items = [Item("killer", cost=9.0, alone=True), Item("a"), Item("b"), Item("killer too", alone=True)]
+    handout = Handout(items)
+    assert [handout.take(0), handout.take(1), handout.take(2)] == ["a", "b", None]
+    handout.end("a", "finished")
+    assert handout.take(0) is None
+    handout.end("b", "finished")
+    assert [handout.take(0), handout.take(1)] == ["killer", None]
+    handout.end("killer", "finished")
+    assert handout.take(1) == "killer too"
 
 
 def test_nothing_to_do_ends_at_once():
@@ -190,6 +261,31 @@ def test_four_real_ranks_share_out_while_rank_0_computes(tmp_path):
     assert len(keys.get(0, [])) <= 5
     for rank in range(4):
         assert json.loads((tmp_path / f"end{rank}").read_text()) == [41, 4]
+
+
+DRAINS = """
+import signal
+from lambda_hat.drain import Drain
+drain = Drain()
+drain.on_signals()
+def do(key):
+    while drain.reason is None:
+        time.sleep(0.05)
+    return "paused"
+if world.rank == 0:
+    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+outcomes = dispatch(world, [Item(f"run{i}") for i in range(9)], do, drain)
+print(world.rank, drain.reason, dict(sorted(outcomes.items())))
+"""
+
+
+@pytest.mark.mpi
+def test_a_signal_to_one_rank_drains_all_and_the_job_ends_well(tmp_path):
+    program = tmp_path / "drains.py"
+    program.write_text(HEAD + DRAINS)
+    done = mpirun(program)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [f"{rank} SIGTERM came {{'left': 5, 'paused': 4}}" for rank in range(4)]
 
 
 @pytest.mark.mpi

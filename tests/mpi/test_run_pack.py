@@ -36,8 +36,8 @@ samplers:
   - {name: hmc, overrides: {num_chains: 2, num_draws: 10, num_burnin: 20}}
 """
 
-WHERE_AND_WHEN = {"rank", "host", "pid", "pack_id", "started", "cache_hit"}
-"""What an analysis says beside the numbers; every key with `seconds` in it too."""
+WHERE_AND_WHEN = {"rank", "host", "pid", "pack_id", "started", "cache_hit", "sha256"}
+"""What an analysis says beside the numbers, and the checksum over it; every key with `seconds` in it too."""
 
 
 @pytest.fixture
@@ -179,15 +179,16 @@ def test_a_failing_and_a_blocked_run_leave_the_others_alone(study, tmp_path):
         end = ends[run_.target_id, run_.run_id]
         run_dir = store.run_dir(run_.target_id, run_.run_id)
         if run_.target_id == broken:
-            assert end["status"] == "failed"
-            error = read_json(run_dir / "error.json")
-            assert error["type"] == "CorruptArtifact" and "params.npz" in error["message"]
-            assert "Traceback" in error["traceback"] and error["rank"] == end["rank"] and error["host"]
-            assert f"run {run_.target_id}/{run_.run_id}: failed" in done.stdout
+            assert end["status"] == "blocked" and not (run_dir / "error.json").exists()
+            assert "its target was damaged" in end["reason"] or "no meta.json" in end["reason"]
+            assert f"run {run_.target_id}/{run_.run_id}: blocked" in done.stdout
         else:
             assert run_.target_id == missing
             assert end["status"] == "blocked" and "no meta.json" in end["reason"]
             assert not run_dir.exists()
+    assert any("params.npz: it has" in end.get("reason", "") for end in ends.values())
+    damaged = sorted(path.name for path in (store.root / "damaged").rglob("*npz*"))
+    assert damaged == ["params.npz.1"] and store.target_status(broken) == "missing"
     for run_ in sound:
         assert ends[run_.target_id, run_.run_id]["status"] == "finished"
         assert read_json(store.run_dir(run_.target_id, run_.run_id) / "analysis.json")["pack_id"] == "pack_test"
@@ -295,9 +296,11 @@ def test_ranks_end_when_their_driver_has(study, tmp_path, ranks):
     store = Store(tmp_path / "store")
     pack_of(study, store.root, tmp_path / "pack.json", expected_ranks=ranks)
     done = run(tmp_path / "pack.json", ranks=ranks, environment={LEASE_VARIABLE: str(tmp_path / "gone.lease")})
-    assert done.returncode != 0
-    logs = [log.read_text() for log in store.pack_dir("pack_test").glob("rank-*.log")]
-    assert any("its driver has ended; stopping" in log for log in logs)
+    assert done.returncode == 0
+    assert "4 left" in done.stdout and "stopped: its driver has ended" in done.stdout
+    drains = [event for event in events_of(store, "pack_test") if event["event"] == "drain"]
+    assert [drain["reason"] for drain in drains] == ["its driver has ended"] * (ranks or 1)
+    assert not store.targets_dir.exists()
 
 
 @pytest.mark.mpi
