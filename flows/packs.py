@@ -148,7 +148,9 @@ class Pack:
         sentence = f"{self.directory.name}: {list(states.values()).count('finished')} of {len(states)} runs finished"
         unfinished = [key for key, state in states.items() if state == "pending"]
         unfinished = [key for key in unfinished if store.target_status(key[0]) != "failed"]
-        drained = bool(log.drains) or status == EXIT_UNFINISHED
+        # Ranks that end well without having taken all runs had too little time for the rest.
+        unfit = status == EXIT_OK and any(key not in log.ends for key in unfinished)
+        drained = bool(log.drains) or status == EXIT_UNFINISHED or unfit
         waiting = self._waiting(unfinished, drained)
         sentence += "".join(f", {count} {how}" for how, count in waiting.items() if count)
         lost = len(unfinished) - sum(waiting.values())

@@ -102,6 +102,14 @@ def test_a_pack_that_was_not_launched_for_want_of_time(scene, capsys):
     assert scene.outcome.causes == {"time": 1} and not scene.outcome.advanced
 
 
+def test_runs_that_were_not_handed_out_did_not_fit_into_the_time(scene, capsys):
+    for rank in (0, 1):
+        scene.events(rank, scene.start(rank), *scene.run(rank, "finished"), {"event": "end"})
+    scene.end(0)
+    assert "2 of 4 runs finished, 2 left for later (the allocation's" in capsys.readouterr().out
+    assert scene.outcome.causes == {"time": 1} and scene.outcome.out_of_time
+
+
 def test_a_full_store_is_told_apart(scene):
     why = "/store/x: No space left on device"
     left = scene.run(0, "left", reason=why, store_error=True)
