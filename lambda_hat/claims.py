@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lambda_hat.errors import StoreError
-from lambda_hat.files import FileSystemClock, create, remove_litter, write_bytes_atomic, writing
+from lambda_hat.files import FileSystemClock, create, json_object, remove_litter, write_bytes_atomic, writing
 from lambda_hat.lease import is_here, lease_over, process_lives, whoami
 
 UNREADABLE_KEPT = 60.0
@@ -171,11 +171,8 @@ def _read(path: Path) -> bytes | None:
 
 
 def _parse(content: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(content)
-    except ValueError:
-        return None
-    whole = isinstance(record, dict) and isinstance(record.get("lease"), (str, type(None)))
+    record = json_object(content)
+    whole = record is not None and isinstance(record.get("lease"), (str, type(None)))
     return record if whole else None
 
 

@@ -12,8 +12,11 @@ import hashlib
 import json
 import math
 import os
+import struct
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,10 @@ _NO_WRITING = {
     errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EREMOTEIO,
 }  # fmt: skip
 """The disk is full, a quota used up, the permission gone, or the file system."""
+DAMAGED_NPZ = (
+    ValueError, KeyError, EOFError, OSError, RuntimeError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
+"""What numpy and zipfile raise of an npz file that is none."""
 _READS = 3
 _PART = ".part"
 """How the names of files end that are being written."""
@@ -188,6 +195,15 @@ def _parse(data: bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def json_object(data: bytes | None) -> dict[str, Any] | None:
+    """The JSON object in `data`; None where there is none."""
+    try:
+        content = _parse(data or b"")
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
 _HEAD = b'{\n "sha256": "'
 _HEAD_BYTES = len(_HEAD) + 64
 
@@ -266,8 +282,7 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]
     events = []
     for line in data[:end].split(b"\n"):
         if line.strip():
-            with contextlib.suppress(ValueError):
-                event = _parse(line)
-                if isinstance(event, dict) and isinstance(event.get("event"), str):
-                    events.append(event)
+            event = json_object(line)
+            if event is not None and isinstance(event.get("event"), str):
+                events.append(event)
     return events, offset + end

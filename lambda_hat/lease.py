@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from lambda_hat.drain import Drain
 from lambda_hat.errors import StoreError
-from lambda_hat.files import FileSystemClock, remove_litter, write_bytes_atomic
+from lambda_hat.files import FileSystemClock, json_object, remove_litter, write_bytes_atomic
 
 PERIOD = 2.0
 STALE_AFTER = 20.0
@@ -110,7 +110,7 @@ def watch_lease(
                 content = last
             if content != last:
                 last, seen = content, time.monotonic()
-                if (_parse(content) or {}).get("state") == "ended":
+                if (json_object(content) or {}).get("state") == "ended":
                     return on_lost(HAS_ENDED)
             elif time.monotonic() - seen > stale_after:
                 return on_lost(f"its driver has given no sign of life for {stale_after:.0f} s")
@@ -203,9 +203,11 @@ def mark_ended(path: Path) -> None:
     Raises StoreUnwritable.
     """
     try:
-        record = _parse(path.read_bytes()) or {}
+        record = json_object(path.read_bytes()) or {}
     except FileNotFoundError:
         return
+    except OSError:
+        record = {}
     write_bytes_atomic(path, json.dumps({**record, "state": "ended"}).encode())
 
 
@@ -265,7 +267,7 @@ def _look_at(path: Path, clock: FileSystemClock) -> _Look:
     except OSError:
         # Not known to be over.
         return _Look(None, 0.0, "ending")
-    record, age = _parse(content), clock.now() - written
+    record, age = json_object(content), clock.now() - written
     if record is not None and is_here(record):
         alive = process_lives(record)
         state: LeaseState = "dead" if not alive else "live" if record.get("state") == "running" else "ending"
@@ -274,14 +276,6 @@ def _look_at(path: Path, clock: FileSystemClock) -> _Look:
         return _Look(record, age, "dead")
     running = age <= STALE_AFTER and (record or {}).get("state") != "ended"
     return _Look(record, age, "live" if running else "ending")
-
-
-def _parse(content: bytes | None) -> dict[str, Any] | None:
-    try:
-        record = json.loads(content or b"")
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ def test_a_killed_owner_is_followed(run_dir, repo_env):
     assert list(run_dir.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"lease": 3}', b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"lease": 3}', b"\xff\xfe\x00", b"[" * 10**5])
 def test_a_claim_without_content_is_waited_for(run_dir, content):
     path = elsewhere(run_dir)
     path.write_bytes(content)

@@ -189,7 +189,7 @@ def test_a_driver_that_died_here_may_have_ranks_elsewhere_that_drain(tmp_path):
     assert lease_over(tmp_path / "driver_none.lease")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\x00", b"null"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\x00", b"null", b"[" * 10**5])
 def test_a_damaged_lease_is_judged_by_its_age(tmp_path, content):
     path = tmp_path / "driver_x.lease"
     path.write_bytes(content)
