@@ -233,14 +233,6 @@ def tidy_leases(directory: Path) -> int:
     return removed
 
 
-def clear_dead_leases(directory: Path) -> int:
-    """Mark the leases of dead drivers ended; returns how many there were."""
-    dead = dead_leases(directory)
-    for lease in dead:
-        mark_ended(lease.path)
-    return len(dead)
-
-
 class _Look(NamedTuple):
     record: dict[str, Any] | None
     """None: it is not there, or not to be read."""

@@ -19,7 +19,6 @@ from lambda_hat.lease import (
     STALE_AFTER,
     DeadLease,
     Lease,
-    clear_dead_leases,
     dead_leases,
     drain_when_lost,
     lease_over,
@@ -222,15 +221,6 @@ def test_jobs_of_dead_drivers_are_told_until_they_are_marked_ended(tmp_path):
         assert dead_leases(tmp_path) == []
         assert json.loads(died[0].read_bytes())["jobs"] == jobs
     mark_ended(tmp_path / "driver_none.lease")
-
-
-def test_only_leases_of_dead_drivers_are_cleared(tmp_path):
-    dead = leave(tmp_path, "dead", **gone())
-    far = leave(tmp_path, "far")
-    with Lease(tmp_path) as alive:
-        assert clear_dead_leases(tmp_path) == 1
-        states = {path: json.loads(path.read_bytes())["state"] for path in (dead, far, alive.path)}
-    assert states == {dead: "ended", far: "running", alive.path: "running"}
 
 
 def test_old_leases_are_tidied_unless_jobs_wait_to_be_cancelled(tmp_path):
