@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -177,7 +177,7 @@ class Store:
         Raises StoreError where the system refuses to read, StoreUnwritable where nothing can be moved.
         """
         directory = self.target_dir(target_id)
-        found = findings_in_target(directory, target_id, cfg, digests or Digests() if thorough else None)
+        found = _looked_at_twice(lambda known: findings_in_target(directory, target_id, cfg, known), thorough, digests)
         if found:
             return "missing", self._set_all_aside(found, move)
         if found is not None:
@@ -198,7 +198,9 @@ class Store:
         Otherwise as `inspect_target`.
         """
         directory = self.run_dir(target_id, run_id)
-        found = findings_in_run(directory, target_id, run_id, cfg, digests or Digests() if thorough else None)
+        found = _looked_at_twice(
+            lambda known: findings_in_run(directory, target_id, run_id, cfg, known), thorough, digests
+        )
         if found:
             return "pending", self._set_all_aside(found, move)
         if found is not None:
@@ -226,6 +228,15 @@ class Store:
                 with EventLog(self.root / "damaged" / "reasons.jsonl") as log:
                     log.append("set_aside", path=str(path), reason=reason, moved_to=str(moved_to))
         return Damage(path, reason, moved_to)
+
+
+def _looked_at_twice(
+    look: Callable[[Digests | None], list[Finding] | None], thorough: bool, digests: Digests | None
+) -> list[Finding] | None:
+    """What `look` finds. Damage is believed at the second look: someone may have published the thing anew during the
+    first, and what is whole must not be moved."""
+    found = look(digests or Digests() if thorough else None)
+    return look(Digests() if thorough else None) if found else found
 
 
 def _move_to_free_name(path: Path, beside: Path) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -196,6 +197,22 @@ def test_a_run_under_another_id_is_foreign(store):
     assert inspect(store)[1][0].reason == "foreign: it is that of 'run_sgld_0'"
 
 
+def test_what_is_published_anew_during_the_look_is_not_moved(store, monkeypatch):
+    """Another driver samples the run again while its old trace is read."""
+    run_dir = store.run_dir(CFG.target_id, RUN_ID)
+    digest = Digests.__call__
+
+    def late(digests, path):
+        if path.name == "trace.nc":
+            monkeypatch.setattr(Digests, "__call__", digest)
+            publish_run(run_dir, CFG, write_config(run_dir, CFG), b"another trace", {"llc_mean": 2.0})
+        return digest(digests, path)
+
+    monkeypatch.setattr(Digests, "__call__", late)
+    assert store.inspect_run(CFG.target_id, RUN_ID, CFG, thorough=True) == ("finished", [])
+    assert read_record(run_dir / "analysis.json")["llc_mean"] == 2.0
+
+
 def test_data_do_not_lead_out_of_the_store(store):
     path = store.target_dir(CFG.target_id) / "meta.json"
     for name in ("..", "../../x", "/etc", "", 3, "a\0b"):
@@ -262,6 +279,30 @@ def test_nothing_is_overwritten_by_what_is_set_aside(tmp_path):
     gone = store.set_aside(path, "someone was faster")
     assert (gone.moved_to, str(gone)) == (None, f"{path}: someone was faster")
     assert sorted(p.name for p in (aside / "tgt_1").iterdir()) == ["meta.json.1", "meta.json.2", "meta.json.3"]
+
+
+RACER = """
+import sys
+from lambda_hat.store import Store
+store, moved = Store(sys.argv[1]), 0
+for number in range(200):
+    damage = store.set_aside(store.targets_dir / f"file{number}", "why")
+    moved += damage.moved_to is not None
+print(moved)
+"""
+
+
+def test_what_two_drivers_set_aside_at_once_is_moved_once(tmp_path, repo_env):
+    store = Store(tmp_path)
+    store.targets_dir.mkdir()
+    for number in range(200):
+        (store.targets_dir / f"file{number}").write_text(str(number))
+    argv = [sys.executable, "-c", RACER, str(tmp_path)]
+    racers = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=repo_env) for _ in range(3)]
+    moved = [int(racer.communicate(timeout=60)[0]) for racer in racers]
+    assert sum(moved) == 200
+    kept = sorted(int(path.read_text()) for path in (tmp_path / "damaged" / "targets").iterdir())
+    assert kept == list(range(200))
 
 
 def test_only_what_is_in_the_store_is_moved(tmp_path):
