@@ -90,8 +90,11 @@ class Tries:
             self.tally.quarantined += outcome.quarantined
             if outcome.refusals and not advanced:
                 raise LaunchError(f"no pack could be started: {outcome.refusals[0]}")
-            if outcome.store_error is not None and not advanced:
-                raise StoreUnwritable(outcome.store_error)
+            if not advanced:
+                if outcome.store_error is not None:
+                    raise StoreUnwritable(outcome.store_error)
+                # Single processes, and ranks that could not even write an event, do not say that this was the reason.
+                flow.store.ensure_writable()
             self._check_time(plan, outcome)
             idle_tries = 0 if advanced else idle_tries + 1
             tried = {_key(run) for run in before.runs}

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from lambda_hat.store import read_events
 from tests.cluster.fake_pbs import FakePbs
 from tests.cluster.slurm_lab import SlurmLab
 
@@ -116,6 +117,21 @@ def packs(store: Path) -> list[Pack]:
         if pack.hosts:
             found.append(pack)
     return sorted(found, key=lambda pack: pack.begun)
+
+
+def events(store: Path, kind: str) -> list[dict[str, Any]]:
+    """What ranks wrote of this kind, with `rank_log`, the log's path under the packs."""
+    found = []
+    for log in sorted(store.glob("packs/pack_*/rank-*.jsonl")):
+        name = str(log.relative_to(store / "packs"))
+        found += [{**event, "rank_log": name} for event in read_events(log)[0] if event["event"] == kind]
+    return found
+
+
+def first_pack(store: Path) -> str:
+    """The name of the pack that was begun first."""
+    starts = events(store, "start")
+    return min(starts, key=lambda event: event["time"])["rank_log"].partition("/")[0]
 
 
 def job_logs(store: Path) -> dict[str, str]:

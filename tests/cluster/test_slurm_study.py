@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +24,15 @@ from tests.cluster.studies import (
     WORKERS,
     analyses,
     block_script,
+    events,
+    first_pack,
     job_logs,
     lose_a_block,
     numbers,
     packed,
     packs,
     slow_clock,
+    start_packed,
     write_study,
 )
 
@@ -201,6 +205,42 @@ def test_a_cancelled_block_is_told_and_only_what_was_lost_is_sampled_again(slurm
     assert len(logs) == 2 and all(log.exists() for log in logs)
     assert f"JOB {job_id} ON n" in said
     assert f"{10 - number} runs were left unfinished; packing them again" in said
+
+
+def test_what_a_killed_driver_left_is_cancelled_by_the_next_one_and_sampled_once(slurm_lab, tmp_path):
+    path = write_study(tmp_path / "study.yaml", seeds=8, thin=60000, targets=[QUADRATIC])
+    store, log = tmp_path / "runs", tmp_path / "said"
+    words = ["--experiments", path, "--pack=4", "site.ranks_per_node=1", "site.nodes_per_block=4", *LOGIN]
+    words += ["site.nodes_per_pack=4", "site.max_blocks=2"]
+    killed = start_packed(slurm_lab, *words, cwd=tmp_path, log=log)
+    try:
+        # All nodes are in one block, so the other one waits.
+        def one_runs_and_one_waits() -> bool:
+            states = [job.state for job in slurm_lab.jobs() if ".packs." in job.name]
+            return sorted(states) == ["PENDING", "RUNNING"] and len(events(store, "run_start")) == 4
+
+        slurm_lab.wait_for(lambda: one_runs_and_one_waits() or killed.poll() is not None, PATIENCE)
+        assert killed.poll() is None, log.read_text()
+        left = {job.id for job in slurm_lab.jobs()}
+    finally:
+        killed.kill()
+        killed.wait()
+    ended = time.time()
+    driver = start_packed(slurm_lab, *words, cwd=tmp_path, log=log)
+    try:
+        slurm_lab.wait_for(lambda: not left & {job.id for job in slurm_lab.jobs()}, 60)
+        assert driver.wait(PATIENCE) == 0, log.read_text()
+    finally:
+        driver.kill()
+    said = log.read_text()
+    assert "an earlier driver was killed on " in said
+    assert f"and {len(left)} of its jobs cancelled" in said
+    assert "8 finished" in said
+    assert "lost with their block" not in said
+    last = max(event["time"] for event in events(store, "run_end") if event["rank_log"].startswith(first_pack(store)))
+    assert last - ended < 60
+    finished = [event for event in events(store, "run_end") if event["status"] == "finished" and "cached" not in event]
+    assert len(finished) == len({event["run_id"] for event in finished}) == 8
 
 
 def test_a_chain_is_bounded_and_reaches_the_end(slurm_lab, tmp_path):
