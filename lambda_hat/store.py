@@ -30,7 +30,7 @@ from lambda_hat.files import (
     write_record,
     writing,
 )
-from lambda_hat.id_utils import canonical_json, identity_payload, run_id_for, target_id_for
+from lambda_hat.id_utils import run_id_for, target_id_for
 from lambda_hat.integrity import (
     ANALYSIS_FORMAT,
     META_FORMAT,
@@ -40,7 +40,7 @@ from lambda_hat.integrity import (
     findings_in_run,
     findings_in_target,
 )
-from lambda_hat.omegaconf_support import load_build_config, load_sample_config, to_yaml
+from lambda_hat.omegaconf_support import to_yaml
 
 __all__ = [
     "Damage",
@@ -148,18 +148,6 @@ class Store:
     def run_ids(self, target_id: str) -> list[str]:
         """Every run folder of a target, sorted."""
         return sorted(p.name for p in _directories(self.target_dir(target_id), "run_"))
-
-    def check_target_config(self, target_id: str, cfg: BuildConfig) -> None:
-        """StoreError where the stored target was built from another configuration than `cfg`."""
-        path = self.target_dir(target_id) / "config.yaml"
-        if path.is_file():
-            _check_same(path, load_build_config(path), cfg)
-
-    def check_run_config(self, target_id: str, run_id: str, cfg: SampleConfig) -> None:
-        """StoreError where the stored run has another configuration than `cfg`."""
-        path = self.run_dir(target_id, run_id) / "config.yaml"
-        if path.is_file():
-            _check_same(path, load_sample_config(path), cfg)
 
     def inspect_target(
         self,
@@ -295,17 +283,6 @@ def check_folder(path: Path, what: str, remedy: str) -> None:
 def _directories(parent: Path, prefix: str) -> Iterator[Path]:
     if parent.is_dir():
         yield from (p for p in parent.iterdir() if p.name.startswith(prefix) and p.is_dir())
-
-
-def _check_same(path: Path, stored: BuildConfig | SampleConfig, asked: BuildConfig | SampleConfig) -> None:
-    old, new = identity_payload(stored), identity_payload(asked)
-    if canonical_json(old) == canonical_json(new):
-        return
-    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    raise StoreError(
-        f"{path}: the stored configuration differs from the one asked for in {', '.join(differing)}, though the id is "
-        "the same; the file was edited or the store is damaged: move that folder away and run again"
-    )
 
 
 def error_line(path: Path) -> str:

@@ -61,13 +61,14 @@ from lambda_hat.errors import (
     LambdaHatError,
     LaunchError,
     Paused,
+    StoreError,
     StoreUnwritable,
     run_command,
 )
 from lambda_hat.id_utils import canonical_json, run_id_for, target_id_for, trajectory_id
 from lambda_hat.lease import LEASE_VARIABLE, SLOWEST_LOOK, Lease, drain_when_lost
 from lambda_hat.omegaconf_support import build_dataclass, schema_for
-from lambda_hat.store import EventLog, Store, read_json, write_json_atomic
+from lambda_hat.store import Damage, EventLog, Store, error_line, read_json, write_json_atomic
 from lambda_hat.workflow_config import Study, compose_study
 from mpi.devices import (
     bind_rank,
@@ -232,7 +233,7 @@ def load_pack(args: argparse.Namespace) -> Pack:
         ("--ranks-per-gpu", args.ranks_per_gpu, 1),
     ):
         _at_least(option, value, least)
-    pack = pack_of_study(study, args.cores_per_rank) | {
+    pack = pack_of_study(study, args.cores_per_rank, look_only=args.dry_run) | {
         "gpus_per_node": args.gpus_per_node,
         "ranks_per_gpu": args.ranks_per_gpu,
     }
@@ -320,20 +321,25 @@ def _sample_config(entry: dict[str, Any]) -> SampleConfig:
     return build_dataclass(schema, [(where, entry["config"])])
 
 
-def pack_of_study(study: Study, cores_per_rank: int) -> Pack:
-    """One pack of everything that the store lacks. Raises StoreError where it holds something else under an id."""
+def pack_of_study(study: Study, cores_per_rank: int, look_only: bool = False) -> Pack:
+    """One pack of all that the store lacks. What it holds damaged is named and, unless `look_only`, set aside."""
     store = Store(study.settings.store_root)
     runs = []
+    damages: list[Damage] = []
     for run in study.runs:
-        store.check_run_config(run.target_id, run.run_id, run.cfg)
-        if store.run_status(run.target_id, run.run_id) != "finished":
+        status, found = store.inspect_run(run.target_id, run.run_id, run.cfg, move=not look_only)
+        damages += found
+        if status != "finished":
             names = {"target_id": run.target_id, "run_id": run.run_id}
             runs.append({**names, "config": asdict(run.cfg), "cost": run.cost, "program": run.program})
     builds = []
     for target_id in dict.fromkeys(run["target_id"] for run in runs):
-        store.check_target_config(target_id, study.targets[target_id])
-        if store.target_status(target_id) != "built":
+        target_status, found = store.inspect_target(target_id, study.targets[target_id], move=not look_only)
+        damages += found
+        if target_status != "built":
             builds.append({"target_id": target_id, "config": asdict(study.targets[target_id])})
+    for damage in damages:
+        print(f"damaged: {damage}")
     content = canonical_json([[run["target_id"], run["run_id"]] for run in runs])
     return PACK_DEFAULTS | {
         "format": PACK_FORMAT,
@@ -551,9 +557,14 @@ class Rank:
             claim = claims.take(run_dir, self._lease, **self._context)
             if claim is None:
                 return end("elsewhere", reason=f"another process samples it: {_who(claims.holder(run_dir))}")
-            status = self._sample(entry, run_dir, target_dir, end)
         except StoreUnwritable as error:
             return self._cannot_write(end, error)
+        except StoreError as error:
+            return self._failed(end, run_dir, error)
+        try:
+            status = self._sample(entry, run_dir, target_dir, end)
+        except StoreUnwritable as error:
+            status = self._cannot_write(end, error)
         (claim.finished if status == "finished" else claim.release)()
         return status
 
@@ -573,7 +584,7 @@ class Rank:
         except Exception as error:
             damages = self._damages(error, target_id)
             if damages:
-                return end("blocked", reason=f"its target was damaged, and is to be built again: {damages}")
+                return end("blocked", reason=f"its target is damaged, and is to be built again: {damages}")
             return self._failed(end, run_dir, error)
         return end("finished", verdict=analysis["verdict"])
 
@@ -581,7 +592,12 @@ class Rank:
         """What is wrong with the files of a target, which are set aside for that."""
         if not isinstance(error, CorruptArtifact):
             return ""
-        _, damages = self._store.inspect_target(target_id, None, thorough=True)
+        try:
+            _, damages = self._store.inspect_target(target_id, None, thorough=True)
+        except StoreUnwritable:
+            raise
+        except StoreError as refusal:
+            return str(refusal)
         # Another rank may have been faster.
         return "; ".join(map(str, damages)) or (str(error) if self._store.target_status(target_id) != "built" else "")
 
@@ -616,8 +632,7 @@ class Rank:
 
     def _why_blocked(self, target_id: str) -> str:
         if self._store.target_status(target_id) == "failed":
-            error = read_json(self._store.target_dir(target_id) / "error.json")
-            return f"its target could not be built: {error['type']}: {error['message']}"
+            return f"its target could not be built: {error_line(self._store.target_dir(target_id) / 'error.json')}"
         return "its target is not built: no meta.json"
 
 

@@ -16,7 +16,7 @@ THIRD_PARTY = {
 }  # fmt: skip
 L0 = {
     "claims", "config", "cores", "cost", "drain", "errors", "files", "id_utils", "integrity", "lease",
-    "omegaconf_support", "packing", "paths", "plain_yaml", "preflight", "store", "workflow_config",
+    "memory", "omegaconf_support", "packing", "paths", "plain_yaml", "preflight", "store", "workflow_config",
 }  # fmt: skip
 LAYERS = {
     0: L0,

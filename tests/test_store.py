@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from lambda_hat.claims import take
-from lambda_hat.config import DlnBuild, QuadraticBuild, RuntimeConfig, SgldConfig
+from lambda_hat.config import DlnBuild, RuntimeConfig, SgldConfig
 from lambda_hat.errors import StoreError, StoreUnwritable
 from lambda_hat.files import read_events, read_record, write_record
 from lambda_hat.id_utils import run_id_for, target_id_for
@@ -33,19 +33,6 @@ def test_statuses_follow_the_files(tmp_path):
     assert store.run_status("tgt_1", "run_1") == "finished"
     assert store.target_ids() == ["tgt_1"]
     assert store.run_ids("tgt_1") == ["run_1"]
-
-
-def test_a_stored_configuration_that_differs_is_refused(tmp_path):
-    store = Store(tmp_path)
-    build, cfg = QuadraticBuild(), SgldConfig(target_id="tgt_1")
-    write_config(store.target_dir("tgt_1"), build)
-    write_config(store.run_dir("tgt_1", "run_1"), cfg)
-    store.check_target_config("tgt_1", build)
-    store.check_run_config("tgt_1", "run_1", cfg)
-    with pytest.raises(StoreError, match=r"differs from the one asked for in seed"):
-        store.check_target_config("tgt_1", replace(build, seed=1))
-    with pytest.raises(StoreError, match=r"run_1/config\.yaml: .* differs .* in thin"):
-        store.check_run_config("tgt_1", "run_1", replace(cfg, thin=3))
 
 
 def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path):

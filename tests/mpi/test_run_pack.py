@@ -180,7 +180,7 @@ def test_a_failing_and_a_blocked_run_leave_the_others_alone(study, tmp_path):
         run_dir = store.run_dir(run_.target_id, run_.run_id)
         if run_.target_id == broken:
             assert end["status"] == "blocked" and not (run_dir / "error.json").exists()
-            assert "its target was damaged" in end["reason"] or "no meta.json" in end["reason"]
+            assert "its target is damaged" in end["reason"] or "no meta.json" in end["reason"]
             assert f"run {run_.target_id}/{run_.run_id}: blocked" in done.stdout
         else:
             assert run_.target_id == missing
