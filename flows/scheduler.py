@@ -36,11 +36,13 @@ class Slurm:
             found[job_id] = f"{state} ({more})" if more and more != "None" else state
         return found
 
-    def cancel(self, job_id: str, name: str) -> bool:
-        """Cancel a job of this user's and of this name; whether there was one."""
+    def cancel(self, job_id: str, name: str, only_waiting: bool = False) -> bool:
+        """Cancel a job of this user's and of this name, where it has not begun to run or may be cut off; whether there
+        was one."""
         user = ["--user", getpass.getuser(), "--name", name]
+        states = ["--states", "PENDING"] if only_waiting else []
         try:
-            found = _ask(["squeue", "--noheader", *user, "--jobs", job_id, "--format", "%i"]).split()
+            found = _ask(["squeue", "--noheader", *user, *states, "--jobs", job_id, "--format", "%i"]).split()
         except SchedulerError as error:
             if "Invalid job id" in str(error):
                 return False
@@ -83,8 +85,9 @@ class Pbs:
                 found[job_id] = f"{state} ({more})" if more else state
         return found
 
-    def cancel(self, job_id: str, name: str) -> bool:
-        """Cancel a job of this user's and of this name; whether there was one."""
+    def cancel(self, job_id: str, name: str, only_waiting: bool = False) -> bool:
+        """Cancel a job of this user's and of this name, where it has not begun to run or may be cut off; whether there
+        was one."""
         try:
             said = json.loads(_ask(["qstat", "-f", "-F", "json", job_id]))
         except ValueError as error:
@@ -95,7 +98,8 @@ class Pbs:
             raise
         for job in said.get("Jobs", {}).values():
             owner = str(job.get("Job_Owner", "")).partition("@")[0]
-            if owner == getpass.getuser() and job.get("Job_Name") == name and job.get("job_state") != "F":
+            unwanted = ("R", "E", "F") if only_waiting else ("F",)
+            if owner == getpass.getuser() and job.get("Job_Name") == name and job.get("job_state") not in unwanted:
                 _ask(["qdel", job_id])
                 return True
         return False

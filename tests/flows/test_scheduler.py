@@ -178,6 +178,7 @@ def test_pbs_sites_ask_pbs(lease):
     ("job", "cancelled"),
     [
         ({"job_state": "Q", "Job_Name": "ours", "Job_Owner": f"{getpass.getuser()}@login"}, True),
+        ({"job_state": "R", "Job_Name": "ours", "Job_Owner": f"{getpass.getuser()}@login"}, True),
         ({"job_state": "F", "Job_Name": "ours", "Job_Owner": f"{getpass.getuser()}@login"}, False),
         ({"job_state": "Q", "Job_Name": "other", "Job_Owner": f"{getpass.getuser()}@login"}, False),
         ({"job_state": "Q", "Job_Name": "ours", "Job_Owner": "somebody@login"}, False),
@@ -186,6 +187,9 @@ def test_pbs_sites_ask_pbs(lease):
 def test_only_jobs_of_ours_are_cancelled_in_pbs(command, tmp_path, job, cancelled):
     command("qstat", f"echo '{json.dumps({'Jobs': {'7.s': job}})}'")
     command("qdel", f'echo "$@" >> {tmp_path}/cancelled')
+    waits = job["job_state"] == "Q"
+    assert Pbs().cancel("7.s", "ours", only_waiting=True) == (cancelled and waits)
+    assert (tmp_path / "cancelled").exists() == (cancelled and waits)
     assert Pbs().cancel("7.s", "ours") == cancelled
     assert (tmp_path / "cancelled").exists() == cancelled
 
@@ -204,16 +208,23 @@ def test_jobs_that_are_gone_are_no_trouble(command):
 
 def test_what_a_dead_driver_left_is_cancelled_once(command, tmp_path, lease):
     packs = tmp_path / "packs"
-    jobs = [{"scheduler": "slurm", "job_id": str(number), "name": "ours"} for number in (7, 8)]
+    jobs = [{"scheduler": "slurm", "job_id": str(number), "name": "ours"} for number in (7, 8, 9)]
     dead = {**json.loads(lease.path.read_bytes()), "pid": 2**22 + 1, "jobs": [*jobs, {"scheduler": "slurm"}, {}]}
     (packs / "driver_dead.lease").write_text(json.dumps(dead))
-    command("squeue", 'case "$*" in *"--jobs 7"*) echo 7 ;; esac')
+    # 7 waits, 8 runs, and 9 is refused.
+    squeue = """case "$*" in
+      *"--states PENDING"*"--jobs 7"*) echo 7 ;;
+      *"--states"*|*"--jobs 7"*) ;;
+      *"--jobs 8"*) echo 8 ;;
+      *) echo 'Unable to contact slurm controller' >&2; exit 1 ;;
+    esac"""
+    command("squeue", squeue)
     command("scancel", f'echo "$@" >> {tmp_path}/cancelled')
     said = []
     assert end_leftovers(packs, said.append, Stop()) == 1
-    assert said[0].endswith("what it left running has been told to stop, and 1 of its jobs cancelled")
-    assert "jobs of it that could not be cancelled" in said[1]
-    assert (tmp_path / "cancelled").read_text().split()[-1] == "7"
+    assert said[0].endswith("what it left running has been told to stop, and 2 of its jobs cancelled")
+    assert said[1] == "a job of it could not be cancelled: 9: squeue refused: Unable to contact slurm controller"
+    assert [line.split()[-1] for line in (tmp_path / "cancelled").read_text().splitlines()] == ["7", "8"]
     assert json.loads((packs / "driver_dead.lease").read_text())["state"] == "ended"
     assert end_leftovers(packs, said.append, Stop()) == 0
     assert lease_state(lease.path) == "live"
