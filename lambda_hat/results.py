@@ -97,6 +97,7 @@ def _config_columns() -> Iterator[tuple[str, pa.DataType]]:
 
 
 SCHEMA = pa.schema([*_COLUMNS, *_config_columns()])
+_TYPES = dict(_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _target_state(store: Store, ref: RunRef) -> _TargetState:
         with contextlib.suppress(LambdaHatError, OSError):
             meta = read_record(directory / "meta.json")
             keys = ("n", "dim", "loss_at_w_star", "true_llc", "true_multiplicity")
-            columns |= {key: meta[key] for key in keys if key in meta}
+            columns |= {key: meta[key] for key in keys if key in meta and _fits(meta[key], SCHEMA.field(key).type)}
         return _TargetState(columns, None)
     return _TargetState(columns, error_line(directory / "error.json") if status == "failed" else None)
 
@@ -196,12 +197,30 @@ def _row(store: Store, ref: RunRef, target: _TargetState) -> dict[str, Any]:
             analysis = read_record(directory / "analysis.json")
         except (LambdaHatError, OSError) as error:
             return row | {"status": "pending", "reason": f"its result cannot be read: {error}"}
-        return row | {key: value for key, value in analysis.items() if key in SCHEMA.names} | {"status": "finished"}
+        analysis = {key: value for key, value in analysis.items() if key in _TYPES}
+        wrong = next((key for key, value in analysis.items() if not _fits(value, _TYPES[key])), None)
+        if wrong is not None:
+            reason = f"{directory / 'analysis.json'}: {wrong}: got {analysis[wrong]!r:.80}, expected {_TYPES[wrong]}"
+            return row | {"status": "pending", "reason": f"its result cannot be read: {reason}"}
+        return row | analysis | {"status": "finished"}
     if status == "failed":
         return row | {"status": "failed", "reason": error_line(directory / "error.json")}
     if target.error is not None:
         return row | {"status": "blocked", "reason": f"its target could not be built: {target.error}"}
     return row | {"status": "pending", "reason": "not sampled yet"}
+
+
+def _fits(value: Any, kind: pa.DataType) -> bool:
+    """Whether a table has room for `value` in a column of this kind."""
+    if value is None:
+        return True
+    if pa.types.is_list(kind):
+        return isinstance(value, list) and all(_fits(item, kind.value_type) for item in value)
+    if pa.types.is_string(kind):
+        return isinstance(value, str)
+    if pa.types.is_floating(kind):
+        return type(value) is float or (type(value) is int and abs(value) <= 2**53)
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _restricted(ref: RunRef, columns: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ INPUT_LAWS = ("isotropic", "anisotropic", "mixture")
 NOISES = ("none", "gaussian", "heteroscedastic", "student_t", "outliers")
 LOSSES = ("nll", "mse")
 MOST_LAYERS = 1000
-MOST_CHECKPOINTS = 10_000
+MOST_CHECKPOINTS = 1000
 MOST_PARAMETERS = 2**40
 DLN_DATA = ("population", "empirical")
 
@@ -610,13 +610,15 @@ class MlpBuild(RegressionBuild):
                 every,
                 f"at least {-(-steps // MOST_CHECKPOINTS)}, for at most {MOST_CHECKPOINTS} targets in {steps} steps",
             )
-        if self.step is not None:
-            require(
-                self.checkpoints is not None and self.step in self.checkpoint_steps,
-                "step",
-                self.step,
-                f"one of the steps of checkpoints: {self.checkpoint_steps or 'none are asked for'}",
-            )
+        if self.step is not None and not self._has_checkpoint(self.step):
+            there = self.checkpoint_steps or "none are asked for"
+            raise ConfigError(f"step: got {self.step}, expected one of the steps of checkpoints: {there!s:.200}")
+
+    def _has_checkpoint(self, step: int) -> bool:
+        if self.checkpoints is None:
+            return False
+        steps, every = self.training.steps, self.checkpoints.every
+        return step == steps or (step % every == 0 and 0 < step < steps)
 
     @property
     def checkpoint_steps(self) -> list[int]:

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import time
-import zipfile
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +15,8 @@ import numpy as np
 
 from lambda_hat.drain import Drain
 from lambda_hat.errors import CorruptArtifact, Paused
+from lambda_hat.files import DAMAGED_NPZ, write_bytes_atomic
 from lambda_hat.samplers.programs import compiled, require_memory
-from lambda_hat.store import write_bytes_atomic
 
 CHUNK_SECONDS = 1.0
 """A chunk aims at this: signals and the clock are looked at between chunks, and PBS leaves 10 s after a signal."""
@@ -159,7 +158,7 @@ def decode(path: Path, content: bytes) -> tuple[str, dict[str, Any], list[np.nda
         if head["format"] != CHECKPOINT_FORMAT:
             raise ValueError(f"format {head['format']}")
         return head["phase"], head["facts"], [found[name] for name in sorted(found)]
-    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
+    except (*DAMAGED_NPZ, TypeError, AttributeError) as error:
         raise CorruptArtifact(f"{path}: not a checkpoint of this version ({error})") from None
 
 

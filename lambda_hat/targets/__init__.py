@@ -7,7 +7,6 @@ import io
 import math
 import shlex
 import time
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ import numpy as np
 
 from lambda_hat.config import BuildConfig, MlpBuild
 from lambda_hat.errors import BuildFailed, ConfigError, CorruptArtifact, LambdaHatError, TargetNotBuilt
+from lambda_hat.files import DAMAGED_NPZ
 from lambda_hat.integrity import META_FORMAT, config_digest, is_target_name
 from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.store import publish_target, read_record
@@ -144,6 +144,10 @@ def load_target(directory: Path) -> Target:
         raise _corrupt(directory, "meta.json", str(error).removeprefix(f"{directory / 'meta.json'}: ")) from None
     if meta.get("format") != META_FORMAT:
         raise _corrupt(directory, "meta.json", f"its format is {meta.get('format')!r}, expected {META_FORMAT}")
+    if not isinstance(meta.get("kind"), str) or meta["kind"] not in _KINDS:
+        raise _corrupt(
+            directory, "meta.json", f"its kind is {meta.get('kind')!r:.80}, which this version does not know"
+        )
     try:
         return Target(
             loss=_KINDS[meta["kind"]].make_loss(_read_config(directory, meta)),
@@ -192,14 +196,17 @@ def _read_npz(directory: Path, name: str, meta: dict[str, Any]) -> dict[str, np.
         raise _corrupt(directory, name, "it is missing") from None
     except OSError as error:
         raise _corrupt(directory, name, f"cannot be read: {error.strerror or error}") from error
-    digest, expected = hashlib.sha256(content).hexdigest(), meta["files"][name]["sha256"]
+    files = meta["files"]
+    if not isinstance(files, dict) or not isinstance(files[name], dict):
+        raise _corrupt(directory, "meta.json", f"it does not vouch for {name}")
+    digest, expected = hashlib.sha256(content).hexdigest(), files[name]["sha256"]
     if digest != expected:
         raise _corrupt(directory, name, f"its sha256 is {digest}, expected {expected}")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return dict(arrays)
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise _corrupt(directory, name, str(error)) from None
+    except DAMAGED_NPZ as error:
+        raise _corrupt(directory, name, f"not an npz file ({error})") from None
 
 
 def _corrupt(directory: Path, name: str, reason: str) -> CorruptArtifact:

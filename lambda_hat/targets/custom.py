@@ -7,7 +7,6 @@ import importlib
 import inspect
 import os
 import sys
-import zipfile
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.numpy import load_file
 
 from lambda_hat.config import CustomBuild, CustomTarget
 from lambda_hat.errors import BuildFailed, ConfigError, LambdaHatError
+from lambda_hat.files import DAMAGED_NPZ
 from lambda_hat.id_utils import canonical_json
 from lambda_hat.targets.base import SLICE_ROWS, Loss, Made, Target
 
@@ -301,7 +301,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
         return dict(load_file(path))
-    except (ValueError, OSError, zipfile.BadZipFile, SafetensorError) as error:
+    except (*DAMAGED_NPZ, SafetensorError) as error:
         raise BuildFailed(f"target.checkpoint: {path} cannot be read as {path.suffix[1:]}: {error}") from None
 
 
