@@ -65,7 +65,7 @@ class PackLog:
         if kind == "start":
             self.processes[event["host"], event["pid"]] = rank
             self.hosts[rank] = event["host"]
-            self._size = event["size"]
+            self._size = int(event["size"])
         elif kind == "run_start":
             self.in_flight[rank] = (event["target_id"], event["run_id"])
         elif kind == "run_end":

@@ -37,10 +37,11 @@ def rank_usage(pack_dirs: Iterable[Path]) -> dict[str, float]:
     for directory in pack_dirs:
         for log in sorted(directory.glob("rank-*.jsonl")):
             for event in read_events(log)[0]:
-                if event["event"] == "end":
+                spent = event.get("busy"), event.get("seconds")
+                if event["event"] == "end" and all(isinstance(seconds, (int, float)) for seconds in spent):
                     ranks += 1
-                    busy += event["busy"]
-                    total += event["seconds"]
+                    busy += spent[0]
+                    total += spent[1]
     return {"ranks": ranks, "busy": busy, "total": total}
 
 
