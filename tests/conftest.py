@@ -15,7 +15,7 @@ if str(ROOT) not in sys.path:
 
 SOAK = os.environ.get("LAMBDA_HAT_SOAK") == "1"
 """`make soak`: the same tests, with many more inputs and kill points."""
-settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+settings.register_profile("ci", max_examples=40, derandomize=True, deadline=None, database=None)
 settings.register_profile("soak", max_examples=1200, deadline=None, database=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "soak" if SOAK else "ci"))
 

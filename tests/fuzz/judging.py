@@ -8,10 +8,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from hypothesis import settings
+
 from lambda_hat.errors import LambdaHatError
 
 SECONDS = 10.0
 LONGEST_MESSAGE = 4000
+FEW = settings(max_examples=max(5, settings.default.max_examples // 8))
+"""For tests whose inputs take a tenth of a second and more."""
 TRIED: Counter[str] = Counter()
 """Inputs tried, by what read them."""
 ACCEPTED: Counter[str] = Counter()
@@ -24,12 +28,13 @@ class TooSlow(BaseException):
     """No `Exception`: whoever catches those has not caught this."""
 
 
-def attempt(what: str, read: Callable[[], Result]) -> Result | None:
-    """`read()`, counted as an input of `what`; None where it refuses with one of our errors.
+def attempt(what: str, read: Callable[[], Result], counted: bool = True) -> Result | None:
+    """`read()`, counted as an input of `what`; None where it refuses with one of our errors. counted: False for one of
+    many readers of one input.
 
     Any other exception passes, as does TooSlow; an error that says nothing, or pages, is an AssertionError.
     """
-    TRIED[what] += 1
+    TRIED[what] += counted
 
     def ring(*_: Any) -> None:
         raise TooSlow(f"{what}: not done after {SECONDS:.0f} s")
@@ -40,7 +45,7 @@ def attempt(what: str, read: Callable[[], Result]) -> Result | None:
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         result = read()
-        ACCEPTED[what] += 1
+        ACCEPTED[what] += counted
         return result
     except LambdaHatError as error:
         said = str(error)

@@ -49,7 +49,7 @@ def places(content: Any, path: tuple = ()) -> list[tuple]:
 
 @st.composite
 def mutated(draw: st.DrawFn, originals: st.SearchStrategy[Any], most: int = 3) -> Any:
-    """One of `originals` with up to `most` nodes replaced, removed, renamed, wrapped, doubled or exchanged."""
+    """One of `originals` with up to `most` nodes changed, replaced, removed, renamed, wrapped, doubled or exchanged."""
     content = copy.deepcopy(draw(originals))
     for _ in range(draw(st.integers(1, most))):
         paths = places(content)
@@ -59,8 +59,12 @@ def mutated(draw: st.DrawFn, originals: st.SearchStrategy[Any], most: int = 3) -
         parent = content
         for key in above:
             parent = parent[key]
-        how = draw(st.sampled_from(["replace", "replace", "remove", "rename", "wrap", "double", "exchange"]))
-        if how == "replace":
+        how = draw(
+            st.sampled_from([*["other"] * 8, "replace", "replace", "remove", "rename", "wrap", "double", "exchange"])
+        )
+        if how == "other":
+            parent[last] = draw(_others(parent[last]))
+        elif how == "replace":
             parent[last] = draw(VALUES)
         elif how == "remove":
             del parent[last]
@@ -76,6 +80,17 @@ def mutated(draw: st.DrawFn, originals: st.SearchStrategy[Any], most: int = 3) -
                 other = other[key] if _has(other, key) else other
             parent[last] = copy.deepcopy(other)
     return content
+
+
+def _others(value: Any) -> st.SearchStrategy[Any]:
+    """Values of the same kind, which more often pass the first check."""
+    if isinstance(value, bool):
+        return st.booleans()
+    if isinstance(value, int):
+        return st.integers(0, 100) | st.integers(0, 2**40)
+    if isinstance(value, float):
+        return st.floats(1e-9, 100.0)
+    return st.just(value) if isinstance(value, (dict, list)) else SCALARS
 
 
 def _has(node: Any, key: Any) -> bool:

@@ -21,7 +21,7 @@ def mlp(**overrides):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"samplers": [{"name": "sgld", "sweep": SWEPT}]}, r"samplers\[0\]: sweep: expands to 312079600399 entries"),
+        ({"samplers": [{"name": "sgld", "sweep": SWEPT}]}, r"samplers\[0\]: sweep: expands to 312079600999 entries"),
         (mlp(model={"widths": None, "depth": 1, "num_params": HUGE}), "parameters', expected at most 1099511627776"),
         (mlp(model={"widths": None, "depth": HUGE, "num_params": 5}), "model.depth: got 4611686018427387904, expected"),
         (mlp(checkpoints={"every": 1}, training={"steps": HUGE}), "checkpoints.every: got 1, expected at least"),

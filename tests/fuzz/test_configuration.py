@@ -102,7 +102,13 @@ ARGUMENTS = (
     | YAML_NOISE.map(lambda noise: noise.decode())
     | st.binary(max_size=20).map(lambda data: data.decode("utf-8", "surrogateescape"))
 )
-WORDS = st.builds("{}{}{}".format, KEYS, st.sampled_from(["=", "=", "=", "", "==", " = "]), ARGUMENTS) | ARGUMENTS
+FINE = st.sampled_from(
+    ["pack=3", "targets.0.seed=7", "samplers.0.overrides.thin=5", "samplers.0.sweep.seed=[0, 1]", "retries=2",
+     "site=slurm", "targets.0.overrides.target.dim=7", "samplers.0.overrides={num_draws: 50}", "results_root=a b"]
+)  # fmt: skip
+WORDS = (
+    FINE | st.builds("{}{}{}".format, KEYS, st.sampled_from(["=", "=", "=", "", "==", " = "]), ARGUMENTS) | ARGUMENTS
+)
 
 
 @given(words=st.lists(WORDS, min_size=1, max_size=3))
