@@ -29,7 +29,13 @@ TARGETS = [
     {"target": "line_and_point", "sweep": {"target.point": [[1.0, 1.0], [0.0, 0.0]]}},
     {"target": "radial"},
     {"target": "tanh", "seed": 3},
-    {"model": "tiny", "data": "small", "teacher": "tiny", "seed": 42, "checkpoints": {"every": 1000}},
+    {
+        "model": "tiny",
+        "data": "small",
+        "teacher": "tiny",
+        "checkpoints": {"every": 20},
+        "overrides": {"training": {"steps": 50}},
+    },
     {"model": "base", "data": "base", "teacher": "_null", "overrides": {"training": {"steps": 10000, "batch_size": 5}}},
     {
         "target": {"factory": "a.b:c", "kwargs": {"x": [1, "two", 3.0, None]}, "version": 2, "n": 30},
