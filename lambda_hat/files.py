@@ -65,7 +65,7 @@ def create(path: Path) -> int:
         return os.open(path, flags, 0o666)
 
 
-def write_bytes_atomic(path: Path, data: bytes) -> None:
+def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path`: readers see the old file or the whole new one, also after a crash.
 
     Raises StoreUnwritable, or StoreError where something else lies in the way.

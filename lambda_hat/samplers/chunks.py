@@ -135,20 +135,23 @@ class Chunks:
             raise Paused(reason, self._advanced)
 
 
-def encode(phase: str, facts: dict[str, Any], carry: Any) -> bytes:
+def encode(phase: str, facts: dict[str, Any], carry: Any) -> memoryview:
     """A checkpoint: an npz file, and the sha256 of its bytes after it."""
     leaves = [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(carry)]
     head = json.dumps({"format": CHECKPOINT_FORMAT, "phase": phase, "facts": facts}).encode()
     arrays = {f"leaf_{i:03d}": leaf for i, leaf in enumerate(jax.device_get(leaves))}
     buffer = io.BytesIO()
     np.savez(buffer, head=np.frombuffer(head, np.uint8), **arrays)
-    content = buffer.getvalue()
-    return content + hashlib.sha256(content).digest()
+    # The state of a large network is hundreds of megabytes: it is not copied once more.
+    digest = hashlib.sha256(buffer.getbuffer()).digest()
+    buffer.seek(0, io.SEEK_END)
+    buffer.write(digest)
+    return buffer.getbuffer()
 
 
 def decode(path: Path, content: bytes) -> tuple[str, dict[str, Any], list[np.ndarray]]:
     """Phase, facts and arrays of a checkpoint. Raises CorruptArtifact naming `path` where they cannot be had."""
-    inner, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
+    inner, digest = memoryview(content)[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
     if hashlib.sha256(inner).digest() != digest:
         raise CorruptArtifact(f"{path}: a checkpoint whose checksum does not fit")
     try:
