@@ -311,6 +311,13 @@ def _python_config(site: PythonSite, packs: bool) -> Config:
             )
     if packs and not isinstance(executors[PACKS], MPIExecutor):
         raise ConfigError(f"{site.parsl_config}: executor '{PACKS}' must be an MPIExecutor")
+    for executor in config.executors:
+        # What arrives on an open channel is unpickled, which runs whatever it says.
+        if getattr(executor, "encrypted", True) is not True:
+            raise ConfigError(
+                f"{site.parsl_config}: executor '{executor.label}' speaks unencrypted, so that whoever reaches its "
+                "ports could run anything; write encrypted=True"
+            )
     return config
 
 

@@ -137,6 +137,15 @@ def test_a_python_site(tmp_path):
     assert site.ranks == 2
     with pytest.raises(ConfigError, match="no executor labelled 'tasks'"), parsl_config(site, tmp_path, packs=False):
         pass
+    path.write_text(
+        "import parsl\nfrom parsl.executors import HighThroughputExecutor as Executor\n"
+        "config = parsl.Config(executors=[Executor(label='tasks', address='127.0.0.1', encrypted=False)])\n"
+    )
+    with (
+        pytest.raises(ConfigError, match=r"executor 'tasks' speaks unencrypted.*; write encrypted=True"),
+        parsl_config(load_site(str(path)), tmp_path, packs=False),
+    ):
+        pass
     path.write_text("config = 3\n")
     with (
         pytest.raises(ConfigError, match=r"expected a variable `config`, a parsl\.Config"),
