@@ -25,6 +25,7 @@ PROGRAM = [sys.executable, str(Path(__file__).resolve().parents[1] / "mpi" / "ru
 PACK_FORMAT = 1
 LOOK_SECONDS = {"local": 0.2, "shared": 2.0}
 """How often a pack's logs are read. A parallel filesystem should not feel it; packs that wait are looked at less."""
+CHECKPOINT = "checkpoint.npz"
 UNRESOLVED_SECONDS = 30.0
 """After the last word of a pack's ranks, or its deadline, until the driver takes it for ended whatever Parsl says."""
 LAUNCHER_SECONDS = 4.0
@@ -188,12 +189,19 @@ class Pack:
         ends = [self._log.ends.get(key, {}).get("status") for key in unfinished]
         in_flight = sum(key in self._log.in_flight.values() for key in unfinished)
         not_begun = ends.count(None) - in_flight if drained else 0
+        kept = sum(self._is_kept(key) for key in unfinished)
         return {
-            "paused with a checkpoint": ends.count("paused"),
-            "left for later": ends.count("left") + not_begun,
+            "paused with a checkpoint": kept,
+            "left for later": ends.count("left") + ends.count("paused") - kept + not_begun,
             "sampled elsewhere": ends.count("elsewhere"),
             "waiting for their target": ends.count("blocked"),
         }
+
+    def _is_kept(self, key: Key) -> bool:
+        """Whether a run was paused with anything to go on from, and not before its first step."""
+        end = self._log.ends.get(key, {})
+        paused = end.get("status") == "paused"
+        return paused and (end.get("advanced") is True or (self._flow.store.run_dir(*key) / CHECKPOINT).is_file())
 
     def _blame(self, how: str) -> None:
         dead, condemned = record_deaths(self._flow.store, self._log, self._flow.site.flavour, how)

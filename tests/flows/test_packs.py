@@ -86,7 +86,8 @@ def test_a_pack_out_of_time_lists_what_it_leaves_and_counts_no_failure(scene, ca
     drain = {"event": "drain", "reason": OUT_OF_TIME}
     scene.events(0, scene.start(0), *scene.run(0, "finished", verdict="ok"), drain, {"event": "end"})
     paused = scene.run(1, "paused", reason=OUT_OF_TIME, advanced=True)
-    scene.events(1, scene.start(1), *paused, drain, {"event": "end"})
+    too_early = scene.run(2, "paused", reason=OUT_OF_TIME, advanced=False)
+    scene.events(1, scene.start(1), *paused, *too_early, drain, {"event": "end"})
     scene.end(0)
     said = capsys.readouterr().out
     assert "pack_x: 1 of 4 runs finished, 1 paused with a checkpoint, 2 left for later (the allocation's" in said
