@@ -17,8 +17,8 @@ def test_channels_are_encrypted_on_every_kind_of_site(tmp_path, monkeypatch, kin
     site = {
         "local": LocalSite(),
         "allocation": AllocationSite(),
-        "slurm": SlurmSite(ranks_per_node=1),
-        "pbs": PbsSite(ranks_per_node=1),
+        "slurm": SlurmSite(ranks_per_node=1, address="198.51.100.7"),
+        "pbs": PbsSite(ranks_per_node=1, address="198.51.100.7"),
     }[kind]
     with parsl_config(site, tmp_path / "parsl", packs=True) as config:
         assert len(config.executors) == 2
