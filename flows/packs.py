@@ -152,10 +152,11 @@ class Pack:
         # Ranks that end well without having taken all runs had too little time for the rest.
         unfit = status == EXIT_OK and any(key not in log.ends for key in unfinished)
         drained = bool(log.drains) or status == EXIT_UNFINISHED or unfit
-        waiting = self._waiting(unfinished, drained)
+        block_lost = is_lost_block(failure)
+        waiting = self._waiting(unfinished, drained and not block_lost)
         sentence += "".join(f", {count} {how}" for how, count in waiting.items() if count)
         lost = len(unfinished) - sum(waiting.values())
-        if drained and not is_lost_block(failure):
+        if drained and not block_lost:
             why = next(iter(log.drains.values()), OUT_OF_TIME)
             outcome.causes["time" if why == OUT_OF_TIME else "drain"] += bool(unfinished)
             outcome.out_of_time |= why == OUT_OF_TIME
@@ -169,7 +170,7 @@ class Pack:
             return
         if status == EXIT_USAGE:
             outcome.refusals.append(last_line(self.directory / "stderr.log").removeprefix("error: "))
-        if is_lost_block(failure):
+        if block_lost:
             outcome.causes["block"] += 1
             told = f"{sentence}, {lost_with_block(self._round, self.directory, lost)}"
             self._round.progress.finished("packs", told, failed=True)

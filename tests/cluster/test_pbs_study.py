@@ -176,7 +176,10 @@ def test_a_deleted_block_is_told_and_only_what_was_lost_is_sampled_again(pbs, tm
     (lost,) = (line for line in said.splitlines() if "lost with their block" in line)
     number = int(re.search(r"(\d+) of 10 runs finished", lost)[1])
     assert 2 <= number < 10
-    assert f"{10 - number} lost with their block (job {job_id} ended: " in lost
+    # What was under way may have kept its state when the scheduler's TERM came.
+    kept = sum(map(int, re.findall(r"(\d+) (?:paused with a checkpoint|left for later)", lost)))
+    assert kept <= 1
+    assert f"{10 - number - kept} lost with their block (job {job_id} ended: " in lost
     assert "they are packed again, what is finished is kept" in lost
     assert f"{10 - number} runs were left unfinished; packing them again" in said
     wait_for_all(pbs)
