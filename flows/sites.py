@@ -24,6 +24,8 @@ from lambda_hat.workflow_config import CONF_DIR
 from mpi.launch import Launch, LauncherChoice
 
 LOOPBACK = ("localhost", "::1")
+MOST = 100_000
+"""Nodes, ranks, cores, blocks: more than any machine has."""
 ONE_WORD = re.compile(r"[^\s\x00-\x1f\x7f]+")
 DIRECTIVE = re.compile(r"(#[^\x00-\x1f\x7f]*)?")
 SHELL_KEYS = ("worker_init", "scheduler_options")
@@ -58,6 +60,8 @@ class SiteConfig:
                 least = 0 if key in ("gpus_per_node", "min_blocks") else 1
                 if value is not None and value < least:
                     raise ConfigError(f"{key}: got {value}, expected an integer of at least {least}")
+                if value is not None and value > MOST:
+                    raise ConfigError(f"{key}: got {value}, expected at most {MOST}")
         if self.address is not None and self.interface is not None:
             raise ConfigError(f"interface: got {self.interface} beside address {self.address}; give one of them")
 

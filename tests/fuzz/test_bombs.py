@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from flows.sites import load_site
 from lambda_hat.errors import ConfigError
 from lambda_hat.workflow_config import compose_study
 from tests.fuzz.judging import attempt
@@ -38,3 +39,9 @@ def test_bombs(tmp_path, changes, message):
         return True
 
     assert attempt("bombs", refused)
+
+
+@pytest.mark.parametrize("key", ["nodes_per_block", "ranks_per_node", "task_workers"])
+def test_a_site_of_endless_nodes(key):
+    with pytest.raises(ConfigError, match=f"{key}: got {HUGE}, expected at most 100000"):
+        load_site("slurm", ["ranks_per_node=1", f"{key}={HUGE}"])
