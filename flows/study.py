@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import datetime
 import itertools
+import logging
 import math
 import os
 import shlex
@@ -75,7 +76,7 @@ def parse_options(description: str, argv: list[str] | None, *, packed: bool) -> 
         "--retries",
         type=int,
         metavar="K",
-        help="pack again what was left unfinished, until K tries in a row finish nothing more (default 1, 0: never)",
+        help="pack again what was left unfinished, until K tries in a row get nothing done (default 1, 0: never)",
     )
     parser.add_argument("--quiet", action="store_true", help="only trouble and the summary")
     parser.add_argument(
@@ -185,6 +186,8 @@ class Flow:
         """Parsl's workers on the site, for the duration of the block; `lease` is withdrawn at its end."""
         import parsl
 
+        # Where Parsl's own log cannot be written, the disk being full, Python would print a traceback for every line.
+        logging.raiseExceptions = False
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         with contextlib.ExitStack() as stack:
             name = f"{stamp}-{lease.path.stem[-4:]}"
