@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -127,11 +127,23 @@ def _check_keys(schema: type, layer: Any, source: str, prefix: str) -> None:
 
 
 def _check_container(hint: Any, value: Any, where: str) -> None:
-    """OmegaConf says neither which key nor what was got where a list and a mapping are taken for each other."""
-    kinds = {get_origin(option) for option in (hint, *getattr(hint, "__args__", ()))}
-    for kind, other, expected in ((list, dict, "a list"), (dict, list, "a mapping")):
-        if kind in kinds and isinstance(value, other):
-            raise ConfigError(f"{where}: expected {expected}, got {value!r:.80}")
+    """OmegaConf lets some lists within lists of words pass, and says neither which key nor what was got where a list
+    and a mapping are taken for each other."""
+    for option in (hint, *getattr(hint, "__args__", ())) if get_origin(hint) is not list else (hint,):
+        kind = get_origin(option) or option
+        if kind is list and isinstance(value, dict):
+            raise ConfigError(f"{where}: expected a list, got {value!r:.80}")
+        if kind is dict and isinstance(value, list):
+            raise ConfigError(f"{where}: expected a mapping, got {value!r:.80}")
+        if kind is list and isinstance(value, list) and get_args(option):
+            for index, item in enumerate(value):
+                _check_item(get_args(option)[0], item, f"{where}[{index}]")
+
+
+def _check_item(hint: Any, item: Any, where: str) -> None:
+    if hint in (str, int, float, bool) and (item is None or isinstance(item, (list, dict))):
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {item!r:.80}")
+    _check_container(hint, item, where)
 
 
 def _dataclass_in(hint: Any) -> type | None:

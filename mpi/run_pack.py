@@ -276,6 +276,13 @@ def _check_entries(path: Path, pack: Pack) -> None:
         _require(isinstance(pack[key], str), f"{path}: {key}", pack[key], "text")
     if pack["expected_ranks"] is not None:
         _at_least(f"{path}: expected_ranks", pack["expected_ranks"], 1)
+    lease, suspects = pack["lease"], pack["suspects"]
+    _require(lease is None or isinstance(lease, str), f"{path}: lease", lease, "a path or null")
+    texts = isinstance(suspects, list) and all(isinstance(key, str) for key in suspects)
+    _require(texts, f"{path}: suspects", suspects, "a list of texts")
+    deadline = pack["deadline"]
+    seconds = deadline is None or (type(deadline) in (int, float) and abs(deadline) < float("inf"))
+    _require(seconds, f"{path}: deadline", deadline, "seconds since the epoch, or null")
     ids = {"builds": ("target_id",), "runs": ("target_id", "run_id")}
     for key, names in ids.items():
         _require(isinstance(pack[key], list), f"{path}: {key}", pack[key], "a list")
