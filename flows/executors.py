@@ -93,9 +93,18 @@ def _local_executors(site: SiteConfig, parsl_dir: Path, packs: bool) -> list[Hig
     from parsl.launchers import SimpleLauncher
     from parsl.providers import LocalProvider
 
+    class Provider(LocalProvider):
+        """Workers that left no exit status, as where the disk was full, have failed: Parsl would wait for ever."""
+
+        def _read_job_file(self, script_path: str, suffix: str) -> str:
+            try:
+                return super()._read_job_file(script_path, suffix)
+            except OSError as error:
+                return str(error)
+
     def provider(nodes: int, *lines: str) -> LocalProvider:
         init = "\n".join([_python_path(), OWN_TMPDIR, site.worker_init, *lines])
-        return LocalProvider(
+        return Provider(
             launcher=SimpleLauncher(),
             nodes_per_block=nodes,
             init_blocks=1,
@@ -372,15 +381,20 @@ def _plain_path(site: SiteConfig, directory: Path) -> Iterator[Path]:
         )
     directory.mkdir(parents=True, exist_ok=True)
     _clear_links(directory.parent)
-    with tempfile.TemporaryDirectory(prefix=f"{LINK_PREFIX}{os.getpid()}_") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{LINK_PREFIX}{os.getpid()}_", dir=_links_folder()) as folder:
         link = Path(folder) / "parsl"
         link.symlink_to(directory)
         yield link
 
 
+def _links_folder() -> str:
+    """Where links can lie: TMPDIR may have spaces as well."""
+    return tempfile.gettempdir() if PLAIN_PATH.fullmatch(tempfile.gettempdir()) else "/tmp"
+
+
 def _clear_links(parent: Path) -> None:
     """Remove the links into `parent` of drivers that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{LINK_PREFIX}*_*"):
+    for folder in Path(_links_folder()).glob(f"{LINK_PREFIX}*_*"):
         link, pid = folder / "parsl", folder.name.removeprefix(LINK_PREFIX).partition("_")[0]
         with contextlib.suppress(OSError):
             if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path(os.readlink(link)).parent == parent:

@@ -3,10 +3,15 @@ baseline that packing is measured against."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C during the imports ends the command as it ends any other, with no traceback; `run_command` listens again.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 if str(REPO_ROOT) not in sys.path:

@@ -35,7 +35,7 @@ from lambda_hat.lease import Lease
 from lambda_hat.pictures import draw_all
 from lambda_hat.report import print_summary, rank_usage
 from lambda_hat.results import RunRef, collect, write_table
-from lambda_hat.store import Store, check_folder, read_json
+from lambda_hat.store import Store, check_folder, read_json, writing
 from lambda_hat.workflow_config import CONF_DIR, Study, compose_study
 from mpi.launch import Launch, Launcher, build_prefix, find_launcher, launch_environment
 
@@ -192,8 +192,9 @@ class Flow:
         with contextlib.ExitStack() as stack:
             name = f"{stamp}-{lease.path.stem[-4:]}"
             run_dir = self.store.root / "parsl" / name
-            config = stack.enter_context(parsl_config(self.site, run_dir, packs=self.packed))
-            kernel = parsl.load(config)
+            with writing(run_dir):
+                config = stack.enter_context(parsl_config(self.site, run_dir, packs=self.packed))
+                kernel = parsl.load(config)
             blocks = None
             if isinstance(self.site, BatchSite):
                 blocks = Blocks(self.site, config.executors, self.say, lease)
@@ -235,7 +236,7 @@ class Flow:
             self.say(f"expected cost: about {plan.cost / 3600:.2g} core-hours, right to a small factor")
             for note in self.idle_notes(plan) if self.packed else ():
                 self.say(f"note: {note}")
-        elif not plan.failed_runs and not plan.blocked_runs:
+        elif not plan.failed_runs and not plan.blocked_runs and not plan.elsewhere:
             self.say("everything is cached; no sampler is started")
         for runs, what in (
             (plan.failed_runs, "failed earlier"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
@@ -94,6 +95,8 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     Other exceptions keep their traceback: they are defects of ours, not of the input.
     """
     try:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         code = main()
     except LambdaHatError as error:
         print(f"error: {error}", file=sys.stderr)
