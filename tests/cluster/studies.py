@@ -34,8 +34,8 @@ WORKERS = {
     "--drain_period=3480\n",
 }
 """How a block of each executor starts its workers."""
-ELSEWHERE = ("host", "started", "pid", "rank", "pack_id", "cache_hit")
-"""What an analysis says of the place and time of its run, beside `seconds_*`."""
+ELSEWHERE = ("host", "started", "pid", "rank", "pack_id", "cache_hit", "sha256")
+"""What an analysis says of the place and time of its run, beside `seconds_*`, and the checksum over all of it."""
 
 Cluster = SlurmLab | FakePbs
 
