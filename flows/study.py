@@ -29,13 +29,13 @@ from flows.scheduler import require_scheduler
 from flows.sites import AllocationSite, BatchSite, SiteConfig, load_site
 from flows.stopping import Stop, Stopped
 from flows.tries import Tries
-from lambda_hat.config import BuildConfig, RuntimeConfig, SampleConfig
+from lambda_hat.config import BuildConfig, SampleConfig
 from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNFINISHED, ConfigError, StoreError
 from lambda_hat.lease import Lease
 from lambda_hat.pictures import draw_all
 from lambda_hat.report import print_summary, rank_usage
 from lambda_hat.results import RunRef, collect, write_table
-from lambda_hat.store import Store, check_folder, read_json, writing
+from lambda_hat.store import Store, check_folder, read_json_or_none, writing
 from lambda_hat.workflow_config import CONF_DIR, Study, compose_study
 from mpi.launch import Launch, Launcher, build_prefix, find_launcher, launch_environment
 
@@ -206,7 +206,7 @@ class Flow:
 
     def on_site(self, cfg: Config) -> Config:
         """`cfg` for a process of its own on this site: it gives XLA as many cores as a rank has."""
-        return replace(cfg, runtime=RuntimeConfig(cores_per_rank=self.site.cores_per_rank))
+        return replace(cfg, runtime=replace(cfg.runtime, cores_per_rank=self.site.cores_per_rank))
 
     def place(self, argv: list[str], env: dict[str, str]) -> tuple[list[str], dict[str, str]]:
         """`argv` and environment of one process beside the packs: on the next node, if this is an allocation.
@@ -263,7 +263,8 @@ class Flow:
         if isinstance(site, BatchSite) and longest > site.walltime_seconds:
             yield (
                 f"a run is expected to take {longest:.0f} s, longer than the walltime of a block, "
-                f"{site.walltime_seconds} s; write site.walltime=HH:MM:SS"
+                f"{site.walltime_seconds} s; it will go on from its checkpoint in further blocks, or write "
+                "site.walltime=HH:MM:SS"
             )
 
     def check_folders(self) -> None:
@@ -316,8 +317,8 @@ class Flow:
 
     def _log_of(self, run_dir: Path) -> Path:
         """Where a failed run's process wrote: its rank's log, or its own in the unpacked flow."""
-        record = read_json(run_dir / "error.json")
-        if "pack_id" in record:
+        record = read_json_or_none(run_dir / "error.json")
+        if isinstance(record, dict) and isinstance(record.get("rank"), int) and isinstance(record.get("pack_id"), str):
             return self.store.pack_dir(record["pack_id"]) / f"rank-{record['rank']:04d}.log"
         return run_dir / "sample.err"
 

@@ -238,4 +238,4 @@ def test_idle_nodes_and_ranks_and_long_runs_are_told(tmp_path):
         "note: 6 of 6 packs have fewer runs than their 3 ranks, some of which will idle"
     ]
     (late,) = notes("site.nodes_per_block=1", "site.walltime=00:00:03")
-    assert "longer than the walltime of a block, 3 s; write site.walltime=HH:MM:SS" in late
+    assert "longer than the walltime of a block, 3 s; it will go on from its checkpoint in further blocks" in late
