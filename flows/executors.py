@@ -49,12 +49,20 @@ refuses is repeated at this period until `lost_blocks` have failed."""
 IDLE_SECONDS = 10.0
 """After which a block without work is given back."""
 OWN_TMPDIR = """\
+leave() {
+  rm -rf "$LAMBDA_HAT_TMPDIR"
+  for process in /proc/[0-9]*; do
+    grep -qsz multiprocessing "$process/cmdline" || continue
+    grep -qszxF "TMPDIR=$LAMBDA_HAT_TMPDIR" "$process/environ" && kill -9 "${process#/proc/}"
+  done
+}
 base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
-LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap 'rm -rf "$LAMBDA_HAT_TMPDIR"' EXIT
+LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap leave EXIT
 export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"\
 """
 """Of a block's first shell, which outlives the workers: they are ended by signals and clean up nothing, and what they
-start may be as untidy. The name is short, because a socket's path has at most 107 characters."""
+start may be as untidy. The name is short, because a socket's path has at most 107 characters. A pool that is killed
+leaves a helper of Python's multiprocessing behind, which would wait for ever."""
 PLAIN_PATH = re.compile(r"[\w./+@:-]+")
 LINK_PREFIX = "lambda_hat_link_"
 

@@ -129,8 +129,15 @@ BLOCKS = {
 #PBS -l place=scatter:excl
 cd FOLDER
 export PYTHONPATH=REPOSITORY
+leave() {
+rm -rf "$LAMBDA_HAT_TMPDIR"
+for process in /proc/[0-9]*; do
+grep -qsz multiprocessing "$process/cmdline" || continue
+grep -qszxF "TMPDIR=$LAMBDA_HAT_TMPDIR" "$process/environ" && kill -9 "${process#/proc/}"
+done
+}
 base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
-LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap 'rm -rf "$LAMBDA_HAT_TMPDIR"' EXIT
+LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap leave EXIT
 export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
 awk '!seen[$0]++' "$PBS_NODEFILE" > "${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
 export PBS_NODEFILE="${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
@@ -149,8 +156,15 @@ export JOBNAME="NAME"
 #PBS -e SCRIPT.stderr
 cd FOLDER
 export PYTHONPATH=REPOSITORY
+leave() {
+rm -rf "$LAMBDA_HAT_TMPDIR"
+for process in /proc/[0-9]*; do
+grep -qsz multiprocessing "$process/cmdline" || continue
+grep -qszxF "TMPDIR=$LAMBDA_HAT_TMPDIR" "$process/environ" && kill -9 "${process#/proc/}"
+done
+}
 base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
-LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap 'rm -rf "$LAMBDA_HAT_TMPDIR"' EXIT
+LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap leave EXIT
 export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
 awk '!seen[$0]++' "$PBS_NODEFILE" > "${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
 export PBS_NODEFILE="${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"

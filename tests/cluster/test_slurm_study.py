@@ -153,8 +153,15 @@ BLOCKS = {
 #SBATCH --exclusive
 cd FOLDER
 export PYTHONPATH=REPOSITORY
+leave() {
+rm -rf "$LAMBDA_HAT_TMPDIR"
+for process in /proc/[0-9]*; do
+grep -qsz multiprocessing "$process/cmdline" || continue
+grep -qszxF "TMPDIR=$LAMBDA_HAT_TMPDIR" "$process/environ" && kill -9 "${process#/proc/}"
+done
+}
 base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
-LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap 'rm -rf "$LAMBDA_HAT_TMPDIR"' EXIT
+LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap leave EXIT
 export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
 export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))
 export JOBNAME="NAME"
@@ -172,8 +179,15 @@ export JOBNAME="NAME"
 #SBATCH --cpus-per-task=1
 cd FOLDER
 export PYTHONPATH=REPOSITORY
+leave() {
+rm -rf "$LAMBDA_HAT_TMPDIR"
+for process in /proc/[0-9]*; do
+grep -qsz multiprocessing "$process/cmdline" || continue
+grep -qszxF "TMPDIR=$LAMBDA_HAT_TMPDIR" "$process/environ" && kill -9 "${process#/proc/}"
+done
+}
 base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
-LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap 'rm -rf "$LAMBDA_HAT_TMPDIR"' EXIT
+LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap leave EXIT
 export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
 export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))
 export PARSL_CORES=1
