@@ -614,7 +614,9 @@ class Rank:
             self._execute.record_failure(directory, error, self._context)
         except StoreUnwritable as unwritable:
             return self._cannot_write(end, unwritable)
-        _print_traceback(error)
+        if not isinstance(error, LambdaHatError):
+            # The message of our own errors says all; error.json has the traceback of both.
+            _print_traceback(error)
         return end("failed", reason=_sentence(error), see=str(directory / "error.json"))
 
     def _cannot_write(self, end: Callable[..., str], error: StoreUnwritable) -> str:

@@ -59,8 +59,8 @@ def require_memory(program: Callable, available: int | None) -> None:
     needed: Any = bytes_needed(program)
     if available is not None and needed > available:
         raise TooLarge(
-            f"this run needs about {_gib(needed)} of memory, and its rank has {_gib(available)}; take fewer chains, a "
-            "smaller batch_size or slice_rows, or fewer ranks per node (site.ranks_per_node=N)"
+            f"this run needs about {_gib(needed)} of memory, and its rank has {_gib(available)}; take fewer chains or "
+            "draws, a smaller batch_size or slice_rows, or fewer ranks per node (site.ranks_per_node=N)"
         )
 
 
