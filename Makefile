@@ -15,7 +15,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(VENV)/.test
-	LAMBDA_HAT_SOAK=1 $(BIN)/python -m pytest --hypothesis-seed=$(SEED) tests/fuzz $(wildcard tests/faults)
+	LAMBDA_HAT_SOAK=1 LAMBDA_HAT_SEED=$(SEED) $(BIN)/python -m pytest --hypothesis-seed=$(SEED) tests/fuzz tests/faults
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
