@@ -172,6 +172,8 @@ def damage_one(study: Study, rng: random.Random) -> bool:
 def _excuse(study: Study, path: Path) -> None:
     if path.parent.name.startswith("run_") and (path.name in PUBLISHED or path.name.startswith("claim-")):
         study.excused[path.parent.parent.name, path.parent.name] += 1
+    if path.parent.name.startswith("tgt_"):
+        study.damaged_targets.add(path.parent.name)
     if re.fullmatch(r"rank-\d+\.jsonl", path.name):
         study.unreadable.add(path)
 

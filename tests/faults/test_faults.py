@@ -26,6 +26,8 @@ PER_STUDY = 20
 """Kill points of one study, after which it is left alone."""
 EARLIEST, LATEST = 0.1, 5.0
 """Seconds from when what a fault is about is seen until it happens."""
+IN_A_ROW = 0.4
+"""How often one thing follows the other within a second."""
 DISK = "24m"
 PACK, DRIVERS_PACK = "of a killed pack", "of a pack whose driver was killed and started again"
 
@@ -75,8 +77,12 @@ class Disturbance:
         goal = self.tally.kills + points
         self.study.start()
         while self.tally.kills < goal and not self._over():
-            (fault,) = self.rng.choices(FAULTS, [fault.weight for fault in FAULTS])
-            delay = EARLIEST * (LATEST / EARLIEST) ** self.rng.random()
+            soon = self.rng.random() < IN_A_ROW
+            possible = [fault for fault in FAULTS if not soon or (fault.is_kill and self.study.processes(*fault.needs))]
+            if not possible:
+                continue
+            (fault,) = self.rng.choices(possible, [fault.weight for fault in possible])
+            delay = EARLIEST * ((1.0 if soon else LATEST) / EARLIEST) ** self.rng.random()
             if self._wait(lambda fault=fault: bool(self.study.processes(*fault.needs)), 20.0):
                 self._wait(lambda: False, delay)
                 self._let_happen(fault)
