@@ -98,6 +98,7 @@ def _config_columns() -> Iterator[tuple[str, pa.DataType]]:
 
 SCHEMA = pa.schema([*_COLUMNS, *_config_columns()])
 _TYPES = dict(_COLUMNS)
+_LEAST = {"n": 3, "dim": 1}
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,9 @@ def _target_state(store: Store, ref: RunRef) -> _TargetState:
         with contextlib.suppress(LambdaHatError, OSError):
             meta = read_record(directory / "meta.json")
             keys = ("n", "dim", "loss_at_w_star", "true_llc", "true_multiplicity")
-            columns |= {key: meta[key] for key in keys if key in meta and _fits(meta[key], SCHEMA.field(key).type)}
+            told = {key: meta[key] for key in keys if key in meta and _fits(meta[key], SCHEMA.field(key).type)}
+            # Of fewer data points than any configuration may have, nothing could be said.
+            columns |= {key: value for key, value in told.items() if value is None or value >= _LEAST.get(key, value)}
         return _TargetState(columns, None)
     return _TargetState(columns, error_line(directory / "error.json") if status == "failed" else None)
 
