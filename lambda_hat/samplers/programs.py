@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,11 @@ import numpy as np
 
 from lambda_hat.errors import TooLarge
 
-_programs: dict[Hashable, Callable] = {}
+MOST_PROGRAMS = 100
+"""Executables that a process keeps, those used last. One takes about 170 memory mappings on a CPU, of which Linux allows
+a process 65,530 by default: at the limit the compiler aborts it."""
+
+_programs: OrderedDict[Hashable, Callable] = OrderedDict()
 
 
 class Compiled(NamedTuple):
@@ -35,10 +40,13 @@ def compiled(
     avals = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in leaves)
     key = (static, structure, avals, bool(jax.config.jax_enable_x64))
     if key in _programs:
+        _programs.move_to_end(key)
         return Compiled(_programs[key], 0.0, True)
     start = time.perf_counter()
     with jax.numpy_dtype_promotion("strict" if strict else "standard"):
         _programs[key] = jax.jit(make(), donate_argnums=donate).lower(*args).compile()
+    if len(_programs) > MOST_PROGRAMS:
+        _programs.popitem(last=False)
     return Compiled(_programs[key], time.perf_counter() - start, False)
 
 
