@@ -13,7 +13,7 @@ import numpy as np
 from lambda_hat.errors import TooLarge
 
 MOST_PROGRAMS = 100
-"""Executables that a process keeps, those used last. On a CPU one takes about 170 memory mappings, of which Linux allows
+"""Executables that a process keeps, those used last. On a CPU one takes about 170 memory mappings, of which Linux gives
 a process 65,530 by default; at the limit the compiler aborts it."""
 
 _programs: OrderedDict[Hashable, Callable] = OrderedDict()
