@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.executors import InterchangeLost
 from flows.scheduler import SCHEDULERS
 from flows.sites import BatchSite
 from lambda_hat.errors import LambdaHatError, SchedulerError
@@ -111,7 +112,7 @@ class Blocks:
             if not executor.job_ids_to_block:
                 raise SchedulerError(f"{self._scheduler.title} refused the block of {executor.label}: {words}")
             self._say(f"{self._scheduler.title} refused another block of {executor.label}: {words}")
-        if executor.bad_state_is_set:
+        if executor.bad_state_is_set and not isinstance(executor.executor_exception, InterchangeLost):
             raise SchedulerError(
                 f"{self._site.lost_blocks} blocks of {executor.label} failed one after the other: "
                 f"{executor.executor_exception}; run the same command again to continue"

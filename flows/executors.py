@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import InvalidStateError
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from lambda_hat.errors import ConfigError
 if TYPE_CHECKING:
     from parsl import Config
     from parsl.executors import HighThroughputExecutor
+    from parsl.executors.base import ParslExecutor
     from parsl.providers.base import ExecutionProvider
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -353,6 +355,22 @@ def _start_by_module(executor: HighThroughputExecutor) -> None:
     wrapper = [["setsid"], ["setpriv", "--pdeathsig", "TERM"]]
     prefix = [word for words in wrapper if shutil.which(words[0]) for word in words]
     executor.interchange_launch_cmd = [*prefix, sys.executable, "-m", f"{package}.interchange"]
+
+
+class InterchangeLost(Exception):
+    """The process through which an executor reaches its workers has ended."""
+
+
+def fail_where_lost(executor: ParslExecutor) -> None:
+    """Let an executor's tasks fail where its interchange has been killed, which Parsl never looks for."""
+    process = getattr(executor, "interchange_proc", None)
+    if process is None or process.poll() is None or executor.bad_state_is_set:
+        return
+    # What has just got its result is settled already.
+    with contextlib.suppress(InvalidStateError):
+        executor.set_bad_state_and_fail_all(
+            InterchangeLost(f"its interchange, process {process.pid}, has ended with status {process.returncode}")
+        )
 
 
 def _keep_waiting_blocks(executor: HighThroughputExecutor) -> None:

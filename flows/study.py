@@ -12,16 +12,16 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
 from flows.blocks import Blocks
 from flows.deadlines import MARGIN, margin, parse_deadline, scheduler_deadline
-from flows.executors import parsl_config
+from flows.executors import fail_where_lost, parsl_config
 from flows.plan import Plan, Rerun, make_plan
 from flows.progress import StudyProgress
 from flows.rounds import OutOfTime, Round, log_tail
@@ -38,6 +38,9 @@ from lambda_hat.results import RunRef, collect, write_table
 from lambda_hat.store import Store, check_folder, read_json_or_none, writing
 from lambda_hat.workflow_config import CONF_DIR, Study, compose_study
 from mpi.launch import Launch, Launcher, build_prefix, find_launcher, launch_environment
+
+if TYPE_CHECKING:
+    from parsl.executors.base import ParslExecutor
 
 Config = TypeVar("Config", BuildConfig, SampleConfig)
 
@@ -202,7 +205,7 @@ class Flow:
             # Withdrawing the lease first lets everything that still computes end by itself while Parsl shuts down.
             stack.callback(kernel.cleanup)
             stack.callback(lease.withdraw)
-            yield Workers(lease, name, blocks)
+            yield Workers(lease, name, blocks, config.executors)
 
     def on_site(self, cfg: Config) -> Config:
         """`cfg` for a process of its own on this site: it gives XLA as many cores as a rank has."""
@@ -339,10 +342,21 @@ class Workers:
     name: str
     """Unique to this start of a driver."""
     blocks: Blocks | None
+    executors: Sequence[ParslExecutor]
     progress: StudyProgress | None = None
 
+    @property
+    def lost(self) -> bool:
+        """Whether an executor takes nothing any more, so that workers have to be started anew."""
+        return any(executor.bad_state_is_set for executor in self.executors)
+
     def look(self) -> bool:
-        """Say what is new about the blocks, where a scheduler gives them. Raises as `Blocks.look`."""
+        """Fail what can get no answer any more, and say what is new about the blocks, where a scheduler gives them.
+
+        Raises as `Blocks.look`.
+        """
+        for executor in self.executors:
+            fail_where_lost(executor)
         if self.blocks is not None:
             self.blocks.progress = self.progress
             self.blocks.look()
