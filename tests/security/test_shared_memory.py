@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from mpi import shared_memory
 from mpi.launch import Launch, LauncherChoice, find_launcher, launch_environment, launch_line
 
 PROGRAM = """
@@ -38,3 +40,14 @@ def test_a_killed_rank_leaves_no_shared_memory(repo_env):
     files = {word for word in done.stdout.split() if word.startswith("/dev/shm/")}
     assert len(files) == 1, done.stdout + done.stderr
     assert not Path(files.pop()).exists()
+
+
+def test_names_of_launches_that_were_killed_while_they_started_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_memory, "NAMED", str(tmp_path / "mpich_shm_"))
+    old, young, others = (tmp_path / name for name in ("mpich_shm_1_0", "mpich_shm_2_0", "not_ours"))
+    for path in (old, young, others):
+        path.touch()
+    for path in (old, others):
+        os.utime(path, (0, 0))
+    shared_memory._remove_leftovers()
+    assert sorted(tmp_path.iterdir()) == [young, others]
