@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -160,15 +161,20 @@ class Study:
     def note(self) -> None:
         """Remember what the logs tell now, and what shared memory is in use, before something may be lost."""
         known = {f"{t}/{r}" for t in self.store.target_ids() for r in self.store.run_ids(t)}
+        begun: set[Any] = set()
         for log in self.store.packs_dir.glob("pack_*/rank-*.jsonl"):
             if log in self.unreadable:
                 continue
             for event in read_events(log)[0]:
+                begun |= {event.get("pid")} if event["event"] == "start" else set()
                 key = (event.get("target_id"), event.get("run_id"))
                 done = event["event"] == "run_end" and event.get("status") == "finished" and not event.get("cached")
                 if done and "/".join(map(str, key)) in known:
                     self.computed.setdefault(key, set()).add(log.parent.name)
-        for process in self.processes():
+        # Before that the others may still have to find its name.
+        for process in self.processes("rank"):
+            if process.pid not in begun:
+                continue
             try:
                 maps = Path(f"/proc/{process.pid}/maps").read_text()
             except OSError:
@@ -227,7 +233,8 @@ class Study:
         while left := self.processes():
             assert time.monotonic() < deadline, left
             time.sleep(0.25)
-        assert [name for name in self.shared_memory if Path(name).exists()] == []
+        shared = [name for name in self.shared_memory if Path(name).exists()]
+        assert shared == [], shared
 
 
 class Driver:
