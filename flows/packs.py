@@ -216,9 +216,11 @@ class Pack:
 
 def lost_with_block(round_: Round, directory: Path, lost: int) -> str:
     """What became of the runs of a pack whose block is gone, and where to read why."""
-    jobs = round_.blocks.lost("packs") if round_.blocks is not None else {}
-    which = f"job {', '.join(jobs)} ended: " if jobs else ""
     then = "they are packed again" if round_.flow.study.settings.retries else "the same command samples them"
+    if round_.blocks is None:
+        return f"{lost} lost with the workers, which have died; {then}, what is finished is kept; log: {directory}"
+    jobs = round_.blocks.lost("packs")
+    which = f"job {', '.join(jobs)} ended: " if jobs else ""
     logs = [directory, *jobs.values()]
     sentence = (
         f"{lost} lost with their block ({which}cancelled, out of time, or a node failed); {then}, what is finished is "

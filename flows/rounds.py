@@ -211,6 +211,8 @@ def explain(future: Future, error_file: Path, log: Path) -> str:
     """Why something has no result: its `error.json`, else Parsl's exception, and the tail of its log with the path."""
     if error_file.is_file():
         reason = error_line(error_file)
+    elif is_lost_block(future.exception()):
+        reason = "the workers that it ran on are gone"
     elif future.exception() is not None:
         reason = f"{type(future.exception()).__name__}: {future.exception()}"
     else:
@@ -219,10 +221,11 @@ def explain(future: Future, error_file: Path, log: Path) -> str:
 
 
 def is_lost_block(failure: BaseException | None) -> bool:
-    """Whether a pack failed because the nodes that it ran on are gone."""
+    """Whether something failed because the nodes, or the worker processes, that it ran on are gone."""
+    from parsl.executors.errors import BadStateException
     from parsl.executors.high_throughput.errors import ManagerLost
 
-    return isinstance(failure, ManagerLost)
+    return isinstance(failure, (ManagerLost, BadStateException))
 
 
 def log_tail(log: Path) -> str:

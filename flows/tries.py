@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ELSEWHERE_SECONDS = 2.0
 """Between two looks at runs that another driver samples."""
 MOST_NAMED = 3
+WORKERS_SECONDS = 5.0
+"""For Parsl to see that the worker pool of a local block has died."""
 
 
 @dataclass
@@ -51,6 +53,8 @@ class Tries:
         self._flow, self._submit = flow, submit
         self.pack_dirs: list[Path] = []
         self.tally = Tally()
+        self._idle_tries = 0
+        """Tries in a row that got nothing done."""
 
     def run(self, plan: Plan) -> None:
         """Pack what is left until nothing is, or nothing more gets done.
@@ -66,19 +70,27 @@ class Tries:
                 plan = flow.plan(flow.rerun, lease.path)
                 self._note(plan)
             self._discard(plan.runs)
-            plan = self._wait_for_others(plan, lease)
-            if not plan.runs:
-                return
-            with flow.workers(lease) as workers:
-                try:
-                    self._rounds(plan, workers)
-                except KeyboardInterrupt:
-                    kill_under(lease.path)
-                    raise
+            left = self._with_workers(plan, lease)
+        while left is not None:
+            # What still computes for workers that died drains, because their lease has been withdrawn.
+            with Lease(flow.store.packs_dir) as lease:
+                left = self._with_workers(left, lease)
 
-    def _rounds(self, plan: Plan, workers: Workers) -> None:
+    def _with_workers(self, plan: Plan, lease: Lease) -> Plan | None:
+        """Rounds with workers of their own; what is left where others have to be started, else None."""
         flow = self._flow
-        idle_tries = 0
+        plan = self._wait_for_others(plan, lease)
+        if not plan.runs:
+            return None
+        with flow.workers(lease) as workers:
+            try:
+                return self._rounds(plan, workers)
+            except KeyboardInterrupt:
+                kill_under(lease.path)
+                raise
+
+    def _rounds(self, plan: Plan, workers: Workers) -> Plan | None:
+        flow = self._flow
         for attempt in itertools.count():
             before = plan
             outcome = self._round(before, workers, attempt)
@@ -96,20 +108,34 @@ class Tries:
                 # Single processes, and ranks that could not even write an event, do not say that this was the reason.
                 flow.store.ensure_writable()
             self._check_time(plan, outcome)
-            idle_tries = 0 if advanced else idle_tries + 1
+            self._idle_tries = 0 if advanced else self._idle_tries + 1
             tried = {_key(run) for run in before.runs}
             again = sum(_key(run) in tried for run in plan.runs)
             retries = flow.study.settings.retries
-            if again and (not retries or idle_tries > retries):
-                return
-            plan = self._wait_for_others(plan, workers.lease)
-            if not plan.runs:
-                return
+            if again and (not retries or self._idle_tries > retries):
+                return None
+            lost = self._are_lost(workers, outcome)
+            if not lost:
+                plan = self._wait_for_others(plan, workers.lease)
+            if not plan.runs and not (lost and plan.elsewhere):
+                return None
             if again:
                 rebuilt = set(plan.builds) - set(before.builds)
                 self.tally.runs += again
                 self.tally.causes += outcome.causes + Counter(rebuilt=len(rebuilt))
                 flow.say(f"{again} runs were left unfinished; packing them again")
+            if lost:
+                return plan
+        raise AssertionError("rounds end by themselves")
+
+    def _are_lost(self, workers: Workers, outcome: Outcome) -> bool:
+        """Whether the workers have died, and nothing replaces them. Parsl hears of a lost manager before it looks at
+        the block that it was in."""
+        deadline = time.monotonic() + WORKERS_SECONDS
+        while outcome.causes["block"] and workers.blocks is None and not workers.lost and time.monotonic() < deadline:
+            self._flow.stop.check()
+            time.sleep(POLL)
+        return workers.lost
 
     def _round(self, plan: Plan, workers: Workers, attempt: int) -> Outcome:
         flow = self._flow

@@ -30,6 +30,17 @@ def failed(flow, run):
     write_json_atomic(flow.store.run_dir(run.target_id, run.run_id) / "error.json", {"type": "T", "message": "m"})
 
 
+class Executor:
+    """What a driver asks of an executor of Parsl's."""
+
+    bad_state_is_set = False
+
+
+@pytest.fixture(autouse=True)
+def no_long_wait(monkeypatch):
+    monkeypatch.setattr(tries, "WORKERS_SECONDS", 0.3)
+
+
 class Scene:
     """A flow of three runs whose rounds are what `rounds` say, one function of the round each."""
 
@@ -45,13 +56,17 @@ class Scene:
         self.flow.make_folders()
         self.flow.workers = self.workers
         self.rounds, self.packed, self.said = list(rounds), [], []
+        self.leases: list[Path] = []
+        """One for every start of workers."""
         self.flow.say = self.said.append
         self.tries = Tries(self.flow, self.submit)
 
     @contextlib.contextmanager
     def workers(self, lease):
         self.lease = lease
-        yield Workers(lease, "20260101-000000-abcd", None)
+        self.leases.append(lease.path)
+        self.executor = Executor()
+        yield Workers(lease, "20260101-000000-abcd", None, [self.executor])
         lease.withdraw()
 
     def submit(self, flow, round_):
@@ -105,6 +120,30 @@ def test_retries_count_tries_in_a_row_that_get_nothing_done(tmp_path, retries, r
     assert scene.sizes == sizes
     assert scene.rounds == []
     assert scene.tries.tally.runs == sum(sizes[1:])
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_workers_that_have_died_are_started_anew(tmp_path, late):
+    def lose_workers(round_):
+        round_.outcome.causes["block"] += 1
+        die = threading.Timer(0.1 if late else 0, setattr, (scene.executor, "bad_state_is_set", True))
+        die.start()
+        die.join() if not late else None
+
+    scene = Scene(tmp_path, lose_workers, one_more, lose_workers, all_of_them)
+    scene.run()
+    assert scene.sizes == [3, 3, 2, 2]
+    assert len(set(scene.leases)) == 3
+    assert [lease_state(path) for path in scene.leases[:2]] == ["ending", "ending"]
+
+
+def test_workers_that_die_again_and_again_are_given_up(tmp_path):
+    def lose_workers(round_):
+        scene.executor.bad_state_is_set = True
+
+    scene = Scene(tmp_path, lose_workers, lose_workers)
+    scene.run()
+    assert scene.sizes == [3, 3] and len(set(scene.leases)) == 2
 
 
 def test_what_was_tried_again_is_counted_by_cause(tmp_path):
