@@ -48,6 +48,8 @@ HEARTBEAT_PERIOD, HEARTBEAT_THRESHOLD = 5, 20
 STRATEGY_PERIOD = {"local": 0.5, "batch": 2.0}
 """Parsl's default of 5 s adds as much to the first task (seen: 9 s against 4 s). A submission that the scheduler
 refuses is repeated at this period until `lost_blocks` have failed."""
+ANSWER_SECONDS = 20.0
+"""In which an interchange answers; it takes milliseconds. Afterwards Parsl takes it for gone."""
 IDLE_SECONDS = 10.0
 """After which a block without work is given back."""
 OWN_TMPDIR = """\
@@ -65,6 +67,8 @@ export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"\
 """Of a block's first shell, which outlives the workers: they are ended by signals and clean up nothing, and what they
 start may be as untidy. The name is short, because a socket's path has at most 107 characters. A pool that is killed
 leaves a helper of Python's multiprocessing behind, which would wait for ever."""
+TO_FILE = 'file=$0; { : >> "$file"; } 2> /dev/null || file=/dev/null; exec "$@" 2>> "$file"'
+"""What a process writes to stderr goes to a file, or where that cannot be made, nowhere."""
 PLAIN_PATH = re.compile(r"[\w./+@:-]+")
 LINK_PREFIX = "lambda_hat_link_"
 
@@ -84,7 +88,7 @@ def parsl_config(site: SiteConfig, run_dir: Path, packs: bool) -> Iterator[Confi
         batch = isinstance(site, BatchSite)
         executors = _batch_executors(site, packs) if batch else _local_executors(site, parsl_dir, packs)
         for executor in executors:
-            _start_by_module(executor)
+            _start_by_module(executor, parsl_dir)
             if batch:
                 _keep_waiting_blocks(executor)
         yield Config(
@@ -340,8 +344,11 @@ def _python_config(site: PythonSite, packs: bool) -> Config:
     return config
 
 
-def _start_by_module(executor: HighThroughputExecutor) -> None:
-    """Let Parsl start its processes with this interpreter, and the interchange end when this process does."""
+def _start_by_module(executor: HighThroughputExecutor, parsl_dir: Path) -> None:
+    """Let Parsl start its processes with this interpreter, and the interchange end when this process does.
+
+    What the interchange complains of, such as that it cannot write its log, goes to a file, and not to the screen.
+    """
     package = "parsl.executors.high_throughput"
     # Their scripts are found by name on the PATH, and pip's first line of a script breaks where an environment's path
     # has a space. Parsl fills braces in twice.
@@ -354,11 +361,19 @@ def _start_by_module(executor: HighThroughputExecutor) -> None:
     # check refuses a list here.
     wrapper = [["setsid"], ["setpriv", "--pdeathsig", "TERM"]]
     prefix = [word for words in wrapper if shutil.which(words[0]) for word in words]
-    executor.interchange_launch_cmd = [*prefix, sys.executable, "-m", f"{package}.interchange"]
+    complaints = ["sh", "-c", TO_FILE, str(parsl_dir / f"interchange-{executor.label}.err")]
+    executor.interchange_launch_cmd = [*complaints, *prefix, sys.executable, "-m", f"{package}.interchange"]
 
 
 class InterchangeLost(Exception):
     """The process through which an executor reaches its workers has ended."""
+
+
+def bound_answers(executor: ParslExecutor) -> None:
+    """Let Parsl wait for an interchange's answer no longer than ANSWER_SECONDS: one that was killed gives none."""
+    client = getattr(executor, "command_client", None)
+    if client is not None:
+        client.run = partial(client.run, timeout_s=ANSWER_SECONDS)
 
 
 def fail_where_lost(executor: ParslExecutor) -> None:

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from flows.blocks import Blocks
 from flows.deadlines import MARGIN, margin, parse_deadline, scheduler_deadline
-from flows.executors import fail_where_lost, parsl_config
+from flows.executors import bound_answers, fail_where_lost, parsl_config
 from flows.plan import Plan, Rerun, make_plan
 from flows.progress import StudyProgress
 from flows.rounds import OutOfTime, Round, log_tail
@@ -30,7 +30,15 @@ from flows.sites import AllocationSite, BatchSite, SiteConfig, load_site
 from flows.stopping import Stop, Stopped
 from flows.tries import Tries
 from lambda_hat.config import BuildConfig, SampleConfig
-from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNFINISHED, ConfigError, StoreError
+from lambda_hat.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_UNFINISHED,
+    ConfigError,
+    LaunchError,
+    StoreError,
+)
 from lambda_hat.lease import Lease
 from lambda_hat.pictures import draw_all
 from lambda_hat.report import print_summary, rank_usage
@@ -40,6 +48,8 @@ from lambda_hat.workflow_config import CONF_DIR, Study, compose_study
 from mpi.launch import Launch, Launcher, build_prefix, find_launcher, launch_environment
 
 if TYPE_CHECKING:
+    from parsl import Config as ParslConfig
+    from parsl import DataFlowKernel
     from parsl.executors.base import ParslExecutor
 
 Config = TypeVar("Config", BuildConfig, SampleConfig)
@@ -187,8 +197,6 @@ class Flow:
     @contextlib.contextmanager
     def workers(self, lease: Lease) -> Iterator[Workers]:
         """Parsl's workers on the site, for the duration of the block; `lease` is withdrawn at its end."""
-        import parsl
-
         # Where Parsl's own log cannot be written, the disk being full, Python would print a traceback for every line.
         logging.raiseExceptions = False
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -197,13 +205,13 @@ class Flow:
             run_dir = self.store.root / "parsl" / name
             with writing(run_dir):
                 config = stack.enter_context(parsl_config(self.site, run_dir, packs=self.packed))
-                kernel = parsl.load(config)
+                kernel = _load(config)
             blocks = None
             if isinstance(self.site, BatchSite):
                 blocks = Blocks(self.site, config.executors, self.say, lease)
                 stack.callback(blocks.cancel)
             # Withdrawing the lease first lets everything that still computes end by itself while Parsl shuts down.
-            stack.callback(kernel.cleanup)
+            stack.callback(_clean_up, kernel, config.executors)
             stack.callback(lease.withdraw)
             yield Workers(lease, name, blocks, config.executors)
 
@@ -332,6 +340,33 @@ class Flow:
 def _original_words() -> list[str]:
     words = [word for word in sys.argv[1:] if word != "--dry-run"]
     return ["python", shlex.quote(os.path.relpath(sys.argv[0])), *map(shlex.quote, words)]
+
+
+def _load(config: ParslConfig) -> DataFlowKernel:
+    """Start Parsl. Raises OSError, and LaunchError where its interchange was killed as it started."""
+    import parsl
+
+    try:
+        kernel = parsl.load(config)
+        for executor in config.executors:
+            bound_answers(executor)
+        return kernel
+    except Exception as error:
+        # Parsl has no class of its own for this.
+        if "Interchange failed to start" not in str(error):
+            raise
+        raise LaunchError(f"{error}; logs: {config.run_dir}; run the same command again") from None
+
+
+def _clean_up(kernel: DataFlowKernel, executors: Sequence[ParslExecutor]) -> None:
+    """End Parsl. It asks nothing of an executor whose interchange is known to be gone."""
+    from parsl.executors.high_throughput.errors import CommandClientBadError, CommandClientTimeoutError
+
+    for executor in executors:
+        fail_where_lost(executor)
+    # One that was lost just now ends with this process, and so do its workers.
+    with contextlib.suppress(CommandClientBadError, CommandClientTimeoutError):
+        kernel.cleanup()
 
 
 @dataclass
