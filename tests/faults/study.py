@@ -41,7 +41,7 @@ MARK = "LAMBDA_HAT_FAULTS"
 """Every process of a study inherits this variable."""
 KINDS = {
     "rank": "mpi/run_pack.py",
-    "launcher": "mpiexec",
+    "launcher": "mpiexec -",
     "proxy": "hydra_pmi_proxy",
     "pool": "process_worker_pool",
     "interchange": "interchange",
@@ -262,8 +262,11 @@ class Driver:
             return
         assert not re.search(r"^Traceback|^Exception|^\w*Error:", said, flags=re.M), said
         # A driver that has not begun its study yet ends as any command does.
-        assert status in (0, 1, 75, 130) or (self.killed and status < 0), (status, said)
-        if status not in (0, 130) and status > 0:
+        assert status in (0, 1, 2, 75, 130) or (self.killed and status < 0), (status, said)
+        if status == 2:
+            # Nothing was started: a pack's file had been damaged, or Parsl was killed as it started.
+            assert said.splitlines()[-1].startswith("error: "), said
+        elif status not in (0, 130) and status > 0:
             assert said.strip(), f"exit status {status} without a word"
 
 
@@ -273,8 +276,8 @@ def verify(store: Store) -> list[str]:
 
 
 def _kind(line: str) -> str:
-    # The launcher's line names the program of the ranks as well.
-    order = ("launcher", "proxy", "rank", "pool", "interchange", "build", "driver")
+    # The launcher's line names the program of the ranks, and that of the pool the launcher.
+    order = ("pool", "launcher", "proxy", "rank", "interchange", "build", "driver")
     return next((kind for kind in order if KINDS[kind] in line), "other")
 
 
