@@ -245,7 +245,7 @@ def _all_leases(directory: Path) -> list[tuple[Path, _Look]]:
     clock = FileSystemClock(directory)
     try:
         names = sorted(name for name in os.listdir(directory) if name.startswith("driver_") and name.endswith(".lease"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return [(directory / name, _look_at(directory / name, clock)) for name in names]
 

@@ -246,3 +246,9 @@ def test_a_full_disk_neither_stops_a_driver_nor_hides_its_end(tmp_path, monkeypa
         monkeypatch.setattr(os, "fsync", full)
         lease.note_jobs([{"job_id": "1"}])
     assert not lease.path.exists()
+
+
+def test_where_a_file_lies_in_place_of_the_folder_there_are_no_leases(tmp_path):
+    (tmp_path / "packs").write_text("")
+    assert live_leases(tmp_path / "packs") == dead_leases(tmp_path / "packs") == []
+    assert tidy_leases(tmp_path / "packs" / "deeper") == 0

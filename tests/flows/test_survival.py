@@ -30,7 +30,11 @@ class Study:
     """A study in a folder of its own, and the drivers that were started for it."""
 
     def __init__(self, folder: Path, *, targets: list, seeds: int, thin: int):
-        sampler = {"name": "sgld", "overrides": {**SGLD, "thin": thin}, "sweep": {"seed": list(range(seeds))}}
+        sampler = {
+            "name": "sgld",
+            "overrides": {**SGLD, "thin": thin, "runtime": {"checkpoint_every": 2}},
+            "sweep": {"seed": list(range(seeds))},
+        }
         (folder / "study.yaml").write_text(yaml.safe_dump({"targets": targets, "samplers": [sampler]}))
         self.folder, self.store = folder, folder / "runs"
         self.drivers: list[subprocess.Popen] = []
@@ -175,8 +179,7 @@ def test_the_unpacked_flow_stops_and_goes_on_as_well(make):
     study = make(targets=[{"target": "quadratic"}], seeds=2, thin=60000)
     program = ROOT / "flows" / "parsl_llc.py"
     driver = study.start(program=program)
-    study.wait_until(lambda: len(list(study.store.glob("targets/*/*/sample.log"))) == 2, driver)
-    time.sleep(8)
+    study.wait_until(lambda: len(list(study.store.glob("targets/*/*/checkpoint.npz"))) == 2, driver)
     os.killpg(driver.pid, signal.SIGINT)
     assert driver.wait(60) == 130, study.said()
     assert "Traceback" not in study.said()
