@@ -54,6 +54,7 @@ IDLE_SECONDS = 10.0
 """After which a block without work is given back."""
 OWN_TMPDIR = """\
 leave() {
+  [ -z "$watcher" ] || kill "$watcher"
   rm -rf "$LAMBDA_HAT_TMPDIR"
   for process in /proc/[0-9]*; do
     grep -qsz multiprocessing "$process/cmdline" || continue
@@ -67,6 +68,25 @@ export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"\
 """Of a block's first shell, which outlives the workers: they are ended by signals and clean up nothing, and what they
 start may be as untidy. The name is short, because a socket's path has at most 107 characters. A pool that is killed
 leaves a helper of Python's multiprocessing behind, which would wait for ever."""
+WATCHER = """
+end_without_driver() {{
+  last='' same=0
+  while [ $same -lt 4 ]; do
+    sleep 10
+    now=$(cat {lease})
+    [ "$now" = "$last" ] && same=$((same + 1)) || same=0
+    last=$now
+  done
+  for process in /proc/[0-9]*; do
+    grep -qsz process_worker_pool "$process/cmdline" || continue
+    grep -qszxF "TMPDIR=$LAMBDA_HAT_TMPDIR" "$process/environ" && kill -9 "${{process#/proc/}}"
+  done
+}}
+end_without_driver > /dev/null 2>&1 &
+watcher=$!
+"""
+"""Of the same shell: a worker pool that starts when the interchange has died waits for its answer without end, and
+would keep its nodes until the walltime. A driver that lives rewrites its lease every few seconds."""
 TO_FILE = 'file=$0; { : >> "$file"; } 2> /dev/null || file=/dev/null; exec "$@" 2>> "$file"'
 """What a process writes to stderr goes to a file, or where that cannot be made, nowhere."""
 PLAIN_PATH = re.compile(r"[\w./+@:-]+")
@@ -74,10 +94,11 @@ LINK_PREFIX = "lambda_hat_link_"
 
 
 @contextmanager
-def parsl_config(site: SiteConfig, run_dir: Path, packs: bool) -> Iterator[Config]:
+def parsl_config(site: SiteConfig, run_dir: Path, packs: bool, lease: Path | None = None) -> Iterator[Config]:
     """The Parsl configuration of `site`; with `packs`, an executor for MPI packs beside the one for tasks.
 
-    Parsl's own files go to `run_dir`. Raises ConfigError where a Python site does not fit.
+    Parsl's own files go to `run_dir`. lease: the driver's, without which the workers end.
+    Raises ConfigError where a Python site does not fit.
     """
     if isinstance(site, PythonSite):
         yield _python_config(site, packs)
@@ -91,6 +112,8 @@ def parsl_config(site: SiteConfig, run_dir: Path, packs: bool) -> Iterator[Confi
             _start_by_module(executor, parsl_dir)
             if batch:
                 _keep_waiting_blocks(executor)
+            if lease is not None:
+                executor.provider.worker_init += WATCHER.format(lease=shlex.quote(str(lease)))
         yield Config(
             executors=executors,
             run_dir=str(parsl_dir),

@@ -204,7 +204,7 @@ class Flow:
             name = f"{stamp}-{lease.path.stem[-4:]}"
             run_dir = self.store.root / "parsl" / name
             with writing(run_dir):
-                config = stack.enter_context(parsl_config(self.site, run_dir, packs=self.packed))
+                config = stack.enter_context(parsl_config(self.site, run_dir, self.packed, lease.path))
                 kernel = _load(config)
             blocks = None
             if isinstance(self.site, BatchSite):

@@ -27,6 +27,23 @@ ON_THIS_MACHINE = ["site.address=127.0.0.1", "site.one_machine=true", "site.poll
 OURS = ("--max_workers_per_node", "-a", "--cert_dir", "--hb_threshold", "--drain_period", "--enable_mpi_mode")
 """Options of Parsl's worker pool that follow from ours; what else it has is between its own releases."""
 POOL = "PYTHON -m parsl.executors.high_throughput.process_worker_pool"
+WATCHER = """\
+end_without_driver() {
+last='' same=0
+while [ $same -lt 4 ]; do
+sleep 10
+now=$(cat LEASE)
+[ "$now" = "$last" ] && same=$((same + 1)) || same=0
+last=$now
+done
+for process in /proc/[0-9]*; do
+grep -qsz process_worker_pool "$process/cmdline" || continue
+grep -qszxF "TMPDIR=$LAMBDA_HAT_TMPDIR" "$process/environ" && kill -9 "${process#/proc/}"
+done
+}
+end_without_driver > /dev/null 2>&1 &
+watcher=$!
+"""
 WORKERS = {
     "packs": f"{POOL} --max_workers_per_node=1 -a 127.0.0.1 --cert_dir PARSL/packs/certificates --hb_threshold=20 "
     "--drain_period=3480 --enable_mpi_mode\n",
@@ -149,6 +166,7 @@ def block_script(store: Path, label: str) -> str:
         (re.escape(str(path)), "SCRIPT"),
         (re.escape(str(path.parents[1])), "PARSL"),
         (re.escape(path.name), "NAME"),
+        (r"/\S+/driver_\w+\.lease", "LEASE"),
         (re.escape(sys.executable), "PYTHON"),
         (re.escape(str(ROOT)), "REPOSITORY"),
         (re.escape(str(store.parent)), "FOLDER"),

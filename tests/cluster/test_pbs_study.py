@@ -16,6 +16,7 @@ from tests.cluster.studies import (
     ON_THIS_MACHINE,
     PATIENCE,
     QUADRATIC,
+    WATCHER,
     WORKERS,
     analyses,
     block_script,
@@ -130,6 +131,7 @@ BLOCKS = {
 cd FOLDER
 export PYTHONPATH=REPOSITORY
 leave() {
+[ -z "$watcher" ] || kill "$watcher"
 rm -rf "$LAMBDA_HAT_TMPDIR"
 for process in /proc/[0-9]*; do
 grep -qsz multiprocessing "$process/cmdline" || continue
@@ -142,6 +144,9 @@ export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
 awk '!seen[$0]++' "$PBS_NODEFILE" > "${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
 export PBS_NODEFILE="${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
 export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))
+"""
+    + WATCHER
+    + """\
 export JOBNAME="NAME"
 """
     + WORKERS["packs"],
@@ -157,6 +162,7 @@ export JOBNAME="NAME"
 cd FOLDER
 export PYTHONPATH=REPOSITORY
 leave() {
+[ -z "$watcher" ] || kill "$watcher"
 rm -rf "$LAMBDA_HAT_TMPDIR"
 for process in /proc/[0-9]*; do
 grep -qsz multiprocessing "$process/cmdline" || continue
@@ -169,6 +175,9 @@ export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
 awk '!seen[$0]++' "$PBS_NODEFILE" > "${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
 export PBS_NODEFILE="${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
 export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))
+"""
+    + WATCHER
+    + """\
 export JOBNAME="NAME"
 """
     + WORKERS["tasks"],

@@ -21,6 +21,7 @@ from tests.cluster.studies import (
     PATIENCE,
     QUADRATIC,
     ROOT,
+    WATCHER,
     WORKERS,
     analyses,
     block_script,
@@ -154,6 +155,7 @@ BLOCKS = {
 cd FOLDER
 export PYTHONPATH=REPOSITORY
 leave() {
+[ -z "$watcher" ] || kill "$watcher"
 rm -rf "$LAMBDA_HAT_TMPDIR"
 for process in /proc/[0-9]*; do
 grep -qsz multiprocessing "$process/cmdline" || continue
@@ -164,6 +166,9 @@ base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
 LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap leave EXIT
 export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
 export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))
+"""
+    + WATCHER
+    + """\
 export JOBNAME="NAME"
 """
     + WORKERS["packs"],
@@ -180,6 +185,7 @@ export JOBNAME="NAME"
 cd FOLDER
 export PYTHONPATH=REPOSITORY
 leave() {
+[ -z "$watcher" ] || kill "$watcher"
 rm -rf "$LAMBDA_HAT_TMPDIR"
 for process in /proc/[0-9]*; do
 grep -qsz multiprocessing "$process/cmdline" || continue
@@ -190,6 +196,9 @@ base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
 LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap leave EXIT
 export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
 export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))
+"""
+    + WATCHER
+    + """\
 export PARSL_CORES=1
 export JOBNAME="NAME"
 """

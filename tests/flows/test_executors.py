@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
+import signal
 import subprocess
+import time
 
 import pytest
 
-from flows.executors import PACKS, TASKS, builds_provider, packs_provider, parsl_config
+from flows.executors import OWN_TMPDIR, PACKS, TASKS, WATCHER, builds_provider, packs_provider, parsl_config
 from flows.sites import LocalSite, PbsSite, SlurmSite, load_site
 from lambda_hat.errors import ConfigError
 
@@ -152,3 +155,30 @@ def test_a_python_site(tmp_path):
         parsl_config(load_site(str(path)), tmp_path, packs=False),
     ):
         pass
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_pool_ends_without_a_driver_that_renews_its_lease(tmp_path, alive):
+    """What a block's shell runs, with tenths of the seconds."""
+    lease, own = tmp_path / "a driver's.lease", tmp_path / "own"
+    lease.write_text("0")
+    script = WATCHER.format(lease=shlex.quote(str(lease))).replace("sleep 10", "sleep 0.1")
+    script = f"{OWN_TMPDIR}\n{script}\nbash -c 'exec -a process_worker_pool sleep 60'; echo the pool has ended: $?"
+    environment = {**os.environ, "TMPDIR": str(own)}
+    own.mkdir()
+    shell = subprocess.Popen(
+        ["bash", "-c", script], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        for count in range(20):
+            time.sleep(0.1)
+            if alive:
+                lease.write_text(str(count))
+        assert (shell.poll() is None) == alive
+        if not alive:
+            assert "the pool has ended: 137" in shell.communicate(timeout=5)[0]
+            assert list(own.iterdir()) == []
+    finally:
+        os.killpg(shell.pid, signal.SIGKILL) if shell.poll() is None else None
+        shell.wait()
+        shell.stdout.close()
