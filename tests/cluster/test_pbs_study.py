@@ -209,12 +209,12 @@ def test_a_deleted_block_is_told_and_only_what_was_lost_is_sampled_again(pbs, tm
 
 
 def test_a_block_near_its_end_takes_no_new_pack_and_ends_by_itself(pbs, tmp_path):
-    path = write_study(tmp_path / "study.yaml", seeds=8, thin=40000, targets=[QUADRATIC])
-    words = ["--experiments", path, "--pack=1", "--retries=3", "site.ranks_per_node=1", "site.walltime=00:01:00"]
+    path = write_study(tmp_path / "study.yaml", seeds=4, thin=40000, targets=[QUADRATIC])
+    words = ["--experiments", path, "--pack=1", "--retries=3", "site.ranks_per_node=1", "site.walltime=00:00:40"]
     done = packed(pbs, *words, *LOGIN, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     wait_for_all(pbs)
-    assert "8 finished" in done.stdout
+    assert "4 finished" in done.stdout
     assert "lost with their block" not in done.stdout
     jobs = [pbs.job(job) for job in pbs.jobs()]
     blocks = [job for job in jobs if ".packs." in job["Job_Name"]]
