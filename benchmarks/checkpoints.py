@@ -1,10 +1,10 @@
 """What it costs to sample in chunks and to keep checkpoints.
 
-    python benchmarks/checkpoints.py [--seconds 130] [--repeat 5]
+    python benchmarks/checkpoints.py [--targets small] [--seconds 130] [--repeat 5] [--every 60]
 
-For a small and two large targets: the seconds that a run of about `--seconds` spends on checkpoints, one every 60 s, as
-a share of its own; the longest chunk and the longest checkpoint (PBS leaves 10 s after a signal); and the time of a run
-in chunks of about a second in units of one that is a single chunk, alternating.
+For a small and two large targets, or those named: the seconds that a run of about `--seconds` spends on checkpoints,
+one every `--every` seconds, as a share of its own; the longest chunk and the longest checkpoint (PBS leaves 10 s after
+a signal); and the time of a run in chunks of about a second in units of one that is a single chunk, alternating.
 """
 
 from __future__ import annotations
@@ -23,25 +23,28 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lambda_hat.config import DlnBuild, DlnTarget, HmcConfig, QuadraticBuild, SampleConfig, SgldConfig  # noqa: E402
+from lambda_hat.config import DlnBuild, DlnTarget, HmcConfig, QuadraticBuild, SgldConfig  # noqa: E402
 from lambda_hat.cores import bind_process  # noqa: E402
 
-
-def cases() -> Iterator[tuple[str, object, SampleConfig]]:
-    """Name, build, and a run of about ten seconds on one core."""
-    yield "quadratic, 10 parameters, sgld", QuadraticBuild(), SgldConfig(num_draws=2000, thin=500, step_size=1e-4)
-    wide = DlnBuild(target=DlnTarget(widths=[100] * 11, rank=10, data="population", n=10**6))
-    yield (
+HMC = HmcConfig(num_burnin=20, initial_step_size=1e-4, target_acceptance=0.9)
+CASES = {
+    "small": (
+        "quadratic, 10 parameters, sgld",
+        QuadraticBuild(),
+        SgldConfig(num_draws=2000, thin=2000, step_size=1e-4),
+    ),
+    "large": (
         "dln, 100,000 parameters, hmc",
-        wide,
-        HmcConfig(num_draws=1000, num_burnin=100, initial_step_size=1e-4, target_acceptance=0.9),
-    )
-    wider = DlnBuild(target=DlnTarget(widths=[630] * 11, rank=10, data="population", n=10**6))
-    yield (
+        DlnBuild(target=DlnTarget(widths=[100] * 11, rank=10, data="population", n=10**6)),
+        replace(HMC, num_draws=150),
+    ),
+    "larger": (
         "dln, 4,000,000 parameters, hmc",
-        wider,
-        HmcConfig(num_draws=40, num_burnin=20, initial_step_size=1e-4, target_acceptance=0.9, num_chains=4),
-    )
+        DlnBuild(target=DlnTarget(widths=[630] * 11, rank=10, data="population", n=10**6)),
+        replace(HMC, num_draws=20, num_chains=4),
+    ),
+}
+"""Name, build, and a run of about ten seconds on one core; some tens for the largest."""
 
 
 @contextmanager
@@ -69,14 +72,16 @@ def watched_borders() -> Iterator[dict[str, list[float]]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=130.0)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--targets", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--seconds", type=float, default=130.0, help="that a run should take")
+    parser.add_argument("--repeat", type=int, default=5, help="pairs of runs that are compared")
+    parser.add_argument("--every", type=float, default=60.0, help="seconds between two checkpoints")
     args = parser.parse_args()
     bind_process(1)
     from lambda_hat.samplers import chunks, sample
     from lambda_hat.targets import build_target
 
-    for name, build, cfg in cases():
+    for name, build, cfg in (CASES[target] for target in args.targets):
         target, _ = build_target(build)
         sample(target, cfg)
         short = sample(target, replace(cfg, seed=1)).seconds_sample
@@ -84,7 +89,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, watched_borders() as seen:
             path = Path(folder) / "checkpoint.npz"
             begun = time.perf_counter()
-            sample(target, longer, chunks=chunks.Chunks(path))
+            sample(target, longer, chunks=chunks.Chunks(path, every=args.every))
             total = time.perf_counter() - begun
         share = sum(seen["checkpoints"]) / total
         megabytes = max(seen["bytes"], default=0) / 1e6

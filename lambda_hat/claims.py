@@ -161,13 +161,18 @@ def _create(path: Path, record: dict[str, Any]) -> bool:
 
 
 def _read(path: Path) -> bytes | None:
-    """The content of a claim; None where it does not exist. One that cannot be read is as good as empty."""
+    """The content of a claim; None where it does not exist. One that cannot be read is as good as empty.
+
+    Raises StoreError where not even that can be told.
+    """
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError:
-        return b""
+    except OSError as error:
+        if os.path.lexists(path):
+            return b""
+        raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _parse(content: bytes) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lambda_hat.cores import Binding
-from lambda_hat.errors import EXIT_OK, ConfigError, CorruptArtifact, LaunchError, StoreError, run_command
+from lambda_hat.errors import EXIT_OK, ConfigError, CorruptArtifact, LambdaHatError, StoreError, run_command
 from lambda_hat.preflight import CHECK_KEYS, LINE_PREFIX
 from lambda_hat.store import Store, finite_or_none, read_json, write_bytes_atomic, write_json_atomic
 from mpi.devices import (
@@ -66,12 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = examine(check, folder)
     try:
         write_json_atomic(folder / report_name(report), report)
-    except OSError as error:
+    except StoreError as error:
         # One write, so that the lines of different ranks stay whole.
         sys.stdout.write(f"{LINE_PREFIX}{json.dumps(finite_or_none(report))}\n")
         sys.stdout.flush()
         where = f"rank {report['launcher_rank']} on {report['host']}"
-        raise StoreError(f"{where}: {folder}: cannot be written: {error.strerror or error}") from None
+        raise StoreError(f"{where}: {error}") from None
     return EXIT_OK
 
 
@@ -148,7 +148,7 @@ def part(report: Report, name: str) -> Iterator[None]:
     """Record what the block raises, as a sentence under `name`; a surprise keeps its traceback on standard error."""
     try:
         yield
-    except LaunchError as error:
+    except LambdaHatError as error:
         report["errors"][name] = str(error)
     except Exception as error:
         traceback.print_exc()

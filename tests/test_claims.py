@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from lambda_hat import claims
 from lambda_hat.claims import UNREADABLE_KEPT, WITHOUT_LEASE_KEPT, holder, take
-from lambda_hat.errors import StoreUnwritable
+from lambda_hat.errors import StoreError, StoreUnwritable
 from lambda_hat.lease import GRACE, STALE_AFTER, lease_state, whoami
 
 
@@ -256,3 +257,21 @@ def test_no_room_for_a_claim(run_dir, monkeypatch):
         claim.release()
     assert holder(run_dir) is None
     assert take(run_dir, None) is not None
+
+
+def test_a_run_below_a_file_is_free(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert holder(tmp_path / "file" / "targets" / "tgt_1" / "run_1") is None
+
+
+def test_claims_that_cannot_be_looked_at_are_told(run_dir, monkeypatch):
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    elsewhere(run_dir)
+    monkeypatch.setattr(claims.Path, "read_bytes", refuse)
+    assert holder(run_dir) == {}  # its content is unknown, and it is young
+    monkeypatch.setattr(os, "lstat", refuse)
+    for ask in (holder, lambda run_dir: take(run_dir, None)):
+        with pytest.raises(StoreError, match=r"claim-1: cannot be read: Permission denied"):
+            ask(run_dir)

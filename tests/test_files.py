@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import os
-import resource
 import stat
 import subprocess
 import sys
@@ -133,13 +132,13 @@ def test_a_refusal_to_write_is_one_sentence(tmp_path, monkeypatch, name, call):
 def test_a_limit_of_the_system_is_a_refusal_too(tmp_path, repo_env):
     """RLIMIT_FSIZE: the kernel itself says EFBIG."""
     code = (
-        "import signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from pathlib import Path;"
+        "import resource, signal, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000));"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from pathlib import Path;"
         "from lambda_hat.errors import run_command; from lambda_hat.files import write_bytes_atomic;"
         "run_command(lambda: write_bytes_atomic(Path(sys.argv[1]), bytes(100_000)))"
     )
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # noqa: E731
     argv = [sys.executable, "-B", "-c", code, str(tmp_path / "trace.nc")]
-    done = subprocess.run(argv, env=repo_env, capture_output=True, text=True, preexec_fn=limit)
+    done = subprocess.run(argv, env=repo_env, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (EXIT_FAILED, "")
     assert done.stderr == (
         f"error: {tmp_path / 'trace.nc'}: cannot be written: File too large; finished runs are kept: once there is "

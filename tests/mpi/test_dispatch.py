@@ -116,11 +116,14 @@ def test_ranks_keep_to_their_programs_among_items_of_similar_cost():
 def test_a_drain_of_rank_0_reaches_every_rank_within_its_item():
     drains = [Drain() for _ in range(4)]
     heard = {}
+    others_at_work = threading.Event()
 
     def do(rank, key):
         if rank == 0:
+            assert others_at_work.wait(20)
             drains[0].request("SIGTERM came")
             return "paused"
+        others_at_work.set()
         deadline = time.monotonic() + 20
         while drains[rank].reason is None and time.monotonic() < deadline:
             time.sleep(0.01)

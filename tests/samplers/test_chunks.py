@@ -88,8 +88,9 @@ def test_a_run_in_pieces_gives_the_bits_of_one_in_one_piece(target, tmp_path, mo
     whole = sample(target("quadratic"), RUNS[name], identity=3)
     assert np.all(np.isfinite(whole.loss))
     rng = random.Random(name)
-    small_chunks(monkeypatch, 6)
-    pieces = (rng.randint(2, 3) for _ in range(1000))
+    small_chunks(monkeypatch, 7)
+    # Only few where every start of a piece traces a tuner, which takes seconds.
+    pieces = (3 if "mclmc" in name else rng.randint(2, 3) for _ in range(1000))
     found, phases = in_pieces(tmp_path / "a checkpoint.npz", target("quadratic"), RUNS[name], pieces)
     assert_same(found, whole)
     assert len(phases) > 3
@@ -127,14 +128,14 @@ def test_chunks_grow_to_about_a_second_and_never_by_much(target, monkeypatch):
 
     def advance(carry, upto):
         sizes.append(int(upto) - carry.step)
-        now[0] += 0.01 * sizes[-1]
+        now[0] += sizes[-1] / 128
         return Carry(int(upto))
 
     monkeypatch.setattr(chunks_module, "time", Clock)
     monkeypatch.setattr(chunks_module.jax, "block_until_ready", lambda carry: carry)
     end = Chunks().drive("any", advance, Carry(0), 1000)
     assert end.step == 1000
-    assert sizes == [1, 8, 64, *[100] * 9, 27]
+    assert sizes == [1, 8, 64, *[128] * 7, 31]
 
 
 def test_the_state_is_written_once_in_a_while(target, tmp_path, monkeypatch):
@@ -146,7 +147,7 @@ def test_the_state_is_written_once_in_a_while(target, tmp_path, monkeypatch):
         chunks_module, "write_bytes_atomic", lambda path, data: (written.append(path), original(path, data))
     )
     cfg = replace(RUNS["sgld"], num_draws=100)
-    sample(target("quadratic"), cfg, chunks=Chunks(path, every=3600.0))
+    sample(target("quadratic"), cfg, chunks=Chunks(path, every=1e10))
     assert written == [] and not path.exists()
     sample(target("quadratic"), cfg, chunks=Chunks(path, every=1e-9))
     assert len(written) >= 5 and set(written) == {path}
@@ -220,7 +221,7 @@ def test_dead_in_burn_in_is_dead_at_once(target):
     cfg = SgldConfig(num_chains=2, num_draws=4, num_burnin=100_000, step_size=1e6)
     draws = sample(target("w1^2 w2^2"), cfg)
     assert draws.num_gradients == 2 * 100 and np.all(np.isnan(draws.loss))
-    adapting = sample(target("w1^2 w2^2"), replace(cfg, precond="rmsprop"))
+    adapting = sample(target("w1^2 w2^2"), replace(cfg, precond="rmsprop", step_size=1e24))
     assert adapting.num_gradients == 2 * 100 and np.all(np.isnan(adapting.loss))
 
 

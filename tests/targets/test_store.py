@@ -118,7 +118,7 @@ def test_a_missing_file(built):
     ("change", "reason"),
     [
         (lambda meta: meta | {"format": 99}, "its format is 99"),
-        (lambda meta: {"format": META_FORMAT}, "no entry 'kind'"),
+        (lambda meta: {"format": META_FORMAT}, "its kind is None, which this version does not know"),
         (lambda meta: meta | {"data_of": "../../elsewhere"}, "which is no target"),
     ],
 )
