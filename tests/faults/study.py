@@ -8,12 +8,13 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -245,13 +246,22 @@ class Driver:
         command = ["env", "--default-signal=INT", sys.executable, str(PACKED)]
         command += ["--experiments", "study.yaml", "--pack=5", "--ranks=2", *words]
         self.log, self.begun, self.killed = study.folder / f"said-{number}", time.time(), False
-        with self.log.open("wb") as out:
-            self.process = subprocess.Popen(
-                command, cwd=study.folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                start_new_session=True, env=study.environment,
-            )  # fmt: skip
+        # Through a pipe, as to a terminal: a limit on the size of files is none on what it can say.
+        listening, speaking = os.pipe()
+        self.process = subprocess.Popen(
+            command, cwd=study.folder, stdin=subprocess.DEVNULL, stdout=speaking, stderr=speaking,
+            start_new_session=True, env=study.environment,
+        )  # fmt: skip
+        os.close(speaking)
+        streams = os.fdopen(listening, "rb", buffering=0), self.log.open("wb", buffering=0)
+        self._listener = threading.Thread(target=_copy, args=streams, daemon=True)
+        self._listener.start()
 
     def said(self) -> str:
+        """What it has said so far; all of it, once it has ended."""
+        if self.process.poll() is not None:
+            # Ranks that outlive it for a while hold the pipe open as well.
+            self._listener.join(timeout=2.0)
         return self.log.read_text(errors="replace")
 
     def assert_spoke_plainly(self) -> None:
@@ -268,6 +278,12 @@ class Driver:
             assert said.splitlines()[-1].startswith("error: "), said
         elif status not in (0, 130) and status > 0:
             assert said.strip(), f"exit status {status} without a word"
+
+
+def _copy(source: BinaryIO, log: BinaryIO) -> None:
+    with source, log:
+        while heard := source.read(65536):
+            log.write(heard)
 
 
 def verify(store: Store) -> list[str]:

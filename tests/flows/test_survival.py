@@ -1,140 +1,17 @@
-"""Studies that something happens to: drivers, ranks and targets that are lost, signals, deadlines, a second driver."""
+"""Drivers that are stopped or killed, whose time runs out, and two of them at once."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections import Counter
-from pathlib import Path
 
-import pandas as pd
 import pytest
-import yaml
 
-from lambda_hat.store import read_events
-
-ROOT = Path(__file__).resolve().parents[2]
-PACKED = [sys.executable, str(ROOT / "flows" / "packed.py")]
-SGLD = {"num_draws": 100, "num_burnin": 50, "num_chains": 2, "step_size": 1e-4}
-PATIENCE = 400
+from tests.flows.studies import PATIENCE, ROOT
 
 pytestmark = [pytest.mark.parsl, pytest.mark.mpi, pytest.mark.slow]
-
-
-class Study:
-    """A study in a folder of its own, and the drivers that were started for it."""
-
-    def __init__(self, folder: Path, *, targets: list, seeds: int, thin: int):
-        sampler = {
-            "name": "sgld",
-            "overrides": {**SGLD, "thin": thin, "runtime": {"checkpoint_every": 2}},
-            "sweep": {"seed": list(range(seeds))},
-        }
-        (folder / "study.yaml").write_text(yaml.safe_dump({"targets": targets, "samplers": [sampler]}))
-        self.folder, self.store = folder, folder / "runs"
-        self.drivers: list[subprocess.Popen] = []
-
-    def start(self, *words: str, program: Path = Path(PACKED[1]), log: str = "said") -> subprocess.Popen:
-        """A driver in a process group of its own, as a shell starts it in a terminal."""
-        command = [PACKED[0], str(program), "--experiments", "study.yaml", *words]
-        with (self.folder / log).open("wb") as out:
-            self.drivers.append(
-                subprocess.Popen(
-                    command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                    start_new_session=True, env={**os.environ, "PYTHONPATH": ""},
-                )
-            )  # fmt: skip
-        return self.drivers[-1]
-
-    def run(self, *words: str, status: int = 0) -> str:
-        """A driver to its end; what it said."""
-        assert self.start(*words).wait(PATIENCE) == status, self.said()
-        return self.said()
-
-    def said(self, log: str = "said") -> str:
-        return (self.folder / log).read_text()
-
-    def analyses(self) -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in sorted(self.store.rglob("analysis.json"))}
-
-    def wait_until(self, holds, driver: subprocess.Popen) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not holds():
-            assert time.monotonic() < deadline, self.said()
-            assert driver.poll() is None, self.said()
-            time.sleep(0.05)
-
-    def events(self, kind: str) -> list[dict]:
-        logs = sorted(self.store.glob("packs/pack_*/rank-*.jsonl"))
-        return [event for log in logs for event in read_events(log)[0] if event["event"] == kind]
-
-    def times_computed(self) -> Counter:
-        """How often each run was sampled to its end."""
-        ends = [event for event in self.events("run_end") if event["status"] == "finished" and not event.get("cached")]
-        return Counter(f"{event['target_id']}/{event['run_id']}" for event in ends)
-
-    def assert_finished_once(self, runs: int) -> None:
-        computed = self.times_computed()
-        assert (len(computed), set(computed.values())) == (runs, {1}), computed
-        table = pd.read_parquet(self.folder / "results" / "llc_runs.parquet")
-        assert (len(table), set(table["status"])) == (runs, {"finished"})
-
-    def assert_nothing_runs_within(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while left := _processes_of(str(self.folder)):
-            assert time.monotonic() < deadline, left
-            time.sleep(0.25)
-
-
-@pytest.fixture
-def make(tmp_path):
-    made = []
-
-    def make(**settings) -> Study:
-        made.append(Study(tmp_path, **settings))
-        return made[-1]
-
-    yield make
-    for study in made:
-        for driver in study.drivers:
-            if driver.poll() is None:
-                driver.kill()
-            driver.wait()
-        study.assert_nothing_runs_within(60)
-
-
-@pytest.fixture
-def short(make) -> Study:
-    """Fifty runs of a third of a second."""
-    return make(targets=[{"target": "quadratic"}, {"target": "monomial"}], seeds=25, thin=2000)
-
-
-@pytest.fixture
-def long(make) -> Study:
-    """Four runs of some ten seconds, of many chunks each."""
-    return make(targets=[{"target": "quadratic"}], seeds=4, thin=50000)
-
-
-def _processes_of(folder):
-    """Command lines of processes that name `folder`, or run in it."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            where = os.readlink(entry / "cwd")
-        except OSError:
-            continue
-        if folder in line or where.startswith(folder):
-            found.append(line)
-    return found
-
 
 # --------------------------------------------------------------------------------------------------------------
 # The driver is told to stop
@@ -222,8 +99,8 @@ def test_a_driver_started_at_once_after_one_was_killed_samples_nothing_twice(lon
 
 
 def test_two_drivers_on_one_store(short):
-    first = short.start("--pack=10", "--ranks=1", "--results=one", log="said-one")
-    second = short.start("--pack=10", "--ranks=1", log="said-two")
+    first = short.start("--pack=25", "--ranks=1", "--results=one", log="said-one")
+    second = short.start("--pack=25", "--ranks=1", log="said-two")
     assert first.wait(PATIENCE) == 0, short.said("said-one")
     assert second.wait(PATIENCE) == 0, short.said("said-two")
     assert "50 finished" in short.said("said-one") and "50 finished" in short.said("said-two")
@@ -231,9 +108,9 @@ def test_two_drivers_on_one_store(short):
 
 
 def test_a_driver_waits_for_what_another_one_samples(short):
-    first = short.start("--pack=10", "--ranks=1", "--results=one", log="said-one")
+    first = short.start("--pack=25", "--ranks=1", "--results=one", log="said-one")
     short.wait_until(lambda: len(short.analyses()) >= 3, first)
-    second = short.start("--pack=10", "--ranks=1", log="said-two")
+    second = short.start("--pack=25", "--ranks=1", log="said-two")
     assert first.wait(PATIENCE) == 0, short.said("said-one")
     assert second.wait(PATIENCE) == 0, short.said("said-two")
     told = rf"\d+ runs are being sampled by another driver \(process {first.pid} on \S+\): waiting for them"
@@ -256,111 +133,3 @@ def test_a_deadline_pauses_everything(make):
     assert "Traceback" not in said
     assert len(list(study.store.rglob("checkpoint.npz"))) == 2
     assert not list(study.store.rglob("error.json"))
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Ranks die, targets are damaged
-
-
-@pytest.mark.parametrize(("retries", "status", "counts"), [(0, 75, "pending"), (1, 0, "50 finished")])
-def test_a_killed_rank_loses_only_what_was_not_finished(short, retries, status, counts):
-    driver = short.start("--pack=50", "--ranks=1", f"--retries={retries}")
-    short.wait_until(lambda: len(short.analyses()) >= 3, driver)
-    (start,) = short.events("start")
-    os.kill(start["pid"], signal.SIGKILL)
-    finished = short.analyses()
-    assert driver.wait(PATIENCE) == status, short.said()
-    said = short.said()
-    assert counts in said
-    assert "lost: exit status" in said
-    assert f"{next(short.store.glob('packs/pack_*-0-0000'))}/stdout.log ends with:" in said
-    assert ("1 dead rank)" in said) == (retries == 1)
-    assert {path: short.analyses()[path] for path in finished} == finished
-    # The run that was in flight, if any was, is a suspect until it finishes.
-    assert len(list(short.store.rglob("deaths.json"))) <= 1 - retries
-
-
-KILLERS = """
-import ctypes
-import os
-import signal
-
-import jax.numpy as jnp
-import numpy as np
-
-
-def by_kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def by_segfault():
-    ctypes.string_at(0)
-
-
-def harmless():
-    pass
-
-
-def regression(width, how):
-    def loss(params, batch):
-        # What a loss does while it is traced happens once for each run: in ranks only, so that the target gets built.
-        if "PMI_RANK" in os.environ:
-            globals()[how]()
-        return 0.5 * jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
-
-    x = np.random.default_rng(0).normal(size=(100, width))
-    return loss, {"w": np.ones(width)}, {"x": x, "y": x.sum(axis=1)}
-"""
-
-
-@pytest.mark.parametrize(("how", "sure"), [("by_segfault", True), ("by_kill", False)])
-def test_a_run_that_kills_its_rank_twice_is_set_aside_and_its_neighbours_finish(make, tmp_path, how, sure):
-    (tmp_path / "mine.py").write_text(KILLERS)
-    names = ["harmless"] * 7
-    names.insert(2, how)
-    kwargs = [{"width": 2 + index, "how": name} for index, name in enumerate(names)]
-    targets = [{"target": {"factory": "mine:regression", "kwargs": each}} for each in kwargs]
-    study = make(targets=targets, seeds=1, thin=2000)
-    said = study.run("--ranks=4", status=1)
-    (path,) = study.store.rglob("error.json")
-    error = json.loads(path.read_text())
-    assert error["type"] == "RankDied"
-    deaths = error["deaths"]
-    # The first time it was sure only where the launcher or the interpreter said whose fault it was.
-    assert [death["sure"] for death in deaths] == [sure, True]
-    packs = sorted(study.store.glob("packs/pack_*"))
-    assert [death["pack_id"] for death in deaths] == [pack.name for pack in packs[:2]]
-    for death in deaths:
-        assert death["log"] in error["message"]
-    # The killer dies twice. Where others were suspected, some may have waited behind it, which takes a third pack.
-    assert len(packs) == 2 if sure else len(packs) in (2, 3)
-    computed = study.times_computed()
-    assert (len(computed), set(computed.values())) == (7, {1})
-    table = pd.read_parquet(tmp_path / "results" / "llc_runs.parquet")
-    assert Counter(table["status"]) == {"finished": 7, "failed": 1}
-    assert "2 dead ranks); quarantined: 1 run" in said or "1 dead rank); quarantined: 1 run" in said
-    assert "RankDied: the rank that sampled this run died 2 times" in said
-    assert [folder.parent for folder in study.store.rglob("deaths.json")] == [path.parent]
-    # Left alone without --rerun failed, and then tried with a clean record.
-    assert "everything is cached" not in study.run("--ranks=4", status=1)
-    assert len(list(study.store.glob("packs/pack_*"))) == len(packs)
-    source = (tmp_path / "mine.py").read_text()
-    (tmp_path / "mine.py").write_text(source.replace("globals()[how]()", "pass"))
-    assert "8 finished" in study.run("--ranks=4", "--rerun=failed")
-    assert not list(study.store.rglob("deaths.json"))
-
-
-@pytest.mark.parametrize("same_size", [False, True])
-def test_a_damaged_target_is_built_again(short, same_size):
-    short.run("--ranks=1", "samplers.0.sweep.seed=[0]")
-    damaged, *_ = sorted(short.store.glob("targets/*/params.npz"))
-    content = damaged.read_bytes()
-    middle = len(content) // 2
-    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-    damaged.write_bytes(flipped if same_size else b"something else")
-    said = short.run("--ranks=1", "samplers.0.sweep.seed=[0, 1]")
-    assert "4 finished" in said
-    assert damaged.read_bytes() == content
-    assert list(short.store.glob("damaged/**/params.npz.*"))
-    # Its size tells at once, its content where a rank reads it.
-    assert ("tried again: 1 run (1 damaged target)" if same_size else "set aside: ") in said
