@@ -13,7 +13,9 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import InvalidStateError
 from contextlib import contextmanager
 from functools import partial
@@ -50,6 +52,8 @@ STRATEGY_PERIOD = {"local": 0.5, "batch": 2.0}
 refuses is repeated at this period until `lost_blocks` have failed."""
 ANSWER_SECONDS = 20.0
 """In which an interchange answers; it takes milliseconds. Afterwards Parsl takes it for gone."""
+LOOK_SECONDS = 0.5
+"""Between two looks whether an interchange that takes no task has ended."""
 IDLE_SECONDS = 10.0
 """After which a block without work is given back."""
 OWN_TMPDIR = """\
@@ -110,6 +114,7 @@ def parsl_config(site: SiteConfig, run_dir: Path, packs: bool, lease: Path | Non
         executors = _batch_executors(site, packs) if batch else _local_executors(site, parsl_dir, packs)
         for executor in executors:
             _start_by_module(executor, parsl_dir)
+            _bound_waits(executor)
             if batch:
                 _keep_waiting_blocks(executor)
             if lease is not None:
@@ -343,7 +348,7 @@ def _packs_executor(site: SiteConfig, provider: ExecutionProvider) -> HighThroug
 
 def _python_config(site: PythonSite, packs: bool) -> Config:
     from parsl import Config
-    from parsl.executors import MPIExecutor
+    from parsl.executors import HighThroughputExecutor, MPIExecutor
 
     config = getattr(load_python_site(Path(site.parsl_config)), "config", None)
     if not isinstance(config, Config):
@@ -364,6 +369,8 @@ def _python_config(site: PythonSite, packs: bool) -> Config:
                 f"{site.parsl_config}: executor '{executor.label}' speaks unencrypted, so that whoever reaches its "
                 "ports could run anything; write encrypted=True"
             )
+        if isinstance(executor, HighThroughputExecutor):
+            _bound_waits(executor)
     return config
 
 
@@ -392,11 +399,40 @@ class InterchangeLost(Exception):
     """The process through which an executor reaches its workers has ended."""
 
 
-def bound_answers(executor: ParslExecutor) -> None:
-    """Let Parsl wait for an interchange's answer no longer than ANSWER_SECONDS: one that was killed gives none."""
-    client = getattr(executor, "command_client", None)
-    if client is not None:
-        client.run = partial(client.run, timeout_s=ANSWER_SECONDS)
+def _bound_waits(executor: HighThroughputExecutor) -> None:
+    """Let Parsl wait for its interchange no longer than ANSWER_SECONDS, once it has started: one that was killed gives
+    no answer, and takes no task, which would keep the thread that sends them, and the end of the driver, for ever."""
+    start, shutdown = executor.start, executor.shutdown
+    in_use, closed = threading.Lock(), threading.Event()
+
+    def start_bounded() -> None:
+        start()
+        client, tasks = executor.command_client, executor.outgoing_q
+        client.run = partial(client.run, timeout_s=ANSWER_SECONDS)  # type: ignore[method-assign]
+        tasks.put = partial(put, tasks.put, tasks.zmq_socket)  # type: ignore[method-assign]
+
+    def put(send: Callable[[Any], None], socket: Any, message: Any) -> None:
+        import zmq
+
+        socket.setsockopt(zmq.SNDTIMEO, int(1000 * LOOK_SECONDS))
+        # What nobody has taken when Parsl ends is for nobody.
+        socket.setsockopt(zmq.LINGER, 0)
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while time.monotonic() < deadline and executor.interchange_proc.poll() is None:
+            with in_use, contextlib.suppress(zmq.Again):
+                if closed.is_set() or executor.bad_state_is_set:
+                    break
+                send(message)
+                return
+        raise InterchangeLost("its interchange takes no task")
+
+    def close(*args: Any, **kwargs: Any) -> None:
+        # A socket that is closed while another thread waits in it ends the process.
+        closed.set()
+        with in_use:
+            shutdown(*args, **kwargs)
+
+    executor.start, executor.shutdown = start_bounded, close  # type: ignore[method-assign]
 
 
 def fail_where_lost(executor: ParslExecutor) -> None:

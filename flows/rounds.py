@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.deadlines import DEADLINE_VARIABLE
+from flows.executors import InterchangeLost
 from flows.plan import Plan
 from flows.progress import StudyProgress
 from lambda_hat.id_utils import trajectory_id
@@ -225,7 +226,7 @@ def is_lost_block(failure: BaseException | None) -> bool:
     from parsl.executors.errors import BadStateException
     from parsl.executors.high_throughput.errors import ManagerLost
 
-    return isinstance(failure, (ManagerLost, BadStateException))
+    return isinstance(failure, (ManagerLost, BadStateException, InterchangeLost))
 
 
 def log_tail(log: Path) -> str:

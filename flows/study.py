@@ -21,7 +21,7 @@ from rich.console import Console
 
 from flows.blocks import Blocks
 from flows.deadlines import MARGIN, margin, parse_deadline, scheduler_deadline
-from flows.executors import bound_answers, fail_where_lost, parsl_config
+from flows.executors import fail_where_lost, parsl_config
 from flows.plan import Plan, Rerun, make_plan
 from flows.progress import StudyProgress
 from flows.rounds import OutOfTime, Round, log_tail
@@ -347,10 +347,7 @@ def _load(config: ParslConfig) -> DataFlowKernel:
     import parsl
 
     try:
-        kernel = parsl.load(config)
-        for executor in config.executors:
-            bound_answers(executor)
-        return kernel
+        return parsl.load(config)
     except Exception as error:
         # Parsl has no class of its own for this.
         if "Interchange failed to start" not in str(error):

@@ -78,6 +78,7 @@ class Study:
         self.temporary.mkdir()
         (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
         self.environment = {
+            "PYTHONFAULTHANDLER": "1",
             **os.environ,
             "PYTHONPATH": "",
             "TMPDIR": str(self.temporary),
@@ -263,6 +264,12 @@ class Driver:
             # Ranks that outlive it for a while hold the pipe open as well.
             self._listener.join(timeout=2.0)
         return self.log.read_text(errors="replace")
+
+    def last_words(self) -> str:
+        """End one that hangs: what it has said, and where each of its threads was."""
+        self.process.send_signal(signal.SIGABRT)
+        self.process.wait()
+        return self.said()
 
     def assert_spoke_plainly(self) -> None:
         """It has ended by itself, or of a signal, with sentences and no traceback of its own."""

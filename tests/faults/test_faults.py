@@ -88,7 +88,7 @@ class Disturbance:
                 self._let_happen(fault)
         deadline = time.monotonic() + PATIENCE
         while not self._over():
-            assert time.monotonic() < deadline, [driver.said() for driver in self.study.running]
+            assert time.monotonic() < deadline, [driver.last_words() for driver in self.study.running]
             time.sleep(0.2)
         for _ in range(self.rng.randrange(4)):
             self.tally.hits["damaged file, at rest"] += damage_one(self.study, self.rng)

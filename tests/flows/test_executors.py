@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -182,3 +183,35 @@ def test_a_pool_ends_without_a_driver_that_renews_its_lease(tmp_path, alive):
         os.killpg(shell.pid, signal.SIGKILL) if shell.poll() is None else None
         shell.wait()
         shell.stdout.close()
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from parsl import python_app
+from flows.executors import InterchangeLost, parsl_config
+from flows.sites import LocalSite
+from flows.study import _clean_up, _load
+
+with parsl_config(LocalSite(), Path(sys.argv[1]), packs=False) as config:
+    kernel = _load(config)
+    (executor,) = config.executors
+    app = python_app(lambda: 1, executors=[executor.label])
+    assert app().result() == 1
+    os.kill(executor.interchange_proc.pid, signal.SIGKILL)
+    time.sleep(float(sys.argv[2]))
+    failures = [future.exception() for future in [app() for _ in range(5)]] if sys.argv[3] == "wait" else [app()]
+    print({type(failure) for failure in failures} == {InterchangeLost} or sys.argv[3])
+    _clean_up(kernel, config.executors)
+print("over")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parsl
+@pytest.mark.parametrize(("pause", "then"), [("0.5", "wait"), ("0.5", "end"), ("0", "end")])
+def test_tasks_that_a_killed_interchange_never_takes_keep_nobody(tmp_path, repo_env, pause, then):
+    """Parsl would send them for ever."""
+    argv = [sys.executable, "-c", KILLED, str(tmp_path / "parsl"), pause, then]
+    done = subprocess.run(argv, env=repo_env, capture_output=True, text=True, timeout=90)
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["True" if then == "wait" else then, "over"]), done.stderr
