@@ -12,7 +12,7 @@ run: $(VENV)/.run
 	$(BIN)/python flows/packed.py --pack 32
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(VENV)/.test
 	LAMBDA_HAT_SOAK=1 LAMBDA_HAT_SEED=$(SEED) $(BIN)/python -m pytest --hypothesis-seed=$(SEED) tests/fuzz tests/faults
