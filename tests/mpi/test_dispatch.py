@@ -279,7 +279,7 @@ if world.rank == 0:
     threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
 outcomes = dispatch(world, [Item(f"run{i}") for i in range(9)], do, drain)
 # One write: the launcher may put what another rank says between two.
-sys.stdout.write(f"{world.rank} {drain.reason} {dict(sorted(outcomes.items()))}\n")
+sys.stdout.write(f"{world.rank} {drain.reason} {dict(sorted(outcomes.items()))}\\n")
 """
 
 
