@@ -55,13 +55,11 @@ def who_died(log: PackLog, flavour: str) -> set[int]:
     return dead
 
 
-def blame(in_flight: dict[int, Key], dead: set[int]) -> dict[Key, tuple[int, bool]]:
+def blame(in_flight: dict[int, list[Key]], dead: set[int]) -> dict[Key, tuple[int, bool]]:
     """Run to its rank, and whether the death is surely its own, for the runs that get a death."""
-    if dead:
-        # One that died between two runs was killed by none of them.
-        found = {rank: key for rank, key in in_flight.items() if rank in dead}
-        return {key: (rank, len(dead) == 1) for rank, key in found.items()}
-    return {key: (rank, len(in_flight) == 1) for rank, key in in_flight.items()}
+    # A rank that died between two runs was killed by none of them.
+    found = {key: rank for rank, keys in in_flight.items() if not dead or rank in dead for key in keys}
+    return {key: (rank, len(dead) <= 1 and len(found) == 1) for key, rank in found.items()}
 
 
 def record_deaths(store: Store, log: PackLog, flavour: str, how: str) -> tuple[set[int], list[Key]]:

@@ -22,8 +22,8 @@ class PackLog:
     directory: Path
     processes: dict[tuple[str, int], int] = field(default_factory=dict)
     """Host and process id of each rank that has begun."""
-    in_flight: dict[int, Key] = field(default_factory=dict)
-    """Rank to the run that it has begun and not ended."""
+    in_flight: dict[int, list[Key]] = field(default_factory=dict)
+    """Rank to the runs that it has begun and not ended: several where they are lanes of one program."""
     ends: dict[Key, dict[str, Any]] = field(default_factory=dict)
     """How each run ended in this pack."""
     drains: dict[int, str] = field(default_factory=dict)
@@ -67,11 +67,13 @@ class PackLog:
             self.hosts[rank] = event["host"]
             self._size = int(event["size"])
         elif kind == "run_start":
-            self.in_flight[rank] = (event["target_id"], event["run_id"])
+            key = (event["target_id"], event["run_id"])
+            # The first lane begins a group, and ends the one before even if a line of that was lost.
+            self.in_flight[rank] = [*self.in_flight.get(rank, ()), key] if event["lane"] else [key]
         elif kind == "run_end":
             key = (event["target_id"], event["run_id"])
-            if self.in_flight.get(rank) == key:
-                del self.in_flight[rank]
+            if key in self.in_flight.get(rank, ()):
+                self.in_flight[rank].remove(key)
             # Readers rely on both.
             self.ends[key] = event | {"status": str(event["status"]), "seconds": float(event["seconds"])}
             return True

@@ -100,7 +100,7 @@ def inner_words(flow: Flow, args: argparse.Namespace) -> list[str]:
     """The words of this command that the job's own command repeats, with absolute paths."""
     words = ["--experiments", str(args.experiments.absolute()), "--store", str(flow.store.root)]
     words += ["--results", str(flow.results_root)]
-    for option in ("pack", "retries"):
+    for option in ("pack", "lanes", "retries"):
         if getattr(args, option) is not None:
             words += [f"--{option}", str(getattr(args, option))]
     words += ["--quiet"] if args.quiet else []

@@ -87,6 +87,7 @@ class Pack:
             "deadline": self._flow.stop_at,
             "lease": str(self._round.lease.path),
             "suspects": self._suspects,
+            "lanes": self._flow.study.settings.lanes,
             "builds": [],
             "runs": [
                 {
@@ -188,7 +189,8 @@ class Pack:
     def _waiting(self, unfinished: list[Key], drained: bool) -> dict[str, int]:
         """How many of the unfinished runs were not lost, and what they wait as."""
         ends = [self._log.ends.get(key, {}).get("status") for key in unfinished]
-        in_flight = sum(key in self._log.in_flight.values() for key in unfinished)
+        begun = {key for keys in self._log.in_flight.values() for key in keys}
+        in_flight = sum(key in begun for key in unfinished)
         not_begun = ends.count(None) - in_flight if drained else 0
         kept = sum(self._is_kept(key) for key in unfinished)
         return {

@@ -39,6 +39,7 @@ from lambda_hat.errors import (
     LaunchError,
     StoreError,
 )
+from lambda_hat.lanes import check_lanes
 from lambda_hat.lease import Lease
 from lambda_hat.pictures import draw_all
 from lambda_hat.report import print_summary, rank_usage
@@ -66,6 +67,9 @@ def parse_options(description: str, argv: list[str] | None, *, packed: bool) -> 
     )
     if packed:
         parser.add_argument("--pack", type=int, metavar="N", help="at most N runs in one MPI launch (default 32)")
+        parser.add_argument(
+            "--lanes", metavar="K", help="K runs of one program side by side on a rank, or auto (default 1)"
+        )
         parser.add_argument("--ranks", type=int, metavar="R", help="MPI ranks per node (default: one per core)")
         parser.add_argument("--check", action="store_true", help="try the site with one small pack, and judge it")
         parser.add_argument("--submit", choices=("slurm", "pbs"), help="submit a job that runs the study inside itself")
@@ -126,7 +130,10 @@ class Flow:
         """Compose study and site; ConfigError for whatever could not run, before anything is touched."""
         options = {"pack": getattr(args, "pack", None), "retries": args.retries, "site": args.site}
         options |= {"store_root": args.store, "results_root": args.results}
+        options["lanes"] = getattr(args, "lanes", None)
         given = {key: value for key, value in options.items() if value is not None}
+        if "lanes" in given:
+            check_lanes("--lanes", given["lanes"])
         for option in ("pack", "retries"):
             least = 1 if option == "pack" else 0
             if option in given and given[option] < least:

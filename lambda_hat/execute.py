@@ -9,7 +9,7 @@ import platform
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,9 +25,9 @@ from lambda_hat.errors import CorruptArtifact, LambdaHatError
 from lambda_hat.id_utils import checkpoint_ids, random_identity, target_id_for, trajectory_id
 from lambda_hat.memory import memory_of_node
 from lambda_hat.omegaconf_support import load_build_config
-from lambda_hat.posterior import Posterior, posterior_for
-from lambda_hat.samplers import Draws, sample
-from lambda_hat.samplers.chunks import Chunks
+from lambda_hat.posterior import Posterior
+from lambda_hat.samplers import Draws, Lane, lane_key, make_lane, measured_width, sample_lanes
+from lambda_hat.samplers.chunks import Chunks, read_checkpoint
 from lambda_hat.store import publish_run, write_config, write_json_atomic
 from lambda_hat.targets import Target, build_checkpoints, build_target, load_target, save_target, true_llc_t
 
@@ -67,6 +67,40 @@ def _build_all_checkpoints(directory: Path, cfg: BuildConfig) -> tuple[Target, l
     return target, info["warnings"]
 
 
+class Prepared(NamedTuple):
+    """A run that is about to be sampled."""
+
+    run_dir: Path
+    cfg: SampleConfig
+    build: BuildConfig
+    lane: Lane
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where its state is kept while it is not finished."""
+        return self.run_dir / CHECKPOINT
+
+
+def prepare(run_dir: Path, target_dir: Path, cfg: SampleConfig) -> Prepared:
+    """Load the target of a run. Raises TargetNotBuilt, CorruptArtifact, ConfigError."""
+    whole, build = _load(target_dir)
+    return Prepared(run_dir, cfg, build, make_lane(_restricted(whole, cfg), cfg, random_identity(cfg)))
+
+
+def companions(prepared: Prepared) -> Hashable:
+    """Equal for runs that can be sampled together: of one program, and where they were interrupted in the same place.
+
+    Raises CorruptArtifact where the checkpoint is damaged.
+    """
+    kept = read_checkpoint(prepared.checkpoint)
+    return lane_key(prepared.lane), None if kept is None else kept[:2]
+
+
+def width_for(runs: Sequence[Prepared], ranks_on_node: int = 1) -> int:
+    """How many of some companions are best sampled at a time, measured."""
+    return measured_width([run.lane for run in runs], memory_of_rank(ranks_on_node))
+
+
 def sample_into(
     run_dir: Path,
     target_dir: Path,
@@ -84,27 +118,50 @@ def sample_into(
     Raises Paused, after the state has been kept, where `drain` asks for it; TargetNotBuilt, CorruptArtifact of the
     target, TooLarge, StoreUnwritable, or what the sampler raises.
     """
-    started = time.time()
-    whole, build = _load(target_dir)
-    config = write_config(run_dir, cfg)
-    checkpoint = run_dir / CHECKPOINT
-    memory = _memory_of_rank(ranks_on_node)
-
-    def chunks() -> Chunks:
-        return Chunks(checkpoint, cfg.runtime.checkpoint_every, drain, memory)
-
+    prepared = prepare(run_dir, target_dir, cfg)
     try:
-        resumed = chunks()
-        resumed.load()
-        target, posterior, draws, summary = estimate(whole, cfg, resumed)
+        return next(sample_together([prepared], context, drain, ranks_on_node))
     except CorruptArtifact as damage:
-        (set_aside or _beside)(checkpoint, str(damage))
-        target, posterior, draws, summary = estimate(whole, cfg, chunks())
-    trace = _trace_bytes(draws, target.loss_at_w_star, posterior.n_beta)
-    analysis = _analysis(cfg, build, target, posterior, draws, summary)
-    analysis |= where_am_i() | (context or {}) | {"started": started, "seconds_total": time.time() - started}
-    publish_run(run_dir, cfg, config, trace, analysis)
-    return analysis
+        (set_aside or _beside)(prepared.checkpoint, str(damage))
+        return next(sample_together([prepared], context, drain, ranks_on_node))
+
+
+def sample_together(
+    runs: Sequence[Prepared],
+    context: dict[str, Any] | None = None,
+    drain: Drain | None = None,
+    ranks_on_node: int = 1,
+    width: int = 1,
+) -> Iterator[dict]:
+    """As `sample_into`, of runs that are `companions`, side by side as lanes of one program; each analysis once its run
+    is published.
+
+    width: lanes that the program has at least; those that are left over compute the last run once more, so that groups
+    of nearly the same size share the program. What lanes spend together each of them gets an equal share of. Raises
+    CorruptArtifact also where a checkpoint is damaged.
+    """
+    started = time.time()
+    configs = [write_config(run.run_dir, run.cfg) for run in runs]
+    width = max(width, len(runs))
+    chunks = Chunks(
+        *(run.checkpoint for run in runs),
+        lanes=width,
+        every=runs[0].cfg.runtime.checkpoint_every,
+        drain=drain,
+        memory=memory_of_rank(ranks_on_node),
+    )
+    chunks.load()
+    lanes = [run.lane for run in runs]
+    lanes += [lanes[-1]] * (width - len(runs))
+    for run, config, draws in zip(runs, configs, sample_lanes(lanes, chunks), strict=False):
+        target, posterior = run.lane.target, run.lane.posterior
+        summary = summarize(draws, target.loss_at_w_star, posterior.n_beta)
+        trace = _trace_bytes(draws, target.loss_at_w_star, posterior.n_beta)
+        analysis = _analysis(run.cfg, run.build, target, posterior, draws, summary)
+        analysis |= where_am_i() | (context or {})
+        analysis |= {"lanes": len(runs), "started": started, "seconds_total": (time.time() - started) / len(runs)}
+        publish_run(run.run_dir, run.cfg, config, trace, analysis)
+        yield analysis
 
 
 def _beside(path: Path, reason: str) -> None:
@@ -112,7 +169,7 @@ def _beside(path: Path, reason: str) -> None:
     path.replace(path.with_name(f"{path.name}.damaged"))
 
 
-def _memory_of_rank(ranks_on_node: int) -> int | None:
+def memory_of_rank(ranks_on_node: int) -> int | None:
     """Bytes that a run may take: the device's, else this rank's share of the node's."""
     import jax
 
@@ -131,16 +188,19 @@ class Estimate(NamedTuple):
     summary: Summary
 
 
-def estimate(target: Target, cfg: SampleConfig, chunks: Chunks | None = None) -> Estimate:
-    """Sample `target` as `cfg` says, and summarise the draws. chunks: as of `samplers.sample`.
+def estimate(target: Target, cfg: SampleConfig) -> Estimate:
+    """Sample `target` as `cfg` says, and summarise the draws.
 
-    Raises ConfigError where `cfg.restrict` matches nothing, or the sampler cannot take the target; Paused, TooLarge.
+    Raises ConfigError where `cfg.restrict` matches nothing, or the sampler cannot take the target.
     """
-    if cfg.restrict is not None:
-        target = target.restricted(cfg.restrict)
-    posterior = posterior_for(cfg, target.n, target.dim)
-    draws = sample(target, cfg, random_identity(cfg), chunks)
-    return Estimate(target, posterior, draws, summarize(draws, target.loss_at_w_star, posterior.n_beta))
+    lane = make_lane(_restricted(target, cfg), cfg, random_identity(cfg))
+    draws = sample_lanes([lane], Chunks())[0]
+    summary = summarize(draws, lane.target.loss_at_w_star, lane.posterior.n_beta)
+    return Estimate(lane.target, lane.posterior, draws, summary)
+
+
+def _restricted(target: Target, cfg: SampleConfig) -> Target:
+    return target if cfg.restrict is None else target.restricted(cfg.restrict)
 
 
 @contextmanager

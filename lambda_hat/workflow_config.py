@@ -30,6 +30,7 @@ from lambda_hat.config import (
 from lambda_hat.cost import estimate_seconds
 from lambda_hat.errors import ConfigError, nearest
 from lambda_hat.id_utils import canonical_json, identity_payload, run_id_for, target_id_for
+from lambda_hat.lanes import check_lanes
 from lambda_hat.omegaconf_support import (
     apply_words,
     build_dataclass,
@@ -61,6 +62,8 @@ class StudySettings:
     site: str = "local"
     pack: int = 32
     retries: int = 1
+    lanes: Any = 1
+    """A number, or auto."""
     jax_enable_x64: bool = True
     targets: list[Any] = field(default_factory=list)
     samplers: list[Any] = field(default_factory=list)
@@ -68,6 +71,7 @@ class StudySettings:
     def __post_init__(self):
         if self.pack < 1:
             raise ConfigError(f"pack: got {self.pack}, expected an integer of at least 1")
+        object.__setattr__(self, "lanes", check_lanes("lanes", self.lanes))
         if self.retries < 0:
             raise ConfigError(f"retries: got {self.retries}, expected an integer of at least 0")
 
@@ -311,6 +315,7 @@ program are then only less likely to meet."""
 
 def _program(build: BuildConfig, cfg: SampleConfig) -> str:
     spec = {key: value for key, value in asdict(cfg).items() if key not in NOT_PROGRAM}
+    spec["pilot"] = getattr(cfg, "step_size", 0.0) is None
     whose = identity_payload(build)["target"] if isinstance(build, CustomBuild) else None
     text = canonical_json([spec, build.kind, build.dim, build.num_data, whose])
     return f"{cfg.name}-{build.kind}-{hashlib.sha1(text.encode()).hexdigest()[:8]}"

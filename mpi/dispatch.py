@@ -125,6 +125,8 @@ class Item:
     """Expected seconds."""
     program: str | None = None
     """Items of equal program share compiled code, so the second one on a rank is cheaper than the first."""
+    size: int = 1
+    """How much is counted, by outcome, when it has ended or is left."""
     alone: bool = False
     """Goes out after all others, and with nothing else under way: it is suspected of killing its rank."""
 
@@ -157,7 +159,7 @@ class Handout:
         self._taken = self._expected = 0.0
         """Seconds of what has ended."""
         self._ended: set[str] = set()
-        self._unfit: list[str] = []
+        self._unfit: list[Item] = []
         self._programs: dict[int, set[str]] = defaultdict(set)
         self._changed = threading.Condition()
         self.outcomes: Counter[str] = Counter()
@@ -168,19 +170,19 @@ class Handout:
         return not self._under_way and (not self._waiting or self._drain.reason is not None)
 
     @property
-    def left(self) -> list[str]:
+    def left(self) -> list[Item]:
         """Items that were not handed out, and are not going to be."""
-        return [*self._unfit, *(item.key for item in self._waiting)]
+        return [*self._unfit, *self._waiting]
 
-    def end(self, key: str, outcome: str) -> None:
-        """Item `key`, handed out before, has ended."""
+    def end(self, key: str, outcomes: Counter[str]) -> None:
+        """Item `key`, handed out before, has ended; how much of it had which outcome."""
         with self._changed:
             item, begun = self._under_way.pop(key)
             if item.cost > 0:
                 self._taken += time.monotonic() - begun
                 self._expected += item.cost
             self._ended.add(key)
-            self.outcomes[outcome] += 1
+            self.outcomes.update(outcomes)
             self._changed.notify_all()
 
     def take(self, rank: int) -> str | None:
@@ -192,7 +194,7 @@ class Handout:
             for item in [item for item in ready if not self._fits(item)]:
                 ready.remove(item)
                 self._waiting.remove(item)
-                self._unfit.append(item.key)
+                self._unfit.append(item)
             if any(item.alone for item, _ in self._under_way.values()):
                 return None
             together = [item for item in ready if not item.alone]
@@ -231,8 +233,8 @@ class Handout:
                 self._changed.wait(1.0)
 
 
-def dispatch(world: World, items: Sequence[Item], do: Callable[[str], str], drain: Drain | None = None) -> Counter[str]:
-    """Call `do(key)` once for every item, on whichever rank is free, and count what it returned, on all ranks alike;
+def dispatch(world: World, items: Sequence[Item], do: Callable[[str], Counter[str]], drain: Drain | None = None) -> Counter[str]:
+    """Call `do(key)` once for every item, on whichever rank is free, and add up what it returned, on all ranks alike;
     items that were not handed out are counted as `left`.
 
     Called by every rank; `items` matters on rank 0 only. `drain`: as of `Handout`; that of another rank is asked for
@@ -257,11 +259,11 @@ def dispatch(world: World, items: Sequence[Item], do: Callable[[str], str], drai
 
 
 def outcomes_of(handout: Handout) -> Counter[str]:
-    """How many items ended how; those that were not handed out are `left`."""
-    return handout.outcomes + Counter({LEFT: len(handout.left)})
+    """How much ended how; what was not handed out is `left`."""
+    return handout.outcomes + Counter({LEFT: sum(item.size for item in handout.left)})
 
 
-def _work_remotely(comm: Any, rank: int, do: Callable[[str], str], drain: Drain) -> Counter[str]:
+def _work_remotely(comm: Any, rank: int, do: Callable[[str], Counter[str]], drain: Drain) -> Counter[str]:
     told = False
 
     def heard() -> str | None:
@@ -273,7 +275,7 @@ def _work_remotely(comm: Any, rank: int, do: Callable[[str], str], drain: Drain)
 
     # Asked by this thread alone, which is the only one of this process to call MPI.
     drain.listen(heard)
-    ended: tuple[str, str] | None = None
+    ended: tuple[str, Counter[str]] | None = None
     while True:
         # A claim carries the end of the item before it.
         comm.send((rank, ended), dest=0, tag=CLAIM)

@@ -9,7 +9,8 @@ A pack file is JSON: `format` (1), `pack_id`, `store_root` (absolute), `cores_pe
 `runs` (target_id, run_id, config, cost in seconds; program, which runs that share compiled code have in common, where
 known), and where they are needed `builds` (target_id, config), for the ranks to build as well, `gpus_per_node` (0),
 `ranks_per_gpu` (1), `deadline` (seconds since the epoch; the variable LAMBDA_HAT_DEADLINE may bring it forward),
-`lease` (path of the driver's) and `suspects` (runs as "target_id/run_id" that may have killed their rank, handed out
+`lease` (path of the driver's), `lanes` (how many runs of one program a rank samples side by side at most, or "auto";
+1) and `suspects` (runs as "target_id/run_id" that may have killed their rank, handed out
 last and one at a time).
 
 At the deadline, on SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C, when the driver ends, and when the store cannot be written, the
@@ -33,15 +34,17 @@ import argparse
 import contextlib
 import faulthandler
 import hashlib
+import itertools
+import math
 import os
 import re
 import socket
 import sys
 import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,7 @@ from lambda_hat.errors import (
     run_command,
 )
 from lambda_hat.id_utils import canonical_json, run_id_for, target_id_for, trajectory_id
+from lambda_hat.lanes import AUTO, MOST_LANES, check_lanes, even_pieces
 from lambda_hat.lease import LEASE_VARIABLE, SLOWEST_LOOK, Lease, drain_when_lost
 from lambda_hat.omegaconf_support import build_dataclass, schema_for
 from lambda_hat.store import Damage, EventLog, Store, error_line, read_json, write_json_atomic
@@ -93,6 +97,7 @@ PACK_DEFAULTS = {
     "deadline": None,
     "lease": None,
     "suspects": [],
+    "lanes": 1,
 }
 
 PATIENCE = 3.0
@@ -183,6 +188,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("pack", nargs="?", type=Path, metavar="PACK.json", help="the pack, as the driver wrote it")
     parser.add_argument("--experiments", type=Path, metavar="FILE", help="compose, build and run this study instead")
     parser.add_argument("--store", metavar="DIR", help="with --experiments: the store to use")
+    parser.add_argument("--lanes", metavar="K", help="with --experiments: runs of one program side by side, or auto")
     for option, default, what in (
         ("--cores-per-rank", 1, "cores of one rank"),
         ("--gpus-per-node", 0, "GPUs that the ranks of a node take; 0: they compute on cores"),
@@ -200,10 +206,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if (args.pack is None) == (args.experiments is None):
         parser.error("give either PACK.json or --experiments FILE")
     resources = (args.cores_per_rank, args.gpus_per_node, args.ranks_per_gpu)
-    if args.pack is not None and (args.words or args.store or resources != (1, 0, 1)):
+    if args.pack is not None and (args.words or args.store or args.lanes or resources != (1, 0, 1)):
         parser.error(
-            "a pack file says all; --store, --cores-per-rank, --gpus-per-node, --ranks-per-gpu and key=value go with "
-            "--experiments"
+            "a pack file says all; --store, --lanes, --cores-per-rank, --gpus-per-node, --ranks-per-gpu and key=value "
+            "go with --experiments"
         )
     return args
 
@@ -223,7 +229,8 @@ def load_pack(args: argparse.Namespace) -> Pack:
     """The pack of the file, or of the study, as the options say. Raises ConfigError or StoreError."""
     if args.pack is not None:
         return read_pack(args.pack)
-    settings = {} if args.store is None else {"store_root": args.store}
+    given = {"store_root": args.store, "lanes": args.lanes}
+    settings = {key: value for key, value in given.items() if value is not None}
     study = compose_study(args.experiments, args.words, settings)
     if study.site_overrides:
         raise ConfigError(f"site.{study.site_overrides[0]}: the launcher is the site here; give mpirun's own options")
@@ -234,6 +241,7 @@ def load_pack(args: argparse.Namespace) -> Pack:
     ):
         _at_least(option, value, least)
     pack = pack_of_study(study, args.cores_per_rank, look_only=args.dry_run) | {
+        "lanes": study.settings.lanes,
         "gpus_per_node": args.gpus_per_node,
         "ranks_per_gpu": args.ranks_per_gpu,
     }
@@ -276,6 +284,7 @@ def _check_entries(path: Path, pack: Pack) -> None:
         _require(isinstance(pack[key], str), f"{path}: {key}", pack[key], "text")
     if pack["expected_ranks"] is not None:
         _at_least(f"{path}: expected_ranks", pack["expected_ranks"], 1)
+    pack["lanes"] = check_lanes(f"{path}: lanes", pack["lanes"])
     lease, suspects = pack["lease"], pack["suspects"]
     _require(lease is None or isinstance(lease, str), f"{path}: lease", lease, "a path or null")
     texts = isinstance(suspects, list) and all(isinstance(key, str) for key in suspects)
@@ -359,7 +368,7 @@ def pack_of_study(study: Study, cores_per_rank: int, look_only: bool = False) ->
     }
 
 
-def items_of(pack: Pack) -> list[Item]:
+def items_of(pack: Pack, ranks: int) -> list[Item]:
     """The pack's work in the order of hand-out: builds that much depends on first, then runs, longest first."""
     waiting: Counter[str] = Counter()
     for run in pack["runs"]:
@@ -369,13 +378,36 @@ def items_of(pack: Pack) -> list[Item]:
         if target_id != builder:
             waiting[builder] += waiting[target_id]
     builds = sorted(set(builders.values()), key=lambda t: (-waiting[t], t))
-    runs = sorted(pack["runs"], key=lambda run: (-run["cost"], run["target_id"], run["run_id"]))
-    items = [Item(target_id) for target_id in builds]
+    runs = {_key(run): run for run in pack["runs"]}
     suspects = set(pack["suspects"])
-    for run in runs:
-        key = _key(run)
-        items.append(Item(key, builders.get(run["target_id"]), run["cost"], run.get("program"), key in suspects))
-    return items
+    items = []
+    for key, keys in bundles_of(pack, ranks).items():
+        first, cost = runs[key], sum(runs[one]["cost"] for one in keys)
+        builder = builders.get(first["target_id"])
+        items.append(Item(key, builder, cost, first.get("program"), len(keys), key in suspects))
+    return [Item(target_id) for target_id in builds] + sorted(items, key=lambda item: (-item.cost, item.key))
+
+
+def bundles_of(pack: Pack, ranks: int) -> dict[str, list[str]]:
+    """The runs that one rank gets at a time, by the first of them: single ones, or with `lanes` those that are expected
+    to share a program, at most as many as lanes, and no more than leave every rank its share."""
+    most = MOST_LANES if pack["lanes"] == AUTO else pack["lanes"]
+    if most == 1:
+        return {_key(run): [_key(run)] for run in pack["runs"]}
+    builders, suspects = builders_of(pack), set(pack["suspects"])
+    families: dict[Hashable, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for run in sorted(pack["runs"], key=lambda run: (run["target_id"], run["run_id"])):
+        key, target_id = _key(run), run["target_id"]
+        alone = run.get("program") is None or key in suspects
+        families[key if alone else (run["program"], builders.get(target_id))][target_id].append(key)
+    bundles = []
+    for by_target in families.values():
+        size = min(most, math.ceil(sum(map(len, by_target.values())) / ranks))
+        # Lanes of one target share its data, but are not worth ranks that have nothing to do.
+        whole = min(map(len, by_target.values())) >= size
+        for keys in by_target.values() if whole else [list(itertools.chain(*by_target.values()))]:
+            bundles += even_pieces(keys, size)
+    return {keys[0]: keys for keys in bundles}
 
 
 def builders_of(pack: Pack) -> dict[str, str]:
@@ -403,8 +435,11 @@ def describe_pack(pack: Pack) -> str:
         f"{pack['store_root']}"
     ]
     costs = {_key(run): run["cost"] for run in pack["runs"]}
-    for item in items_of(pack):
-        lines.append(f"  run {item.key} ({costs[item.key]:.1f} s)" if item.key in costs else f"  build {item.key}")
+    bundles = bundles_of(pack, 1)
+    for item in items_of(pack, 1):
+        if item.key not in costs:
+            lines.append(f"  build {item.key}")
+        lines += [f"  run {key} ({costs[key]:.1f} s)" for key in bundles.get(item.key, ())]
     return "\n".join(lines)
 
 
@@ -436,7 +471,7 @@ def run_pack(world: World, pack: Pack, drain: Drain, started: float) -> Counter[
         except LaunchError as error:
             events.append("refused", rank=world.rank, host=socket.gethostname(), reason=str(error))
             raise
-        outcomes = dispatch(world, items_of(pack), rank.do, drain)
+        outcomes = dispatch(world, items_of(pack, world.size), rank.do, drain)
         rank.finish(time.monotonic() - started)
         if world.rank == 0:
             counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
@@ -493,6 +528,18 @@ def _print_traceback(error: BaseException) -> None:
         traceback.print_exception(error)
 
 
+@dataclass(frozen=True)
+class Job:
+    """A run that this rank holds the claim of."""
+
+    key: str
+    target_id: str
+    run_dir: Path
+    claim: claims.Claim
+    end: Callable[..., str]
+    """Says how it ended."""
+
+
 class Rank:
     """One rank's work: does its items, each inside a guard, and writes the events."""
 
@@ -501,6 +548,7 @@ class Rank:
         self._lease = None if pack["lease"] is None else Path(pack["lease"])
         self._builds = {entry["target_id"]: entry for entry in pack["builds"]}
         self._runs = {_key(entry): entry for entry in pack["runs"]}
+        self._bundles, self._lanes = bundles_of(pack, world.size), pack["lanes"]
         self._ranks_on_node = launcher_local_size(os.environ) or 1
         self._context = {"rank": world.rank, "pack_id": pack["pack_id"]}
         self._busy = 0.0
@@ -530,11 +578,12 @@ class Rank:
             self._events.append("drain", rank=self._world.rank, reason=self._drain.reason)
         self._events.append("end", rank=self._world.rank, busy=self._busy, seconds=seconds)
 
-    def do(self, key: str) -> str:
-        """Build the target or run the run `key`, and return its outcome, with `build` before it for a target."""
+    def do(self, key: str) -> Counter[str]:
+        """Build the target or do the runs of the item `key`; how many had which outcome, with `build` before it for a
+        target."""
         begun = time.monotonic()
         try:
-            return f"build {self._build(key)}" if key in self._builds else self._run(key)
+            return Counter([f"build {self._build(key)}"] if key in self._builds else self._do_runs(self._bundles[key]))
         finally:
             self._busy += time.monotonic() - begun
 
@@ -551,49 +600,107 @@ class Rank:
             return self._failed(end, directory, error)
         return end("finished")
 
-    def _run(self, key: str) -> str:
+    def _do_runs(self, keys: Sequence[str]) -> list[str]:
+        """The outcomes of some runs that are expected to share a program: together where they do."""
+        if len(keys) == 1:
+            return self._run(keys, 1)
+        return [outcome for group, width in self._groups(keys) for outcome in self._run(group, width)]
+
+    def _groups(self, keys: Sequence[str]) -> Iterator[tuple[list[str], int]]:
+        """The keys in groups of runs that can be lanes of one program, and how many lanes its program has."""
+        together: dict[Hashable, dict[str, Any]] = {}
+        for key in keys:
+            try:
+                prepared = self._execute.prepare(*self._whereabouts(key))
+                together.setdefault(self._execute.companions(prepared), {})[key] = prepared
+            except Exception:
+                # What is wrong with it is told when it is tried by itself.
+                yield [key], 1
+        for group in together.values():
+            most = len(group)
+            if self._lanes == AUTO and most > 1:
+                most = self._execute.width_for(list(group.values()), self._ranks_on_node)
+            pieces = even_pieces(list(group), most)
+            for piece in pieces:
+                yield piece, len(pieces[0])
+
+    def _whereabouts(self, key: str) -> tuple[Path, Path, SampleConfig]:
+        """Folder of a run, folder of its target, configuration."""
+        entry = self._runs[key]
+        target_dir = self._store.target_dir(entry["target_id"])
+        return self._store.run_dir(entry["target_id"], entry["run_id"]), target_dir, _sample_config(entry)
+
+    def _run(self, keys: Sequence[str], width: int) -> list[str]:
+        """The outcomes of runs that are lanes of one program."""
+        taken = [self._take(key, lane) for lane, key in enumerate(keys)]
+        outcomes = [outcome for outcome in taken if isinstance(outcome, str)]
+        return outcomes + self._sample([job for job in taken if isinstance(job, Job)], width)
+
+    def _take(self, key: str, lane: int) -> Job | str:
+        """A run that is now this rank's to sample; else its outcome."""
         entry = self._runs[key]
         target_id, run_id = entry["target_id"], entry["run_id"]
-        run_dir, target_dir = self._store.run_dir(target_id, run_id), self._store.target_dir(target_id)
-        end = self._begin("run", target_id=target_id, run_id=run_id)
+        run_dir = self._store.run_dir(target_id, run_id)
+        end = self._begin("run", target_id=target_id, run_id=run_id, lane=lane)
         if self._drain.reason is not None:
             return end(LEFT, reason=self._drain.reason)
         if self._store.target_status(target_id) != "built":
             return end("blocked", reason=self._why_blocked(target_id))
         try:
             claim = claims.take(run_dir, self._lease, **self._context)
-            if claim is None:
-                return end("elsewhere", reason=f"another process samples it: {_who(claims.holder(run_dir))}")
         except StoreUnwritable as error:
             return self._cannot_write(end, error)
         except StoreError as error:
             return self._failed(end, run_dir, error)
-        try:
-            status = self._sample(entry, run_dir, target_dir, end)
-        except StoreUnwritable as error:
-            status = self._cannot_write(end, error)
-        (claim.finished if status == "finished" else claim.release)()
-        return status
-
-    def _sample(self, entry: dict[str, Any], run_dir: Path, target_dir: Path, end: Callable[..., str]) -> str:
-        target_id = entry["target_id"]
-        if self._store.run_status(target_id, entry["run_id"]) == "finished":
+        if claim is None:
+            return end("elsewhere", reason=f"another process samples it: {_who(claims.holder(run_dir))}")
+        if self._store.run_status(target_id, run_id) == "finished":
+            claim.finished()
             return end("finished", cached=True)
-        cfg = _sample_config(entry)
+        return Job(key, target_id, run_dir, claim, end)
+
+    def _sample(self, jobs: Sequence[Job], width: int) -> list[str]:
+        """Sample the runs that are this rank's; their outcomes."""
+        outcomes: list[str] = []
+
+        def ended(outcome: str, **details: Any) -> None:
+            for job in jobs[len(outcomes) :]:
+                outcomes.append(job.end(outcome, **details))
+                job.claim.release()
+
         try:
-            analysis = self._execute.sample_into(
-                run_dir, target_dir, cfg, self._context, self._drain, self._ranks_on_node, self._store.set_aside
-            )
+            for analysis in self._analyses(jobs, width):
+                job = jobs[len(outcomes)]
+                outcomes.append(job.end("finished", verdict=analysis["verdict"]))
+                job.claim.finished()
         except Paused as pause:
-            return end("paused", reason=pause.reason, advanced=pause.advanced)
-        except StoreUnwritable:
-            raise
+            ended("paused", reason=pause.reason, advanced=pause.advanced)
+        except StoreUnwritable as error:
+            self._drain.request(str(error))
+            ended(LEFT, reason=str(error), store_error=True)
         except Exception as error:
-            damages = self._damages(error, target_id)
-            if damages:
-                return end("blocked", reason=f"its target is damaged, and is to be built again: {damages}")
-            return self._failed(end, run_dir, error)
-        return end("finished", verdict=analysis["verdict"])
+            if len(jobs) > 1:
+                # Whose fault it is shows when each is by itself.
+                return outcomes + [outcome for job in jobs[len(outcomes) :] for outcome in self._sample([job], 1)]
+            outcomes.append(self._sampling_failed(jobs[0], error))
+            jobs[0].claim.release()
+        return outcomes
+
+    def _analyses(self, jobs: Sequence[Job], width: int) -> Iterator[dict[str, Any]]:
+        """The analysis of each run once it is published."""
+        shared = (self._context, self._drain, self._ranks_on_node)
+        if len(jobs) > 1:
+            prepared = [self._execute.prepare(*self._whereabouts(job.key)) for job in jobs]
+            yield from self._execute.sample_together(prepared, *shared, width)
+        else:
+            for job in jobs:
+                yield self._execute.sample_into(*self._whereabouts(job.key), *shared, self._store.set_aside)
+
+    def _sampling_failed(self, job: Job, error: Exception) -> str:
+        damages = self._damages(error, job.target_id)
+        if damages:
+            return job.end("blocked", reason=f"its target is damaged, and is to be built again: {damages}")
+        return self._failed(job.end, job.run_dir, error)
 
     def _damages(self, error: Exception, target_id: str) -> str:
         """What is wrong with the files of a target, which are set aside for that."""
@@ -624,9 +731,10 @@ class Rank:
         self._drain.request(str(error))
         return end(LEFT, reason=str(error), store_error=True)
 
-    def _begin(self, what: str, **names: str) -> Callable[..., str]:
+    def _begin(self, what: str, lane: int | None = None, **names: str) -> Callable[..., str]:
         """Write `<what>_start`. The function returned writes `<what>_end` and a line, and returns the status."""
-        self._events.append(f"{what}_start", rank=self._world.rank, **names)
+        where = {} if lane is None else {"lane": lane}
+        self._events.append(f"{what}_start", rank=self._world.rank, **names, **where)
         begun = time.monotonic()
 
         def end(status: str, **details: Any) -> str:

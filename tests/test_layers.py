@@ -15,7 +15,7 @@ THIRD_PARTY = {
     "omegaconf", "optax", "pandas", "parsl", "pyarrow", "rich", "safetensors", "scipy", "xarray", "yaml",
 }  # fmt: skip
 L0 = {
-    "claims", "config", "cores", "cost", "drain", "errors", "files", "id_utils", "integrity", "lease",
+    "claims", "config", "cores", "cost", "drain", "errors", "files", "id_utils", "integrity", "lanes", "lease",
     "memory", "omegaconf_support", "packing", "paths", "plain_yaml", "preflight", "store", "workflow_config",
 }  # fmt: skip
 LAYERS = {

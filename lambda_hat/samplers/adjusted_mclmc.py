@@ -12,12 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lambda_hat.config import AdjustedMclmcConfig
-from lambda_hat.posterior import Posterior
-from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
-from lambda_hat.samplers.chunks import Chunks
+from lambda_hat.samplers.base import Algorithm, Info, Model, Sampler
 from lambda_hat.samplers.mclmc import GRADIENTS_PER_STEP
-from lambda_hat.samplers.run import run
-from lambda_hat.targets.base import Target
 
 TUNING_SHARES = (0.4, 0.2)
 """Shares of `num_tuning`: the step size is tuned twice, before and after the preconditioner, which takes the second."""
@@ -78,9 +74,5 @@ ADJUSTED_MCLMC = Sampler(
     arguments=("num_burnin", "target_acceptance"),
     strict=False,
     build=build,
+    fixed_cost=False,
 )
-
-
-def sample(target: Target, cfg: AdjustedMclmcConfig, identity: int, posterior: Posterior, chunks: Chunks) -> Draws:
-    """Run the chains."""
-    return run(ADJUSTED_MCLMC, target, cfg, identity, posterior, chunks)

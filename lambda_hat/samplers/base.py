@@ -134,6 +134,8 @@ class Sampler(NamedTuple):
     costs, notes, records_differences: (configuration, target) -> the unit costs, sentences for the report, and whether
     the program records `L(w) - L(w_star)` in place of `L(w)`.
     takes_noise: it can sample a stochastic loss.
+    prepared: configuration -> the same with a value for every argument.
+    fixed_cost: every transition evaluates the same number of gradients, so lanes do not wait for each other.
     """
 
     name: str
@@ -145,6 +147,8 @@ class Sampler(NamedTuple):
     notes: Callable[[Any, Any], tuple[str, ...]] = lambda cfg, target: ()
     records_differences: Callable[[Any, Any], bool] = lambda cfg, target: False
     takes_noise: bool = False
+    prepared: Callable[[Any], Any] = lambda cfg: cfg
+    fixed_cost: bool = True
 
 
 class RowMoments(NamedTuple):

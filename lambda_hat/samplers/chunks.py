@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -22,45 +22,64 @@ CHUNK_SECONDS = 1.0
 """A chunk aims at this: signals and the clock are looked at between chunks, and PBS leaves 10 s after a signal."""
 MOST_GROWTH = 8
 """By which a chunk may be longer than the one before: the first ones tell how long a transition takes."""
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 Carry = TypeVar("Carry")
 
 
-class Chunks:
-    """Drives the loops of one run, and keeps its state.
+class Kept(NamedTuple):
+    """What a checkpoint of one run holds."""
 
-    path: where the state is kept; None: nowhere. every: seconds between two checkpoints, at most. drain: asked between
-    chunks whether to stop. memory: bytes that the run may take, None where that is not known.
-    facts: JSON-able, kept with every checkpoint: the seconds spent so far, and what a part of the run that is over has
-    found.
+    phase: str
+    step: int
+    """Transitions made in this phase."""
+    facts: dict[str, Any]
+    leaves: list[np.ndarray]
+
+
+class Chunks:
+    """Drives the loops of runs side by side, and keeps the state of each.
+
+    paths: where the state of each lane is kept; none: nowhere. lanes: of the program, where there are more than paths;
+    those beyond repeat the last. every: seconds between two
+    checkpoints, at most. drain: asked between chunks whether to stop. memory: bytes that the lanes may take, None where
+    that is not known.
+    facts: of every lane, JSON-able, kept with its checkpoints: the seconds spent so far, its share of those that the
+    lanes spent together, and what a part of the run that is over has found.
     """
 
     def __init__(
-        self, path: Path | None = None, every: float = 60.0, drain: Drain | None = None, memory: int | None = None
+        self,
+        *paths: Path,
+        lanes: int = 1,
+        every: float = 60.0,
+        drain: Drain | None = None,
+        memory: int | None = None,
     ):
-        self.facts: dict[str, Any] = {"seconds_compile": 0.0, "seconds_sample": 0.0}
+        self._lanes = max(len(paths), lanes)
+        self.facts: list[dict[str, Any]] = [{"seconds_compile": 0.0, "seconds_sample": 0.0} for _ in range(self._lanes)]
         self.cache_hit = True
         """Every program was already in this process."""
         self._memory = memory
-        self._path, self._every, self._drain = path, every, drain or Drain()
-        self._phase: str | None = None
-        self._leaves: list[np.ndarray] = []
+        self._paths, self._every, self._drain = paths, every, drain or Drain()
+        self._kept: list[Kept] = []
         self._written = time.monotonic()
         self._advanced = False
 
     def load(self) -> bool:
-        """Read what an earlier try has kept; False where there is nothing.
+        """Read what an earlier try has kept of every lane, in the same place; False where there is nothing.
 
-        Raises CorruptArtifact where the file is not one that was written here.
+        Raises CorruptArtifact where a file is not one that was written here.
         """
-        assert self._path is not None
-        try:
-            content = self._path.read_bytes()
-        except FileNotFoundError:
+        found = [read_checkpoint(path) for path in self._paths]
+        kept = [lane for lane in found if lane is not None]
+        if not kept:
             return False
-        self._phase, self.facts, self._leaves = decode(self._path, content)
+        if len(kept) < len(found) or len({lane[:2] for lane in kept}) > 1:
+            raise ValueError("lanes that are not all in the same place cannot go on together")
+        self._kept = kept + kept[-1:] * (self._lanes - len(kept))
+        self.facts = [dict(lane.facts) for lane in self._kept]
         return True
 
     def program(
@@ -69,34 +88,42 @@ class Chunks:
         """As `compiled`. Raises TooLarge where a call would not fit into memory."""
         found = compiled(static, make, args, strict, donate)
         require_memory(found.call, self._memory)
-        self.facts["seconds_compile"] += found.seconds
+        self._spend("seconds_compile", found.seconds)
         self.cache_hit &= found.cache_hit
 
         def timed(*args: Any) -> Any:
             begun = time.perf_counter()
             result = jax.block_until_ready(found.call(*args))
-            self.facts["seconds_sample"] += time.perf_counter() - begun
+            self._spend("seconds_sample", time.perf_counter() - begun)
             return result
 
         return timed
 
+    def _spend(self, what: str, seconds: float) -> None:
+        for facts in self.facts:
+            facts[what] += seconds / (len(self._paths) or self._lanes)
+
     def resumes(self, *phases: str) -> bool:
         """Whether the kept state is of one of these phases."""
-        return self._phase in phases
+        return bool(self._kept) and self._kept[0].phase in phases
 
     def restore(self, phase: str, like: Callable[[], Carry]) -> Carry | None:
-        """The kept state, if it is of this phase; `like()` gives its structure as `jax.eval_shape` does.
+        """The kept state of all lanes, if it is of this phase; `like()` gives its structure as `jax.eval_shape` does.
 
         Raises CorruptArtifact where the kept arrays are not of that structure.
         """
-        if self._phase != phase:
+        if not self.resumes(phase):
             return None
         expected, structure = jax.tree.flatten(like())
-        if [_kept_as(x) for x in expected] != [(x.shape, x.dtype.name) for x in self._leaves]:
-            raise CorruptArtifact(f"{self._path}: a checkpoint of other arrays than this version samples with")
+        leaves = [
+            together[0] if x.ndim == 0 else np.concatenate(together)
+            for x, *together in zip(expected, *(lane.leaves for lane in self._kept), strict=False)
+        ]
+        if [_kept_as(x) for x in expected] != [(x.shape, x.dtype.name) for x in leaves]:
+            where = ", ".join(map(str, self._paths))
+            raise CorruptArtifact(f"{where}: a checkpoint of other arrays than this version samples with")
         arrays = (
-            jax.random.wrap_key_data(leaf) if _is_key(x) else leaf
-            for x, leaf in zip(expected, self._leaves, strict=True)
+            jax.random.wrap_key_data(leaf) if _is_key(x) else leaf for x, leaf in zip(expected, leaves, strict=True)
         )
         return jax.device_put(jax.tree.unflatten(structure, arrays))
 
@@ -128,20 +155,27 @@ class Chunks:
     def _border(self, phase: str, carry: Any) -> None:
         reason = self._drain.reason
         age = time.monotonic() - self._written
-        if self._path is not None and (self._advanced if reason else age > self._every - CHUNK_SECONDS):
-            write_bytes_atomic(self._path, encode(phase, self.facts, carry))
+        if self._paths and (self._advanced if reason else age > self._every - CHUNK_SECONDS):
+            leaves = leaves_of(carry)
+            for index, path in enumerate(self._paths):
+                of_lane = [leaf if leaf.ndim == 0 else leaf[index : index + 1] for leaf in leaves]
+                write_bytes_atomic(path, encode(Kept(phase, int(carry.step), self.facts[index], of_lane)))
             self._written = time.monotonic()
         if reason is not None:
             raise Paused(reason, self._advanced)
 
 
-def encode(phase: str, facts: dict[str, Any], carry: Any) -> memoryview:
+def leaves_of(carry: Any) -> list[np.ndarray]:
+    """The arrays of a carry, off the device; of keys their data."""
+    return jax.device_get([jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(carry)])
+
+
+def encode(kept: Kept) -> memoryview:
     """A checkpoint: an npz file, and the sha256 of its bytes after it."""
-    leaves = [jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(carry)]
-    head = json.dumps({"format": CHECKPOINT_FORMAT, "phase": phase, "facts": facts}).encode()
-    arrays = {f"leaf_{i:03d}": leaf for i, leaf in enumerate(jax.device_get(leaves))}
+    head = {"format": CHECKPOINT_FORMAT, "phase": kept.phase, "step": kept.step, "facts": kept.facts}
+    arrays = {f"leaf_{i:03d}": leaf for i, leaf in enumerate(kept.leaves)}
     buffer = io.BytesIO()
-    np.savez(buffer, head=np.frombuffer(head, np.uint8), **arrays)
+    np.savez(buffer, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **arrays)
     # The state of a large network is hundreds of megabytes: it is not copied once more.
     digest = hashlib.sha256(buffer.getbuffer()).digest()
     buffer.seek(0, io.SEEK_END)
@@ -149,8 +183,12 @@ def encode(phase: str, facts: dict[str, Any], carry: Any) -> memoryview:
     return buffer.getbuffer()
 
 
-def decode(path: Path, content: bytes) -> tuple[str, dict[str, Any], list[np.ndarray]]:
-    """Phase, facts and arrays of a checkpoint. Raises CorruptArtifact naming `path` where they cannot be had."""
+def read_checkpoint(path: Path) -> Kept | None:
+    """What the file holds; None where there is none. Raises CorruptArtifact naming it where that cannot be had."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
     inner, digest = memoryview(content)[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
     if hashlib.sha256(inner).digest() != digest:
         raise CorruptArtifact(f"{path}: a checkpoint whose checksum does not fit")
@@ -160,7 +198,7 @@ def decode(path: Path, content: bytes) -> tuple[str, dict[str, Any], list[np.nda
         head = json.loads(found.pop("head").tobytes())
         if head["format"] != CHECKPOINT_FORMAT:
             raise ValueError(f"format {head['format']}")
-        return head["phase"], head["facts"], [found[name] for name in sorted(found)]
+        return Kept(head["phase"], head["step"], head["facts"], [found[name] for name in sorted(found)])
     except (*DAMAGED_NPZ, TypeError, AttributeError) as error:
         raise CorruptArtifact(f"{path}: not a checkpoint of this version ({error})") from None
 

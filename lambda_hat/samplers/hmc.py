@@ -16,13 +16,9 @@ import blackjax
 import jax
 from jaxtyping import Array, Float
 
-from lambda_hat.config import HmcConfig
-from lambda_hat.posterior import Posterior
-from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
-from lambda_hat.samplers.chunks import Chunks
-from lambda_hat.samplers.run import run
+from lambda_hat.config import HmcConfig, NutsConfig
+from lambda_hat.samplers.base import Algorithm, Info, Model, Sampler
 from lambda_hat.samplers.windows import Windows, window_adaptation
-from lambda_hat.targets.base import Target
 
 LEAST_FACTOR = 0.6
 DEFAULT_ACCEPTANCE = 0.9
@@ -68,17 +64,16 @@ def build(model: Model, cfg: HmcConfig, arguments: dict[str, Array]) -> Algorith
     )
 
 
+def with_acceptance(cfg: HmcConfig | NutsConfig) -> HmcConfig | NutsConfig:
+    """With a target acceptance where a configuration leaves it open."""
+    return cfg if cfg.target_acceptance is not None else replace(cfg, target_acceptance=DEFAULT_ACCEPTANCE)
+
+
 HMC = Sampler(
     name="hmc",
     arguments=("target_acceptance", "initial_step_size"),
     strict=False,
     build=build,
     num_adapt=lambda cfg: cfg.num_burnin,
+    prepared=with_acceptance,
 )
-
-
-def sample(target: Target, cfg: HmcConfig, identity: int, posterior: Posterior, chunks: Chunks) -> Draws:
-    """Run the chains."""
-    if cfg.target_acceptance is None:
-        cfg = replace(cfg, target_acceptance=DEFAULT_ACCEPTANCE)
-    return run(HMC, target, cfg, identity, posterior, chunks)

@@ -11,11 +11,7 @@ from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jaxtyping import Array
 
 from lambda_hat.config import MalaConfig
-from lambda_hat.posterior import Posterior
-from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
-from lambda_hat.samplers.chunks import Chunks
-from lambda_hat.samplers.run import run
-from lambda_hat.targets.base import Target
+from lambda_hat.samplers.base import Algorithm, Info, Model, Sampler
 
 
 def build(model: Model, cfg: MalaConfig, arguments: dict[str, Array]) -> Algorithm:
@@ -54,8 +50,3 @@ MALA = Sampler(
     build=build,
     num_adapt=lambda cfg: cfg.num_burnin,
 )
-
-
-def sample(target: Target, cfg: MalaConfig, identity: int, posterior: Posterior, chunks: Chunks) -> Draws:
-    """Run the chains."""
-    return run(MALA, target, cfg, identity, posterior, chunks)

@@ -10,10 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lambda_hat.config import MclmcConfig
-from lambda_hat.posterior import Posterior
-from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
-from lambda_hat.samplers.chunks import Chunks
-from lambda_hat.samplers.run import run
+from lambda_hat.samplers.base import Algorithm, Info, Model, Sampler
 from lambda_hat.targets.base import Target
 
 GRADIENTS_PER_STEP = 2
@@ -76,8 +73,3 @@ MCLMC = Sampler(
     build=build,
     notes=notes,
 )
-
-
-def sample(target: Target, cfg: MclmcConfig, identity: int, posterior: Posterior, chunks: Chunks) -> Draws:
-    """Run the chains."""
-    return run(MCLMC, target, cfg, identity, posterior, chunks)

@@ -13,7 +13,6 @@ trajectory of all of them.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import blackjax
@@ -24,13 +23,9 @@ from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_ave
 from jaxtyping import Array, Float
 
 from lambda_hat.config import NutsConfig
-from lambda_hat.posterior import Posterior
-from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
-from lambda_hat.samplers.chunks import Chunks
-from lambda_hat.samplers.hmc import DEFAULT_ACCEPTANCE
-from lambda_hat.samplers.run import run
+from lambda_hat.samplers.base import Algorithm, Info, Model, Sampler
+from lambda_hat.samplers.hmc import with_acceptance
 from lambda_hat.samplers.windows import Windows, window_adaptation
-from lambda_hat.targets.base import Target
 
 LEAST_FACTOR = 0.1
 
@@ -112,11 +107,6 @@ NUTS = Sampler(
     strict=False,
     build=build,
     num_adapt=lambda cfg: cfg.num_burnin,
+    prepared=with_acceptance,
+    fixed_cost=False,
 )
-
-
-def sample(target: Target, cfg: NutsConfig, identity: int, posterior: Posterior, chunks: Chunks) -> Draws:
-    """Run the chains."""
-    if cfg.target_acceptance is None:
-        cfg = replace(cfg, target_acceptance=DEFAULT_ACCEPTANCE)
-    return run(NUTS, target, cfg, identity, posterior, chunks)

@@ -12,7 +12,7 @@ its largest value along a chain would be an estimate of that noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -22,14 +22,12 @@ import numpy as np
 from jaxtyping import Array, Float, UInt
 
 from lambda_hat.config import SgldConfig, StochasticGradientConfig
-from lambda_hat.posterior import Posterior
 from lambda_hat.samplers import precond as preconditioning
 from lambda_hat.samplers.base import HVP_COST, Model
-from lambda_hat.samplers.chains import PILOT_STREAM, Numbers, base_key, flat_model
+from lambda_hat.samplers.chains import PILOT_STREAM, Lanes, Numbers, TargetSpec, base_key
 from lambda_hat.samplers.chunks import Chunks
 from lambda_hat.samplers.precond import preconditioner
-from lambda_hat.samplers.run import arguments_of, numbers_of
-from lambda_hat.targets.base import Loss, Target
+from lambda_hat.samplers.run import Lane, numbers_of, target_spec
 
 FIRST_STEP = 1e-10
 """First eps, in units of w^2. Arbitrary: small beside any scale of w that a float32 run could resolve."""
@@ -106,67 +104,80 @@ def _power_step(key, direction, product):
 
 
 class PilotChain:
-    """The programs of a pilot; `explore` and `measure` can stop after any step."""
+    """The programs of pilots, one a lane; `explore` and `measure` can stop after any step."""
 
-    def __init__(self, cfg: StochasticGradientConfig, loss: Loss, population: bool):
-        self._cfg, self._loss, self._population = cfg, loss, population
+    def __init__(self, cfg: StochasticGradientConfig, target: TargetSpec):
+        self._cfg, self._target = cfg, target
         self._num_creep = cfg.pilot_steps // 4
         self.num_explore = cfg.pilot_steps // 2 if is_preconditioned(cfg) else cfg.pilot_steps
 
     def begin(self, numbers: Numbers) -> Exploring:
         """At `w_star`, with the first step size."""
-        start = self._model(numbers).w_star
-        key_momentum, key_direction = jax.random.split(jax.random.fold_in(_key(numbers), self._cfg.pilot_steps))
-        momentum = jax.random.normal(key_momentum, start.shape, start.dtype)
-        first_step = jnp.asarray(FIRST_STEP, start.dtype)
-        state = State(start, momentum, _unit_vector(key_direction, start), first_step, jnp.zeros((), start.dtype))
-        return Exploring(jnp.zeros((), jnp.uint32), state, jnp.zeros_like(start))
+
+        def of_lane(model: Model, arguments, key):
+            start = model.w_star
+            key_momentum, key_direction = jax.random.split(jax.random.fold_in(key, self._cfg.pilot_steps))
+            momentum = jax.random.normal(key_momentum, start.shape, start.dtype)
+            first_step = jnp.asarray(FIRST_STEP, start.dtype)
+            state = State(start, momentum, _unit_vector(key_direction, start), first_step, jnp.zeros((), start.dtype))
+            return state, jnp.zeros_like(start)
+
+        return Exploring(jnp.zeros((), jnp.uint32), *self._lanes(numbers).map(of_lane, _keys(numbers)))
 
     def explore(self, numbers: Numbers, carry: Exploring, upto: UInt[Array, ""]) -> Exploring:
         """Move, and average the squared loss gradients that the run's preconditioner will see."""
-        model, cfg, num_creep = self._model(numbers), self._cfg, self._num_creep
+        lanes, keys, cfg, num_creep = self._lanes(numbers), _keys(numbers), self._cfg, self._num_creep
         seen = cfg.pilot_steps // 2 - num_creep
 
-        def step(index, carry: Exploring) -> Exploring:
-            key_move, key_batch = jax.random.split(jax.random.fold_in(_key(numbers), index))
-            second_moment = carry.second_moment
-            if is_preconditioned(cfg):
-                g = model.loss_gradient(key_batch, carry.state.w, cfg.batch_size)
-                squared = jnp.where(jnp.all(jnp.isfinite(g)), g**2, 0) / seen
-                second_moment = second_moment + jnp.where(index < num_creep, jnp.zeros_like(squared), squared)
-            return Exploring(index + np.uint32(1), self._move(model, key_move, carry.state), second_moment)
+        def step(index, now):
+            def of_lane(model: Model, arguments, key, state: State, second_moment):
+                key_move, key_batch = jax.random.split(jax.random.fold_in(key, index))
+                if is_preconditioned(cfg):
+                    g = model.loss_gradient(key_batch, state.w, cfg.batch_size)
+                    squared = jnp.where(jnp.all(jnp.isfinite(g)), g**2, 0) / seen
+                    second_moment = second_moment + jnp.where(index < num_creep, jnp.zeros_like(squared), squared)
+                return self._move(model, key_move, state), second_moment
 
-        return jax.lax.fori_loop(carry.step, upto, step, carry)
+            return lanes.map(of_lane, keys, *now)
+
+        return Exploring(upto, *jax.lax.fori_loop(carry.step, upto, step, (carry.state, carry.second_moment)))
 
     def turn(self, numbers: Numbers, carry: Exploring) -> Measuring:
         """From exploring to measuring."""
-        _, key_direction = jax.random.split(jax.random.fold_in(_key(numbers), self._cfg.pilot_steps))
-        w = carry.state.w
-        scaled = Scaled(_unit_vector(key_direction, w), jnp.zeros((), w.dtype))
-        precond = preconditioner(self._cfg, numbers.arguments)
-        return Measuring(carry.step, carry.state, scaled, jnp.sqrt(precond.scale(carry.second_moment)))
+
+        def of_lane(model: Model, arguments, key, state: State, second_moment):
+            _, key_direction = jax.random.split(jax.random.fold_in(key, self._cfg.pilot_steps))
+            w = state.w
+            scaled = Scaled(_unit_vector(key_direction, w), jnp.zeros((), w.dtype))
+            precond = preconditioner(self._cfg, arguments)
+            return state, scaled, jnp.sqrt(precond.scale(second_moment))
+
+        turned = self._lanes(numbers).map(of_lane, _keys(numbers), carry.state, carry.second_moment)
+        return Measuring(carry.step, *turned)
 
     def measure(self, numbers: Numbers, carry: Measuring, upto: UInt[Array, ""]) -> Measuring:
         """Move, and follow the curvature in the metric of the preconditioner."""
-        model = self._model(numbers)
-        gradient = jax.grad(model.potential)
+        lanes, keys = self._lanes(numbers), _keys(numbers)
 
-        def step(index, carry: Measuring) -> Measuring:
-            _, state, scaled, root = carry
-            key_move, key_power = jax.random.split(jax.random.fold_in(_key(numbers), index))
-            _, product = jax.jvp(gradient, (state.w,), (root * scaled.direction,))
-            size, direction = _power_step(key_power, scaled.direction, root * product)
-            usable = jnp.isfinite(size)
-            scaled = Scaled(
-                jnp.where(usable, direction, scaled.direction),
-                jnp.where(usable, jnp.maximum(scaled.curvature, size), scaled.curvature),
-            )
-            return Measuring(index + np.uint32(1), self._move(model, key_move, state), scaled, root)
+        def step(index, now):
+            def of_lane(model: Model, arguments, key, root, state: State, scaled: Scaled):
+                key_move, key_power = jax.random.split(jax.random.fold_in(key, index))
+                _, product = jax.jvp(jax.grad(model.potential), (state.w,), (root * scaled.direction,))
+                size, direction = _power_step(key_power, scaled.direction, root * product)
+                usable = jnp.isfinite(size)
+                scaled = Scaled(
+                    jnp.where(usable, direction, scaled.direction),
+                    jnp.where(usable, jnp.maximum(scaled.curvature, size), scaled.curvature),
+                )
+                return self._move(model, key_move, state), scaled
 
-        return jax.lax.fori_loop(carry.step, upto, step, carry)
+            return lanes.map(of_lane, keys, carry.root, *now)
 
-    def _model(self, numbers: Numbers) -> Model:
-        return flat_model(self._loss, self._population, self._cfg.slice_rows, numbers)
+        state, scaled = jax.lax.fori_loop(carry.step, upto, step, (carry.state, carry.scaled))
+        return Measuring(upto, state, scaled, carry.root)
+
+    def _lanes(self, numbers: Numbers) -> Lanes:
+        return Lanes(self._target, self._cfg.slice_rows, numbers)
 
     def _move(self, model: Model, key: Array, state: State) -> State:
         start, dtype = model.w_star, model.w_star.dtype
@@ -188,8 +199,9 @@ class PilotChain:
         return State(w, momentum, jnp.where(usable, direction, noise / jnp.linalg.norm(noise)), eps, curvature)
 
 
-def _key(numbers: Numbers) -> Array:
-    return base_key(numbers.seed, numbers.identity, PILOT_STREAM)
+def _keys(numbers: Numbers) -> Array:
+    """Of every lane."""
+    return jax.vmap(partial(base_key, stream=PILOT_STREAM))(numbers.seed, numbers.identity)
 
 
 def _unit_vector(key: Array, like: Float[Array, " dim"]) -> Float[Array, " dim"]:
@@ -197,23 +209,25 @@ def _unit_vector(key: Array, like: Float[Array, " dim"]) -> Float[Array, " dim"]
     return vector / jnp.linalg.norm(vector)
 
 
-def run_pilot(
-    target: Target, cfg: StochasticGradientConfig, identity: int, posterior: Posterior, chunks: Chunks
-) -> Pilot:
-    """Choose the step size of `cfg` on `target`. Call inside `jax.enable_x64(...)`.
+def run_pilots(lanes: Sequence[Lane], chunks: Chunks) -> list[Pilot]:
+    """Choose the step size of every lane. Call inside `jax.enable_x64(...)`.
 
     The work is one Hessian-vector product per step, two and a batch's gradient where there is a preconditioner.
     """
-    preconditioned = is_preconditioned(cfg)
-    if FOUND not in chunks.facts:
-        chunks.facts[FOUND] = _curvature(target, cfg, identity, posterior, chunks)
-    curvature = chunks.facts[FOUND]
+    if FOUND not in chunks.facts[0]:
+        for facts, curvature in zip(chunks.facts, _curvatures(lanes, chunks), strict=True):
+            facts[FOUND] = curvature
+    return [_pilot(lane, facts[FOUND]) for lane, facts in zip(lanes, chunks.facts, strict=True)]
+
+
+def _pilot(lane: Lane, curvature: float) -> Pilot:
+    cfg, target = lane.cfg, lane.target
     notes: tuple[str, ...] = ()
     if not (np.isfinite(curvature) and curvature > 0):
         notes = ("the pilot chain met no curvature, so its step size is pilot_c; give a step_size",)
         curvature = 1.0
     per_step = HVP_COST
-    if preconditioned:
+    if is_preconditioned(cfg):
         fraction = 1.0 if cfg.batch_size is None or target.population else cfg.batch_size / target.num_data
         per_step = 1.5 * HVP_COST + 0.5 * fraction
     return Pilot(
@@ -225,20 +239,18 @@ def run_pilot(
     )
 
 
-def _curvature(
-    target: Target, cfg: StochasticGradientConfig, identity: int, posterior: Posterior, chunks: Chunks
-) -> float:
+def _curvatures(lanes: Sequence[Lane], chunks: Chunks) -> list[float]:
+    cfg, shared = lanes[0].cfg, target_spec(lanes)
     preconditioned = is_preconditioned(cfg)
-    arguments = arguments_of(cfg, preconditioning.ARGUMENTS if preconditioned else ())
-    numbers = jax.device_put(numbers_of(target, cfg, identity, posterior, arguments))
-    chain = PilotChain(cfg, target.loss, target.population)
+    numbers = jax.device_put(numbers_of(lanes, preconditioning.ARGUMENTS if preconditioned else ()))
+    chain = PilotChain(cfg, shared)
     static = ("pilot", cfg.pilot_steps, cfg.slice_rows)
     if preconditioned:
         static += (cfg.precond, cfg.bias_correction, cfg.batch_size)
 
     def program(name: str, *args, donate: tuple[int, ...] = ()) -> Callable:
-        key = (*static, name, target.loss, target.population)
-        return chunks.program(key, lambda: getattr(chain, name), (numbers, *args), target.loss.strict, donate)
+        make = partial(getattr, chain, name)
+        return chunks.program((*static, name, shared), make, (numbers, *args), shared.loss.strict, donate)
 
     def loop(name: str, phase: str, carry, total: int):
         advance = program(name, carry, np.uint32(total), donate=(1,))
@@ -254,7 +266,7 @@ def _curvature(
             exploring = program("begin")(numbers)
         exploring = loop("explore", EXPLORE, exploring, chain.num_explore)
         if not preconditioned:
-            return float(exploring.state.curvature)
+            return exploring.state.curvature.tolist()
         measuring = program("turn", exploring)(numbers, exploring)
     measuring = loop("measure", MEASURE, measuring, cfg.pilot_steps)
-    return float(measuring.scaled.curvature)
+    return measuring.scaled.curvature.tolist()

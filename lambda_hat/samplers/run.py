@@ -1,10 +1,11 @@
-"""Runs one sampler: its chains side by side, in chunks, from a configuration to draws."""
+"""Runs samplers: lanes and chains side by side, in chunks, from configurations to draws."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,22 +14,39 @@ from lambda_hat.config import RuntimeConfig, SampleConfig
 from lambda_hat.errors import ConfigError
 from lambda_hat.posterior import Posterior
 from lambda_hat.samplers.base import LOSS_COST, Draws, RowMoments, Sampler, cast
-from lambda_hat.samplers.chains import Adapting, Chains, Numbers, Sampling, check_every
+from lambda_hat.samplers.chains import Adapting, Bounds, Chains, Numbers, Place, Sampling, TargetSpec, check_every
 from lambda_hat.samplers.chunks import Chunks
 from lambda_hat.targets.base import Target
 
-COMMON_ARGUMENTS = ("thin", "jitter")
+COMMON_ARGUMENTS = ("jitter",)
+BOUNDS = ("thin",)
+"""Fields of every configuration that are arguments of the programs, and the same in all lanes."""
 CHECK_COST = 2.0
 """Of one check of the step size: gradients at both ends of the step."""
 ADAPT, SAMPLE = "adapt", "sample"
 """Phases of a run, as a checkpoint names them."""
 
 
+class Lane(NamedTuple):
+    """One run to sample; `identity` is a number below 2^32 that tells it from others with the same seed."""
+
+    target: Target
+    cfg: Any
+    identity: int
+    posterior: Posterior
+
+
 def signature(cfg: SampleConfig, arguments: tuple[str, ...]) -> SampleConfig:
     """`cfg` without what is an argument of the programs: equal signatures share compiled programs."""
-    neutral = ("target_id", "seed", "beta", "gamma", "prior_radius", "restrict", *COMMON_ARGUMENTS, *arguments)
+    neutral = ("target_id", "seed", "beta", "gamma", "prior_radius", "restrict", *BOUNDS, *COMMON_ARGUMENTS, *arguments)
     defaults = {f.name: f.default for f in dataclasses.fields(cfg) if f.name in neutral}
     return dataclasses.replace(cfg, runtime=RuntimeConfig(), **defaults)
+
+
+def target_spec(lanes: Sequence[Lane]) -> TargetSpec:
+    """The part of a program that the targets of its lanes decide."""
+    first = lanes[0].target
+    return TargetSpec(first.loss, first.population, all(_same_place(lane.target, first) for lane in lanes))
 
 
 def arguments_of(cfg: SampleConfig, names: tuple[str, ...]) -> dict[str, np.generic]:
@@ -38,39 +56,54 @@ def arguments_of(cfg: SampleConfig, names: tuple[str, ...]) -> dict[str, np.gene
     return {name: np.uint32(value) if isinstance(value, int) else scalar(value) for name, value in values.items()}
 
 
-def numbers_of(
-    target: Target, cfg: SampleConfig, identity: int, posterior: Posterior, arguments: dict[str, np.generic]
-) -> Numbers:
-    """The arguments of every program of a run, in its precision."""
+def numbers_of(lanes: Sequence[Lane], names: tuple[str, ...], num_skipped: int = 0) -> Numbers:
+    """The arguments of every program of some lanes, in their precision. names: of the fields that are arguments."""
+    cfg = lanes[0].cfg
     scalar = np.dtype(cfg.precision).type
+    places = [
+        Place(*(cast(arrays, cfg.precision) for arrays in (target.w_star, target.held, target.data)))
+        for target in ([lanes[0].target] if target_spec(lanes).one_target else [lane.target for lane in lanes])
+    ]
     return Numbers(
-        seed=np.uint32(cfg.seed),
-        identity=np.uint32(identity),
-        arguments=arguments,
-        posterior=Posterior(*map(scalar, posterior)),
-        w_star=cast(target.w_star, cfg.precision),
-        held=cast(target.held, cfg.precision),
-        data=cast(target.data, cfg.precision),
+        seed=np.array([lane.cfg.seed for lane in lanes], np.uint32),
+        identity=np.array([lane.identity for lane in lanes], np.uint32),
+        bounds=Bounds(np.uint32(cfg.thin), np.uint32(num_skipped)),
+        arguments=_stacked([arguments_of(lane.cfg, names) for lane in lanes]),
+        posterior=_stacked([Posterior(*map(scalar, lane.posterior)) for lane in lanes]),
+        place=places[0] if len(places) == 1 else _stacked(places),
     )
 
 
-def run(
-    sampler: Sampler, target: Target, cfg: SampleConfig, identity: int, posterior: Posterior, chunks: Chunks
-) -> Draws:
-    """Sample with `sampler`, whose `arguments` all have a value in `cfg`. Call inside `jax.enable_x64(...)`.
+def run(sampler: Sampler, lanes: Sequence[Lane], chunks: Chunks) -> list[Draws]:
+    """Sample with `sampler`, whose `arguments` all have a value in the configurations. Call inside
+    `jax.enable_x64(...)`; lanes must be alike (`samplers.lane_key`).
 
     Raises ConfigError, TooLarge, Paused.
     """
-    if target.loss.stochastic and not sampler.takes_noise:
+    if lanes[0].target.loss.stochastic and not sampler.takes_noise:
         raise ConfigError(
             f"{sampler.name} needs a loss without randomness, and this one takes a key; take sgld, sghmc or sgnht"
         )
-    arguments = arguments_of(cfg, (*COMMON_ARGUMENTS, *sampler.arguments))
-    arguments["num_skipped"] = np.uint32(cfg.num_burnin - sampler.num_adapt(cfg))
-    numbers = jax.device_put(numbers_of(target, cfg, identity, posterior, arguments))
-    end = _without_state(_sampled(sampler, target, cfg, numbers, chunks))
-    num_draws = int(end.draw)
-    num_transitions = max(int(end.step) - int(arguments["num_skipped"]), 0)
+    end = _without_state(_sampled(sampler, lanes, chunks))
+    return [_draws(sampler, lane, jax.tree.map(lambda x, i=i: x[i], end), chunks, i) for i, lane in enumerate(lanes)]
+
+
+class End(NamedTuple):
+    """What is read off the device at the end, of all lanes or of one. Fields as of `Sampling`."""
+
+    num_steps: np.ndarray
+    num_draws: np.ndarray
+    step_size: np.ndarray
+    totals: Any
+    rows: RowMoments | None
+    alive: np.ndarray
+    loss: np.ndarray
+
+
+def _draws(sampler: Sampler, lane: Lane, end: End, chunks: Chunks, index: int) -> Draws:
+    cfg, target = lane.cfg, lane.target
+    num_draws = int(end.num_draws)
+    num_transitions = max(int(end.num_steps) - num_skipped_of(sampler, cfg), 0)
     loss = end.loss.astype(np.float64)
     if sampler.records_differences(cfg, target):
         loss += target.loss_at_w_star
@@ -91,8 +124,8 @@ def run(
         num_transitions=cfg.num_chains * num_transitions,
         num_gradients=num_gradients,
         fge=num_gradients * costs.per_gradient + cfg.num_chains * (num_draws * per_record + checks * CHECK_COST),
-        seconds_compile=chunks.facts["seconds_compile"],
-        seconds_sample=chunks.facts["seconds_sample"],
+        seconds_compile=chunks.facts[index]["seconds_compile"],
+        seconds_sample=chunks.facts[index]["seconds_sample"],
         cache_hit=chunks.cache_hit,
         notes=notes,
         row_moments=_moments(end.rows, max(num_draws, 1)),
@@ -100,35 +133,69 @@ def run(
     )
 
 
-def _sampled(sampler: Sampler, target: Target, cfg: SampleConfig, numbers: Numbers, chunks: Chunks) -> Sampling:
+class Programs:
+    """The executables of lanes that are alike, compiled as they are asked for."""
+
+    def __init__(self, sampler: Sampler, lanes: Sequence[Lane], chunks: Chunks):
+        cfg = lanes[0].cfg
+        self._sampler, self._chunks, self._target = sampler, chunks, target_spec(lanes)
+        self._spec = signature(cfg, sampler.arguments)
+        self.chains = Chains(sampler, self._spec, self._target)
+        names = (*COMMON_ARGUMENTS, *sampler.arguments)
+        self.numbers = jax.device_put(numbers_of(lanes, names, num_skipped_of(sampler, cfg)))
+
+    def get(self, name: str, *args: Any, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+        """The program `name` of `Chains` for arguments like `args`, with `numbers` before them."""
+        static = (self._sampler.name, name, self._spec, self._target)
+        strict = self._sampler.strict and self._target.loss.strict
+        make = partial(getattr, self.chains, name)
+        return partial(self._chunks.program(static, make, (self.numbers, *args), strict, donate), self.numbers)
+
+    def loop(self, name: str, carry: Any, total: int) -> Callable[..., Any]:
+        """A program that stops at a given transition, and takes over the memory of its carry."""
+        return self.get(name, carry, np.uint32(total), donate=(1,))
+
+
+def num_skipped_of(sampler: Sampler, cfg: SampleConfig) -> int:
+    """Transitions of burn-in after those of adaptation."""
+    return cfg.num_burnin - sampler.num_adapt(cfg)
+
+
+def _sampled(sampler: Sampler, lanes: Sequence[Lane], chunks: Chunks) -> Sampling:
     """The chains after their last transition, or after the last of them has died."""
-    spec = signature(cfg, sampler.arguments)
-    chains = Chains(sampler, spec, target.loss, target.population)
+    cfg, programs = lanes[0].cfg, Programs(sampler, lanes, chunks)
+    chains, numbers, num_adapt = programs.chains, programs.numbers, sampler.num_adapt(cfg)
 
-    def program(name: str, *args, donate: tuple[int, ...] = ()) -> Callable:
-        static = (sampler.name, name, spec, target.loss, target.population)
-        strict = sampler.strict and target.loss.strict
-        return chunks.program(static, lambda: getattr(chains, name), (numbers, *args), strict, donate)
-
-    def loop(name: str, phase: str, carry, total: int):
-        advance = program(name, carry, np.uint32(total), donate=(1,))
-        return chunks.drive(phase, partial(advance, numbers), carry, total, lambda carry: bool(np.any(carry.alive)))
+    def drive(name: str, phase: str, carry: Any, total: int) -> Any:
+        advance = programs.loop(name, carry, total)
+        return chunks.drive(phase, advance, carry, total, lambda carry: bool(np.any(carry.alive)))
 
     sampling = chunks.restore(SAMPLE, lambda: jax.eval_shape(chains.settle, numbers, chains.shapes(numbers)))
     if sampling is None:
         adapting: Adapting | None = chunks.restore(ADAPT, lambda: chains.shapes(numbers))
         if adapting is None:
-            adapting = program("begin")(numbers)
-        num_adapt = sampler.num_adapt(cfg)
+            adapting = programs.get("begin")()
         if num_adapt:
-            adapting = loop("adapt", ADAPT, adapting, num_adapt)
-        sampling = program("settle", adapting)(numbers, adapting)
-    return loop("advance", SAMPLE, sampling, cfg.num_steps - sampler.num_adapt(cfg))
+            adapting = drive("adapt", ADAPT, adapting, num_adapt)
+        sampling = programs.get("settle", adapting)(adapting)
+    return drive("advance", SAMPLE, sampling, cfg.num_steps - num_adapt)
 
 
-def _without_state(carry: Sampling) -> Sampling:
+def _without_state(carry: Sampling) -> End:
     """Off the device, but for what only the next transition would need."""
-    return jax.device_get(carry._replace(state=(), tuned=()))
+    return jax.device_get(End(**{name: getattr(carry, name) for name in End._fields}))
+
+
+def _same_place(one: Target, other: Target) -> bool:
+    """Whether two targets are the same arrays, not copies of them."""
+    return one is other or all(
+        mine.keys() == theirs.keys() and all(mine[name] is theirs[name] for name in mine)
+        for mine, theirs in ((one.w_star, other.w_star), (one.held, other.held), (one.data, other.data))
+    )
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
 def _moments(sums: RowMoments | None, count: int) -> RowMoments | None:

@@ -19,11 +19,8 @@ from blackjax.sgmcmc import diffusions
 from jaxtyping import Array
 
 from lambda_hat.config import SghmcConfig
-from lambda_hat.posterior import Posterior
 from lambda_hat.samplers import stochastic
-from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
-from lambda_hat.samplers.chunks import Chunks
-from lambda_hat.targets.base import Target
+from lambda_hat.samplers.base import Algorithm, Info, Model, Sampler
 
 
 def momentum_temperature(friction: Array) -> Array:
@@ -78,8 +75,3 @@ SGHMC = Sampler(
     records_differences=stochastic.records_differences,
     takes_noise=True,
 )
-
-
-def sample(target: Target, cfg: SghmcConfig, identity: int, posterior: Posterior, chunks: Chunks) -> Draws:
-    """Run the chains, after a pilot chain where `cfg` leaves the step size open."""
-    return stochastic.run_with_pilot(SGHMC, target, cfg, identity, posterior, chunks)

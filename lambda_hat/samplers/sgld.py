@@ -17,11 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lambda_hat.config import SgldConfig
-from lambda_hat.posterior import Posterior
 from lambda_hat.samplers import precond as preconditioning
 from lambda_hat.samplers import stochastic
-from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
-from lambda_hat.samplers.chunks import Chunks
+from lambda_hat.samplers.base import Algorithm, Info, Model, Sampler
 from lambda_hat.samplers.precond import Moments, preconditioner
 from lambda_hat.targets.base import Target
 
@@ -128,8 +126,3 @@ SGLD = Sampler(
     records_differences=stochastic.records_differences,
     takes_noise=True,
 )
-
-
-def sample(target: Target, cfg: SgldConfig, identity: int, posterior: Posterior, chunks: Chunks) -> Draws:
-    """Run the chains, after a pilot chain where `cfg` leaves the step size open."""
-    return stochastic.run_with_pilot(SGLD, target, cfg, identity, posterior, chunks)

@@ -16,12 +16,9 @@ from blackjax.sgmcmc import diffusions
 from jaxtyping import Array, Float
 
 from lambda_hat.config import SgnhtConfig
-from lambda_hat.posterior import Posterior
 from lambda_hat.samplers import stochastic
-from lambda_hat.samplers.base import Algorithm, Draws, Info, Model, Sampler
-from lambda_hat.samplers.chunks import Chunks
+from lambda_hat.samplers.base import Algorithm, Info, Model, Sampler
 from lambda_hat.samplers.sghmc import momentum_temperature
-from lambda_hat.targets.base import Target
 
 
 class State(NamedTuple):
@@ -71,8 +68,3 @@ SGNHT = Sampler(
     records_differences=stochastic.records_differences,
     takes_noise=True,
 )
-
-
-def sample(target: Target, cfg: SgnhtConfig, identity: int, posterior: Posterior, chunks: Chunks) -> Draws:
-    """Run the chains, after a pilot chain where `cfg` leaves the step size open."""
-    return stochastic.run_with_pilot(SGNHT, target, cfg, identity, posterior, chunks)

@@ -5,7 +5,7 @@ None of them accepts or rejects, so their law is off by the step size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import jax
@@ -13,11 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lambda_hat.config import StochasticGradientConfig
-from lambda_hat.posterior import Posterior
 from lambda_hat.samplers.base import LOSS_COST, Costs, Draws, Model, Sampler
 from lambda_hat.samplers.chunks import Chunks
-from lambda_hat.samplers.pilot import run_pilot
-from lambda_hat.samplers.run import run
+from lambda_hat.samplers.pilot import run_pilots
+from lambda_hat.samplers.run import Lane, run
 from lambda_hat.targets.base import Target
 
 PILOT_ARGUMENTS = ("step_size", "pilot_c", "pilot_steps")
@@ -109,16 +108,20 @@ def notes(cfg: StochasticGradientConfig, target: Target) -> tuple[str, ...]:
     return tuple(found)
 
 
-def run_with_pilot(
-    sampler: Sampler, target: Target, cfg: StochasticGradientConfig, identity: int, posterior: Posterior, chunks: Chunks
-) -> Draws:
-    """Run the chains, after a pilot chain where `cfg` leaves the step size open."""
-    if cfg.step_size is not None:
-        return run(sampler, target, cfg, identity, posterior, chunks)
-    pilot = run_pilot(target, cfg, identity, posterior, chunks)
-    draws = run(sampler, target, replace(cfg, step_size=pilot.step_size), identity, posterior, chunks)
-    return draws._replace(
-        num_gradients=draws.num_gradients + pilot.num_gradients,
-        fge=draws.fge + pilot.fge,
-        notes=(*draws.notes, *pilot.notes),
-    )
+def run_with_pilot(sampler: Sampler, lanes: Sequence[Lane], chunks: Chunks) -> list[Draws]:
+    """Run the chains, after a pilot chain of every lane where the configurations leave the step size open."""
+    if lanes[0].cfg.step_size is not None:
+        return run(sampler, lanes, chunks)
+    pilots = run_pilots(lanes, chunks)
+    tuned = [
+        lane._replace(cfg=replace(lane.cfg, step_size=pilot.step_size))
+        for lane, pilot in zip(lanes, pilots, strict=True)
+    ]
+    return [
+        draws._replace(
+            num_gradients=draws.num_gradients + pilot.num_gradients,
+            fge=draws.fge + pilot.fge,
+            notes=(*draws.notes, *pilot.notes),
+        )
+        for draws, pilot in zip(run(sampler, tuned, chunks), pilots, strict=True)
+    ]

@@ -23,7 +23,7 @@ from lambda_hat.drain import Drain
 from lambda_hat.errors import CorruptArtifact, Paused, TooLarge
 from lambda_hat.samplers import chunks as chunks_module
 from lambda_hat.samplers import sample
-from lambda_hat.samplers.chunks import Chunks, decode, encode
+from lambda_hat.samplers.chunks import Chunks, Kept, encode, leaves_of, read_checkpoint
 from lambda_hat.targets import build_target
 
 SMALL = {"num_chains": 2, "num_draws": 30, "num_burnin": 45, "thin": 7}
@@ -65,7 +65,7 @@ def in_pieces(path, target, cfg, pieces, identity=3):
             return sample(target, cfg, identity, kept), phases
         except Paused as pause:
             assert pause.advanced
-            phases.append(decode(path, path.read_bytes())[0])
+            phases.append(read_checkpoint(path).phase)
     raise AssertionError("the run never ended")
 
 
@@ -195,9 +195,9 @@ def test_what_is_kept_holds_no_pickle_and_every_kind_of_number(tmp_path):
 
     carry = {"key": jax.random.key(7), "flags": np.array([True, False]), "w": np.float32([1.5, np.nan])}
     path = tmp_path / "checkpoint.npz"
-    path.write_bytes(encode("adapt", {"curvature": 2.5}, carry))
+    path.write_bytes(encode(Kept("adapt", 7, {"curvature": 2.5}, leaves_of(carry))))
     kept = Chunks(path)
-    assert kept.load() and kept.facts == {"curvature": 2.5}
+    assert kept.load() and kept.facts == [{"curvature": 2.5}]
     found = kept.restore("adapt", lambda: jax.eval_shape(lambda x: x, carry))
     assert jax.random.key_data(found["key"]).tolist() == jax.random.key_data(carry["key"]).tolist()
     np.testing.assert_array_equal(found["w"], carry["w"])

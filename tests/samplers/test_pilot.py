@@ -9,7 +9,8 @@ import pytest
 from lambda_hat.config import SgldConfig
 from lambda_hat.posterior import Posterior, posterior_for
 from lambda_hat.samplers.chunks import Chunks
-from lambda_hat.samplers.pilot import run_pilot
+from lambda_hat.samplers.pilot import run_pilots
+from lambda_hat.samplers.run import Lane
 
 CFG = SgldConfig()
 
@@ -17,7 +18,7 @@ CFG = SgldConfig()
 def pilot(target, cfg=CFG, posterior=None, identity=0):
     posterior = posterior_for(cfg, target.n, target.dim) if posterior is None else posterior
     with jax.enable_x64(cfg.precision == "float64"):
-        return run_pilot(target, cfg, identity, posterior, Chunks())
+        return run_pilots([Lane(target, cfg, identity, posterior)], Chunks())[0]
 
 
 def test_a_quadratic_has_one_curvature(target):

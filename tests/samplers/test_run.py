@@ -28,7 +28,7 @@ from lambda_hat.samplers.hmc import HMC
 from lambda_hat.samplers.mala import MALA
 from lambda_hat.samplers.mclmc import MCLMC
 from lambda_hat.samplers.nuts import NUTS
-from lambda_hat.samplers.run import COMMON_ARGUMENTS, arguments_of, numbers_of, signature
+from lambda_hat.samplers.run import COMMON_ARGUMENTS, Lane, numbers_of, signature, target_spec
 from lambda_hat.samplers.sghmc import SGHMC
 from lambda_hat.samplers.sgld import SGLD
 from lambda_hat.samplers.sgnht import SGNHT
@@ -126,9 +126,9 @@ def test_everything_is_in_the_runs_precision(target, sampler, cfg, precision):
     built = target("quadratic")
     cfg = replace(cfg, precision=precision, num_chains=2, num_draws=4)
     with jax.enable_x64(precision == "float64"):
-        values = arguments_of(cfg, (*COMMON_ARGUMENTS, *sampler.arguments)) | {"num_skipped": np.uint32(1)}
-        numbers = numbers_of(built, cfg, 0, Posterior(10.0, 1.0), values)
-        chains = Chains(sampler, signature(cfg, sampler.arguments), built.loss, built.population)
+        lanes = [Lane(built, cfg, 0, Posterior(10.0, 1.0))]
+        numbers = numbers_of(lanes, (*COMMON_ARGUMENTS, *sampler.arguments), num_skipped=1)
+        chains = Chains(sampler, signature(cfg, sampler.arguments), target_spec(lanes))
 
         def whole(numbers, upto):
             carry = chains.begin(numbers)
@@ -140,7 +140,7 @@ def test_everything_is_in_the_runs_precision(target, sampler, cfg, precision):
             jaxpr, shapes = jax.make_jaxpr(whole, return_shape=True)(numbers, np.uint32(4))
     assert {x.dtype.name for x in (shapes.loss, shapes.totals.acceptance, shapes.step_size)} == {precision}
     assert ("f64[" in str(jaxpr)) == (precision == "float64")
-    assert shapes.loss.shape == (2, 4)
+    assert shapes.loss.shape == (1, 2, 4)
 
 
 def test_float32_runs_beside_float64_ones(target):
