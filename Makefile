@@ -1,18 +1,22 @@
 # make run    set up .venv and run the default study in packs
 # make test   set up .venv with the test extras and run the whole test suite
+# make bench  measure everything again, half an hour; writes benchmarks/RESULTS.md
 # make soak   fuzz with many more inputs, kill at many more points; SEED=N for others
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 0
 
-.PHONY: run test soak lint clean
+.PHONY: run test bench soak lint clean
 
 run: $(VENV)/.run
 	$(BIN)/python flows/packed.py --pack 32
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/bench.py
 
 soak: $(VENV)/.test
 	LAMBDA_HAT_SOAK=1 LAMBDA_HAT_SEED=$(SEED) $(BIN)/python -m pytest --hypothesis-seed=$(SEED) tests/fuzz tests/faults

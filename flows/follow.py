@@ -69,11 +69,13 @@ class PackLog:
         elif kind == "run_start":
             key = (event["target_id"], event["run_id"])
             # The first lane begins a group, and ends the one before even if a line of that was lost.
-            self.in_flight[rank] = [*self.in_flight.get(rank, ()), key] if event["lane"] else [key]
+            self.in_flight[rank] = [*self.in_flight.get(rank, ()), key] if event.get("lane") else [key]
         elif kind == "run_end":
             key = (event["target_id"], event["run_id"])
             if key in self.in_flight.get(rank, ()):
                 self.in_flight[rank].remove(key)
+                if not self.in_flight[rank]:
+                    del self.in_flight[rank]
             # Readers rely on both.
             self.ends[key] = event | {"status": str(event["status"]), "seconds": float(event["seconds"])}
             return True

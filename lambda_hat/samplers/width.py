@@ -28,16 +28,17 @@ def best_width(sampler: Sampler, lanes: Sequence[Lane], memory: int | None) -> i
     """
     if not sampler.fixed_cost:
         return 1
-    best, cost, width = 1, seconds_per_transition(sampler, lanes[:1], memory), LADDER
-    while best < len(lanes):
-        width = min(width, len(lanes))
+    best, cost, width = 1, float("inf"), 1
+    while width <= len(lanes):
         try:
             found = seconds_per_transition(sampler, lanes[:width], memory)
         except TooLarge:
             break
         if found > WORTH * cost:
             break
-        best, cost, width = width, found, width * LADDER
+        best, cost = width, found
+        # The last rung is all of them.
+        width = min(LADDER * width, max(len(lanes), width + 1))
     return best
 
 

@@ -12,7 +12,7 @@ from lambda_hat.results import error_line
 from lambda_hat.store import EventLog, Store
 
 A, B, C, D = (("tgt_1", f"run_{name}") for name in "abcd")
-FOUR = {0: A, 1: B, 2: C, 3: D}
+FOUR = {0: [A], 1: [B], 2: [C], 3: [D]}
 
 
 @pytest.mark.parametrize(
@@ -20,9 +20,12 @@ FOUR = {0: A, 1: B, 2: C, 3: D}
     [
         (FOUR, {2}, {C: (2, True)}),
         (FOUR, {1, 2}, {B: (1, False), C: (2, False)}),
-        (FOUR, set(), {key: (rank, False) for rank, key in FOUR.items()}),
-        ({3: D}, set(), {D: (3, True)}),
-        ({3: D}, {0}, {}),
+        (FOUR, set(), {key: (rank, False) for rank, (key,) in FOUR.items()}),
+        ({3: [D]}, set(), {D: (3, True)}),
+        ({3: [D]}, {0}, {}),
+        # Lanes of one program die together.
+        ({0: [A], 3: [C, D]}, {3}, {C: (3, False), D: (3, False)}),
+        ({3: [C, D]}, set(), {C: (3, False), D: (3, False)}),
         ({}, {0}, {}),
         ({}, set(), {}),
     ],
@@ -41,8 +44,8 @@ def pack_log(store, pack_id, *, in_flight, finished=(), rank_log="", stderr=""):
                 names = {"rank": rank, "target_id": target_id, "run_id": run_id}
                 log.append("run_start", **names)
                 log.append("run_end", **names, status="finished", seconds=1.0, verdict="ok")
-            if rank in in_flight:
-                log.append("run_start", rank=rank, target_id=in_flight[rank][0], run_id=in_flight[rank][1])
+            for lane, (target_id, run_id) in enumerate(in_flight.get(rank, ())):
+                log.append("run_start", rank=rank, target_id=target_id, run_id=run_id, lane=lane)
     (directory / "rank-0002.log").write_text(rank_log)
     (directory / "stderr.log").write_text(stderr)
     found = PackLog(directory)
@@ -66,7 +69,7 @@ def test_a_killer_among_innocents_is_found_in_two_tries(tmp_path):
     assert (dead, condemned) == (set(), [])
     assert suspects_among(store, [A, C, ("tgt_1", "run_e")]) == ["tgt_1/run_a", "tgt_1/run_c"]
     # Suspects come one at a time: B finished, C was alone.
-    second = pack_log(store, "p2", in_flight={1: C}, finished=[B])
+    second = pack_log(store, "p2", in_flight={1: [C]}, finished=[B])
     dead, condemned = record_deaths(store, second, "auto", "exit status 9")
     assert condemned == [C]
     error = json.loads((store.run_dir(*C) / "error.json").read_text())
@@ -96,7 +99,7 @@ def test_a_damaged_record_makes_a_suspect_and_stops_nothing(tmp_path):
     run_dir.mkdir(parents=True)
     (run_dir / "deaths.json").write_bytes(b'[{"sure": tr\xff')
     assert is_suspect(run_dir) and deaths_of(run_dir) == []
-    record_deaths(store, pack_log(store, "p1", in_flight={0: A}), "auto", "exit status 9")
+    record_deaths(store, pack_log(store, "p1", in_flight={0: [A]}), "auto", "exit status 9")
     assert [death["sure"] for death in deaths_of(run_dir)] == [True]
     forget(run_dir)
     assert not is_suspect(run_dir)

@@ -1,0 +1,150 @@
+"""A packed study of 256 small runs beside the same runs as a process each.
+
+    python benchmarks/packing.py [--quick] [--out DIR]
+
+The targets are built beforehand, and every way starts from a store that holds nothing else. `flows/packed.py` samples
+all runs. A process per run is too slow for that: `flows/parsl_llc.py` samples two smaller numbers of them, and a line
+through both is extrapolated; `xargs -P 2 lambda-hat-sample` samples some, and its rate is taken.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.measure import REPEAT, Spread, alternate, options, publish, ratio, table  # noqa: E402
+from lambda_hat.store import Store, write_config  # noqa: E402
+from lambda_hat.workflow_config import compose_study  # noqa: E402
+
+STUDY = """
+targets:
+  - {target: quadratic, overrides: {target: {dim: 10, rank: 4}}}
+  - {target: monomial}
+  - {target: dln, overrides: {target: {widths: [4, 2, 4], data: empirical, n: 300}}}
+  - {model: tiny, data: small, teacher: tiny, seed: 42, overrides: {sigma: 0.1, data: {n: 300}}}
+samplers:
+  - name: sgld
+    overrides: {num_draws: 200, num_burnin: 200, thin: 5, batch_size: 64, step_size: 1e-4}
+    sweep: {seed: SEEDS}
+"""
+NUM_TARGETS = 4
+PROCESSES = 2
+RUNS, RUNS_QUICK = 256, 16
+SOME = (8, 24)
+"""Runs of a process each that are sampled."""
+
+
+class Bench:
+    """A study and its built targets in a folder of its own."""
+
+    def __init__(self, folder: Path, runs: int):
+        self.folder, self.runs = folder, runs
+        self.built = folder / "built"
+        self._run(self._flow("packed.py", self.built, self.file(runs), "--pack", "1000"))
+        for path in [*self.built.glob("targets/*/run_*"), self.built / "packs", self.built / "cache"]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def file(self, runs: int) -> Path:
+        """The experiments file of so many runs, a multiple of 4."""
+        path = self.folder / f"{runs} runs.yaml"
+        path.write_text(STUDY.replace("SEEDS", str(list(range(runs // NUM_TARGETS)))))
+        return path
+
+    def _flow(self, name: str, store: Path, file: Path, *words: str) -> list[str]:
+        line = [sys.executable, str(ROOT / "flows" / name), "--experiments", str(file), "--quiet"]
+        return [*line, "--store", str(store), "--results", str(self.folder / "results"), *words]
+
+    def _run(self, command: list[str], environment: dict[str, str] | None = None) -> float:
+        begun = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (environment or {}))
+        if done.returncode:
+            sys.exit(f"{shlex.join(command)}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
+        return time.perf_counter() - begun
+
+    def _fresh(self) -> Path:
+        store = self.folder / "store"
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(self.built, store)
+        return store
+
+    def packed(self, *words: str) -> float:
+        """Seconds of the whole study in one pack."""
+        words = ("--pack", "1000", "--ranks", str(PROCESSES), *words)
+        return self._run(self._flow("packed.py", self._fresh(), self.file(self.runs), *words))
+
+    def unpacked(self) -> float:
+        """Seconds of the whole study as an app a run, extrapolated."""
+        few, some = (self._run(self._flow("parsl_llc.py", self._fresh(), self.file(runs))) for runs in SOME)
+        return few + (some - few) / (SOME[1] - SOME[0]) * (self.runs - SOME[0])
+
+    def processes(self, cache: str | None = None) -> float:
+        """Seconds of the whole study by xargs, from the rate of some runs."""
+        store, words = Store(self._fresh()), []
+        for index, run in enumerate(compose_study(self.file(SOME[0])).runs):
+            asked = self.folder / f"run {index}"
+            asked.mkdir(exist_ok=True)
+            write_config(asked, run.cfg)
+            words += ["--config-yaml", str(asked / "config.yaml")]
+            words += ["--run-dir", str(store.run_dir(run.target_id, run.run_id))]
+        listed = self.folder / "runs.txt"
+        listed.write_text("\n".join(words))
+        program = Path(sys.executable).parent / "lambda-hat-sample"
+        command = ["xargs", "-a", str(listed), "-d", "\n", "-P", str(PROCESSES), "-n", "4", str(program)]
+        seconds = self._run(command, None if cache is None else {"LAMBDA_HAT_CACHE": cache})
+        return seconds * self.runs / SOME[0]
+
+
+def main() -> None:
+    args = options(__doc__).parse_args()
+    repeat = 1 if args.quick else REPEAT
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), RUNS_QUICK if args.quick else RUNS)
+        ways = {
+            "flows/packed.py": bench.packed,
+            "flows/packed.py --lanes 16": lambda: bench.packed("--lanes", "16"),
+            "flows/parsl_llc.py": bench.unpacked,
+            f"xargs -P {PROCESSES} lambda-hat-sample": bench.processes,
+            "the same, compile cache off": lambda: bench.processes("off"),
+        }
+        if args.quick:
+            ways = {name: way for name, way in ways.items() if "parsl_llc" not in name and "cache off" not in name}
+        figures = alternate(ways, repeat)
+    base = figures["flows/packed.py"]
+    rows = [
+        [f"`{name}`" if " off" not in name else name, Spread.of(seconds), ratio(seconds, base)]
+        for name, seconds in figures.items()
+    ]
+    section = f"""## A packed study beside a process per run
+
+`python benchmarks/packing.py`: {bench.runs} SGLD runs of 4 targets (200 draws of 4 chains, thin 5; targets built
+before), on {PROCESSES} ranks or processes; seconds of the whole, median (least to most) of {repeat} alternating runs.
+`parsl_llc.py` is extrapolated from {SOME[0]} and {SOME[1]} runs, xargs from {SOME[0]}. The bar is 40.
+
+{table(["way", "seconds", "in units of packed"], rows)}"""
+    publish("packing", section, args.out, figure_of({name: Spread.of(s).median for name, s in figures.items()}))
+
+
+def figure_of(medians: dict[str, float]):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    ax = figure.subplots()
+    bars = ax.barh(list(medians), list(medians.values()))
+    ax.bar_label(bars, [f"{seconds:.3g} s" for seconds in medians.values()], padding=3)
+    ax.set(xscale="log", xlabel="seconds of the study")
+    ax.margins(x=0.2)
+    ax.invert_yaxis()
+    return figure
+
+
+if __name__ == "__main__":
+    main()
