@@ -16,24 +16,19 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from lambda_hat.drain import Drain
 from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, LaunchError
+from mpi.handout import Handout, Item, outcomes_of
 
 CLAIM, ANSWER, DRAIN = 1, 2, 3
 POLL_SHORTEST, POLL_LONGEST = 0.0005, 0.005
 """Seconds between two looks for a message. Idle ranks sleep in between: a blocking receive spins, and would take the
 core from a rank that computes."""
-
-LEAST_SECONDS = 10.0
-"""Before the deadline in which a run that no allocation is long enough for is not begun any more: it would hardly get
-beyond compiling."""
-LEFT = "left"
-"""Outcome of items that were not handed out."""
 
 LAST_WORDS = 0.5
 """Seconds before an abort: Hydra ends the job at once, and drops what it has not yet read of a rank's output."""
@@ -114,123 +109,6 @@ def install_abort_hooks(world: World, report: Callable[[str], None] = to_stderr)
     threading.excepthook = in_thread
 
 
-@dataclass(frozen=True)
-class Item:
-    """Something to be done once."""
-
-    key: str
-    needs: str | None = None
-    """An item that must have ended before, however it ended."""
-    cost: float = 0.0
-    """Expected seconds."""
-    program: str | None = None
-    """Items of equal program share compiled code, so the second one on a rank is cheaper than the first."""
-    alone: bool = False
-    """Goes out after all others, and with nothing else under way: it is suspected of killing its rank."""
-
-
-class Handout:
-    """The state of a hand-out, on rank 0; safe to use from several threads.
-
-    Items go out in the given order, longest first, with two exceptions. One whose need is still under way is passed
-    over. And of the items that cost at least half as much as the next one, a rank gets one whose program it has
-    compiled already, else one whose program no rank has: compiling often costs more than sampling.
-
-    Nothing goes out once `drain` asks for it, and no item that its expected seconds, corrected by what the items before
-    took, would carry over the deadline; one that is longer than the whole time that there was is begun all the same,
-    because it would not fit into another allocation either.
-    """
-
-    def __init__(self, items: Sequence[Item], drain: Drain | None = None):
-        known: set[str] = set()
-        for item in items:
-            if item.needs is not None and item.needs not in known:
-                raise ValueError(f"{item.key} needs {item.needs}, which is not an item before it")
-            if item.key in known:
-                raise ValueError(f"{item.key} is listed twice")
-            known.add(item.key)
-        self._waiting = list(items)
-        self._drain = drain or Drain()
-        self._whole_time = self._drain.time_left
-        self._under_way: dict[str, tuple[Item, float]] = {}
-        """With the time at which it went out."""
-        self._taken = self._expected = 0.0
-        """Seconds of what has ended."""
-        self._ended: set[str] = set()
-        self._unfit: list[str] = []
-        self._programs: dict[int, set[str]] = defaultdict(set)
-        self._changed = threading.Condition()
-        self.outcomes: Counter[str] = Counter()
-
-    @property
-    def done(self) -> bool:
-        """Every item has ended, or will not go out."""
-        return not self._under_way and (not self._waiting or self._drain.reason is not None)
-
-    @property
-    def left(self) -> list[str]:
-        """Items that were not handed out, and are not going to be."""
-        return [*self._unfit, *(item.key for item in self._waiting)]
-
-    def end(self, key: str, outcome: str) -> None:
-        """Item `key`, handed out before, has ended."""
-        with self._changed:
-            item, begun = self._under_way.pop(key)
-            if item.cost > 0:
-                self._taken += time.monotonic() - begun
-                self._expected += item.cost
-            self._ended.add(key)
-            self.outcomes[outcome] += 1
-            self._changed.notify_all()
-
-    def take(self, rank: int) -> str | None:
-        """An item for `rank`, or None where there is none now."""
-        with self._changed:
-            if self._drain.reason is not None:
-                return None
-            ready = [item for item in self._waiting if item.needs is None or item.needs in self._ended]
-            for item in [item for item in ready if not self._fits(item)]:
-                ready.remove(item)
-                self._waiting.remove(item)
-                self._unfit.append(item.key)
-            if any(item.alone for item, _ in self._under_way.values()):
-                return None
-            together = [item for item in ready if not item.alone]
-            if not together and (self._under_way or not ready):
-                return None
-            item = self._choose(rank, together) if together else ready[0]
-            self._waiting.remove(item)
-            self._under_way[item.key] = (item, time.monotonic())
-            if item.program is not None:
-                self._programs[rank].add(item.program)
-            return item.key
-
-    def _fits(self, item: Item) -> bool:
-        expected = item.cost * (self._taken / self._expected if self._expected else 1.0)
-        if expected > self._whole_time:
-            return self._drain.time_left > min(LEAST_SECONDS, 0.5 * self._whole_time)
-        return expected <= self._drain.time_left
-
-    def _choose(self, rank: int, ready: list[Item]) -> Item:
-        if ready[0].program is None:
-            return ready[0]
-        compiled = set().union(*self._programs.values())
-        similar = [item for item in ready if item.program is not None and item.cost >= ready[0].cost / 2]
-        own = (item for item in similar if item.program in self._programs[rank])
-        new = (item for item in similar if item.program not in compiled)
-        return next(own, None) or next(new, None) or ready[0]
-
-    def wait_and_take(self, rank: int) -> str | None:
-        """An item for `rank`, waited for where needs are under way; None when every item has ended."""
-        with self._changed:
-            while True:
-                key = self.take(rank)
-                if key is not None or self.done:
-                    return key
-                # Not for ever: the drain is no event of this hand-out's.
-                self._changed.wait(1.0)
-
-
 def dispatch(world: World, items: Sequence[Item], do: Callable[[str], str], drain: Drain | None = None) -> Counter[str]:
     """Call `do(key)` once for every item, on whichever rank is free, and count what it returned, on all ranks alike;
     items that were not handed out are counted as `left`.
@@ -254,11 +132,6 @@ def dispatch(world: World, items: Sequence[Item], do: Callable[[str], str], drai
     if world.size > 1:
         coordinator.join()
     return outcomes_of(handout)
-
-
-def outcomes_of(handout: Handout) -> Counter[str]:
-    """How many items ended how; those that were not handed out are `left`."""
-    return handout.outcomes + Counter({LEFT: len(handout.left)})
 
 
 def _work_remotely(comm: Any, rank: int, do: Callable[[str], str], drain: Drain) -> Counter[str]:

@@ -79,7 +79,8 @@ from mpi.devices import (
     launcher_rank,
     launcher_size,
 )
-from mpi.dispatch import LEFT, Item, World, dispatch, install_abort_hooks, start_mpi, to_stderr
+from mpi.dispatch import World, dispatch, install_abort_hooks, start_mpi, to_stderr
+from mpi.handout import LEFT, Item
 from mpi.shared_memory import unlink_shared_memory
 
 PACK_FORMAT = 1
