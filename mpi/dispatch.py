@@ -10,14 +10,15 @@ of what they compute.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -29,6 +30,9 @@ CLAIM, ANSWER, DRAIN = 1, 2, 3
 POLL_SHORTEST, POLL_LONGEST = 0.0005, 0.005
 """Seconds between two looks for a message. Idle ranks sleep in between: a blocking receive spins, and would take the
 core from a rank that computes."""
+SWITCH_INTERVAL = 0.0005
+"""Seconds that the coordinator waits for the interpreter at each message while rank 0 traces a program, which holds it;
+the interpreter's own interval is 5 ms."""
 
 LAST_WORDS = 0.5
 """Seconds before an abort: Hydra ends the job at once, and drops what it has not yet read of a rank's output."""
@@ -127,11 +131,27 @@ def dispatch(world: World, items: Sequence[Item], do: Callable[[str], str], drai
             target=_answer_claims, args=(world.comm, world.size, handout, drain), name="coordinator", daemon=True
         )
         coordinator.start()
-    while (key := handout.wait_and_take(world.rank)) is not None:
-        handout.end(key, do(key))
-    if world.size > 1:
-        coordinator.join()
+    with _switching_often():
+        while (key := handout.wait_and_take(world.rank)) is not None:
+            handout.end(key, do(key))
+        if world.size > 1:
+            coordinator.join()
     return outcomes_of(handout)
+
+
+@contextlib.contextmanager
+def _switching_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def _arrived(comm: Any, tag: int, **source: int) -> bool:
+    # MPICH's probe looks among what was taken in before it takes in what has come: the second one finds that.
+    return comm.iprobe(tag=tag, **source) or comm.iprobe(tag=tag, **source)
 
 
 def _work_remotely(comm: Any, rank: int, do: Callable[[str], str], drain: Drain) -> Counter[str]:
@@ -139,7 +159,7 @@ def _work_remotely(comm: Any, rank: int, do: Callable[[str], str], drain: Drain)
 
     def heard() -> str | None:
         nonlocal told
-        if not told and comm.iprobe(source=0, tag=DRAIN):
+        if not told and _arrived(comm, DRAIN, source=0):
             told = True
             return comm.recv(source=0, tag=DRAIN)
         return None
@@ -151,7 +171,7 @@ def _work_remotely(comm: Any, rank: int, do: Callable[[str], str], drain: Drain)
         # A claim carries the end of the item before it.
         comm.send((rank, ended), dest=0, tag=CLAIM)
         pause = POLL_SHORTEST
-        while not comm.iprobe(source=0, tag=ANSWER):
+        while not _arrived(comm, ANSWER, source=0):
             time.sleep(pause)
             pause = min(pause * 1.2, POLL_LONGEST)
         key, outcomes = comm.recv(source=0, tag=ANSWER)
@@ -165,18 +185,18 @@ def _work_remotely(comm: Any, rank: int, do: Callable[[str], str], drain: Drain)
 
 def _answer_claims(comm: Any, size: int, handout: Handout, drain: Drain) -> None:
     """The coordinator's thread: ends when every other rank has been told that all is done."""
-    idle: list[int] = []
+    idle: deque[int] = deque()
     told = False
     pause = POLL_SHORTEST
     while True:
-        while comm.iprobe(tag=CLAIM):
+        while _arrived(comm, CLAIM):
             rank, ended = comm.recv(tag=CLAIM)
             if ended is not None:
                 handout.end(*ended)
             idle.append(rank)
             pause = POLL_SHORTEST
         while idle and (key := handout.take(idle[0])) is not None:
-            comm.send((key, None), dest=idle.pop(0), tag=ANSWER)
+            comm.send((key, None), dest=idle.popleft(), tag=ANSWER)
         if not told and drain.reason is not None:
             told = True
             for rank in range(1, size):
