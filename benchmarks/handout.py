@@ -272,7 +272,7 @@ def main() -> None:
     ranks, num_items, repeat, seconds = (3, 300, 1, 0.02) if args.quick else (RANKS, NUM_ITEMS, REPEAT, CALL_SECONDS)
     speed = products_of(1.0)
     rate = rates(ranks, num_items, round(speed * (0.3 if args.quick else 4.0)), repeat)
-    few = min(FEW_RANKS, ranks)
+    few = min(FEW_RANKS, ranks - 1)
     cases = {
         f"{few} ranks that compute": {"ranks": few, "call": "compute", "items": few * (5 if args.quick else 80)},
         f"{ranks} ranks that compute": {"ranks": ranks, "call": "compute", "items": ranks * (5 if args.quick else 10)},

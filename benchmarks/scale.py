@@ -266,8 +266,8 @@ def main() -> None:
     section = "\n\n".join(
         [
             "## Scale",
-            f"Written by `python benchmarks/scale.py`: {num_runs:,} simulated runs on {num_ranks:,} ranks, with lognormal "
-            f"times (sigma 1.2). The longest run takes {longest:,.0f} times the mean, a rank's fair share is "
+            f"Written by `python benchmarks/scale.py`: {num_runs:,} simulated runs on {num_ranks:,} ranks, with "
+            f"lognormal times (sigma 1.2). The longest run takes {longest:,.0f} times the mean, a rank's fair share is "
             f"{num_runs / num_ranks:,.0f} times the mean, and the larger of these is the bound. `busy` is the share of "
             "all ranks' time that is spent on sampling.",
             table(["mean run, s", *head], [[f"{s.mean:g}", *row(s, outcomes[s])] for s in sizes]),
