@@ -10,30 +10,29 @@ of what they compute.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from lambda_hat.drain import Drain
 from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, LaunchError
+from mpi.handout import Handout, Item, outcomes_of
 
 CLAIM, ANSWER, DRAIN = 1, 2, 3
 POLL_SHORTEST, POLL_LONGEST = 0.0005, 0.005
 """Seconds between two looks for a message. Idle ranks sleep in between: a blocking receive spins, and would take the
 core from a rank that computes."""
-
-LEAST_SECONDS = 10.0
-"""Before the deadline in which a run that no allocation is long enough for is not begun any more: it would hardly get
-beyond compiling."""
-LEFT = "left"
-"""Outcome of items that were not handed out."""
+SWITCH_INTERVAL = 0.0005
+"""Seconds that the coordinator waits for the interpreter at each message while rank 0 traces a program, which holds it;
+the interpreter's own interval is 5 ms."""
 
 LAST_WORDS = 0.5
 """Seconds before an abort: Hydra ends the job at once, and drops what it has not yet read of a rank's output."""
@@ -114,128 +113,11 @@ def install_abort_hooks(world: World, report: Callable[[str], None] = to_stderr)
     threading.excepthook = in_thread
 
 
-@dataclass(frozen=True)
-class Item:
-    """Something to be done once."""
-
-    key: str
-    needs: str | None = None
-    """An item that must have ended before, however it ended."""
-    cost: float = 0.0
-    """Expected seconds."""
-    program: str | None = None
-    """Items of equal program share compiled code, so the second one on a rank is cheaper than the first."""
-    size: int = 1
-    """How much is counted, by outcome, when it has ended or is left."""
-    alone: bool = False
-    """Goes out after all others, and with nothing else under way: it is suspected of killing its rank."""
-
-
-class Handout:
-    """The state of a hand-out, on rank 0; safe to use from several threads.
-
-    Items go out in the given order, longest first, with two exceptions. One whose need is still under way is passed
-    over. And of the items that cost at least half as much as the next one, a rank gets one whose program it has
-    compiled already, else one whose program no rank has: compiling often costs more than sampling.
-
-    Nothing goes out once `drain` asks for it, and no item that its expected seconds, corrected by what the items before
-    took, would carry over the deadline; one that is longer than the whole time that there was is begun all the same,
-    because it would not fit into another allocation either.
-    """
-
-    def __init__(self, items: Sequence[Item], drain: Drain | None = None):
-        known: set[str] = set()
-        for item in items:
-            if item.needs is not None and item.needs not in known:
-                raise ValueError(f"{item.key} needs {item.needs}, which is not an item before it")
-            if item.key in known:
-                raise ValueError(f"{item.key} is listed twice")
-            known.add(item.key)
-        self._waiting = list(items)
-        self._drain = drain or Drain()
-        self._whole_time = self._drain.time_left
-        self._under_way: dict[str, tuple[Item, float]] = {}
-        """With the time at which it went out."""
-        self._taken = self._expected = 0.0
-        """Seconds of what has ended."""
-        self._ended: set[str] = set()
-        self._unfit: list[Item] = []
-        self._programs: dict[int, set[str]] = defaultdict(set)
-        self._changed = threading.Condition()
-        self.outcomes: Counter[str] = Counter()
-
-    @property
-    def done(self) -> bool:
-        """Every item has ended, or will not go out."""
-        return not self._under_way and (not self._waiting or self._drain.reason is not None)
-
-    @property
-    def left(self) -> list[Item]:
-        """Items that were not handed out, and are not going to be."""
-        return [*self._unfit, *self._waiting]
-
-    def end(self, key: str, outcomes: Counter[str]) -> None:
-        """Item `key`, handed out before, has ended; how much of it had which outcome."""
-        with self._changed:
-            item, begun = self._under_way.pop(key)
-            if item.cost > 0:
-                self._taken += time.monotonic() - begun
-                self._expected += item.cost
-            self._ended.add(key)
-            self.outcomes.update(outcomes)
-            self._changed.notify_all()
-
-    def take(self, rank: int) -> str | None:
-        """An item for `rank`, or None where there is none now."""
-        with self._changed:
-            if self._drain.reason is not None:
-                return None
-            ready = [item for item in self._waiting if item.needs is None or item.needs in self._ended]
-            for item in [item for item in ready if not self._fits(item)]:
-                ready.remove(item)
-                self._waiting.remove(item)
-                self._unfit.append(item)
-            if any(item.alone for item, _ in self._under_way.values()):
-                return None
-            together = [item for item in ready if not item.alone]
-            if not together and (self._under_way or not ready):
-                return None
-            item = self._choose(rank, together) if together else ready[0]
-            self._waiting.remove(item)
-            self._under_way[item.key] = (item, time.monotonic())
-            if item.program is not None:
-                self._programs[rank].add(item.program)
-            return item.key
-
-    def _fits(self, item: Item) -> bool:
-        expected = item.cost * (self._taken / self._expected if self._expected else 1.0)
-        if expected > self._whole_time:
-            return self._drain.time_left > min(LEAST_SECONDS, 0.5 * self._whole_time)
-        return expected <= self._drain.time_left
-
-    def _choose(self, rank: int, ready: list[Item]) -> Item:
-        if ready[0].program is None:
-            return ready[0]
-        compiled = set().union(*self._programs.values())
-        similar = [item for item in ready if item.program is not None and item.cost >= ready[0].cost / 2]
-        own = (item for item in similar if item.program in self._programs[rank])
-        new = (item for item in similar if item.program not in compiled)
-        return next(own, None) or next(new, None) or ready[0]
-
-    def wait_and_take(self, rank: int) -> str | None:
-        """An item for `rank`, waited for where needs are under way; None when every item has ended."""
-        with self._changed:
-            while True:
-                key = self.take(rank)
-                if key is not None or self.done:
-                    return key
-                # Not for ever: the drain is no event of this hand-out's.
-                self._changed.wait(1.0)
-
-
-def dispatch(world: World, items: Sequence[Item], do: Callable[[str], Counter[str]], drain: Drain | None = None) -> Counter[str]:
-    """Call `do(key)` once for every item, on whichever rank is free, and add up what it returned, on all ranks alike;
-    items that were not handed out are counted as `left`.
+def dispatch(
+    world: World, items: Sequence[Item], do: Callable[[str], list[str]], drain: Drain | None = None
+) -> Counter[str]:
+    """Call `do(key)` once for every item, on whichever rank is free, and count the outcomes that it returned, on all
+    ranks alike; those of items that were not handed out are `left`.
 
     Called by every rank; `items` matters on rank 0 only. `drain`: as of `Handout`; that of another rank is asked for
     when that of rank 0 is. A rank that finds nothing left stays, asleep, until every item of every rank has ended, so
@@ -251,36 +133,47 @@ def dispatch(world: World, items: Sequence[Item], do: Callable[[str], Counter[st
             target=_answer_claims, args=(world.comm, world.size, handout, drain), name="coordinator", daemon=True
         )
         coordinator.start()
-    while (key := handout.wait_and_take(world.rank)) is not None:
-        handout.end(key, do(key))
-    if world.size > 1:
-        coordinator.join()
+    with _switching_often():
+        while (key := handout.wait_and_take(world.rank)) is not None:
+            handout.end(key, do(key))
+        if world.size > 1:
+            coordinator.join()
     return outcomes_of(handout)
 
 
-def outcomes_of(handout: Handout) -> Counter[str]:
-    """How much ended how; what was not handed out is `left`."""
-    return handout.outcomes + Counter({LEFT: sum(item.size for item in handout.left)})
+@contextlib.contextmanager
+def _switching_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
-def _work_remotely(comm: Any, rank: int, do: Callable[[str], Counter[str]], drain: Drain) -> Counter[str]:
+def _arrived(comm: Any, tag: int, **source: int) -> bool:
+    # MPICH's probe looks among what was taken in before it takes in what has come: the second one finds that.
+    return comm.iprobe(tag=tag, **source) or comm.iprobe(tag=tag, **source)
+
+
+def _work_remotely(comm: Any, rank: int, do: Callable[[str], list[str]], drain: Drain) -> Counter[str]:
     told = False
 
     def heard() -> str | None:
         nonlocal told
-        if not told and comm.iprobe(source=0, tag=DRAIN):
+        if not told and _arrived(comm, DRAIN, source=0):
             told = True
             return comm.recv(source=0, tag=DRAIN)
         return None
 
     # Asked by this thread alone, which is the only one of this process to call MPI.
     drain.listen(heard)
-    ended: tuple[str, Counter[str]] | None = None
+    ended: tuple[str, list[str]] | None = None
     while True:
         # A claim carries the end of the item before it.
         comm.send((rank, ended), dest=0, tag=CLAIM)
         pause = POLL_SHORTEST
-        while not comm.iprobe(source=0, tag=ANSWER):
+        while not _arrived(comm, ANSWER, source=0):
             time.sleep(pause)
             pause = min(pause * 1.2, POLL_LONGEST)
         key, outcomes = comm.recv(source=0, tag=ANSWER)
@@ -294,18 +187,18 @@ def _work_remotely(comm: Any, rank: int, do: Callable[[str], Counter[str]], drai
 
 def _answer_claims(comm: Any, size: int, handout: Handout, drain: Drain) -> None:
     """The coordinator's thread: ends when every other rank has been told that all is done."""
-    idle: list[int] = []
+    idle: deque[int] = deque()
     told = False
     pause = POLL_SHORTEST
     while True:
-        while comm.iprobe(tag=CLAIM):
+        while _arrived(comm, CLAIM):
             rank, ended = comm.recv(tag=CLAIM)
             if ended is not None:
                 handout.end(*ended)
             idle.append(rank)
             pause = POLL_SHORTEST
         while idle and (key := handout.take(idle[0])) is not None:
-            comm.send((key, None), dest=idle.pop(0), tag=ANSWER)
+            comm.send((key, None), dest=idle.popleft(), tag=ANSWER)
         if not told and drain.reason is not None:
             told = True
             for rank in range(1, size):

@@ -83,7 +83,8 @@ from mpi.devices import (
     launcher_rank,
     launcher_size,
 )
-from mpi.dispatch import LEFT, Item, World, dispatch, install_abort_hooks, start_mpi, to_stderr
+from mpi.dispatch import World, dispatch, install_abort_hooks, start_mpi, to_stderr
+from mpi.handout import LEFT, Item
 from mpi.shared_memory import unlink_shared_memory
 
 PACK_FORMAT = 1
@@ -384,7 +385,7 @@ def items_of(pack: Pack, ranks: int) -> list[Item]:
     for key, keys in bundles_of(pack, ranks).items():
         first, cost = runs[key], sum(runs[one]["cost"] for one in keys)
         builder = builders.get(first["target_id"])
-        items.append(Item(key, builder, cost, first.get("program"), len(keys), key in suspects))
+        items.append(Item(key, builder, cost, first.get("program"), key in suspects, len(keys)))
     return [Item(target_id) for target_id in builds] + sorted(items, key=lambda item: (-item.cost, item.key))
 
 
@@ -578,12 +579,11 @@ class Rank:
             self._events.append("drain", rank=self._world.rank, reason=self._drain.reason)
         self._events.append("end", rank=self._world.rank, busy=self._busy, seconds=seconds)
 
-    def do(self, key: str) -> Counter[str]:
-        """Build the target or do the runs of the item `key`; how many had which outcome, with `build` before it for a
-        target."""
+    def do(self, key: str) -> list[str]:
+        """Build the target or do the runs of the item `key`; their outcomes, with `build` before it for a target."""
         begun = time.monotonic()
         try:
-            return Counter([f"build {self._build(key)}"] if key in self._builds else self._do_runs(self._bundles[key]))
+            return [f"build {self._build(key)}"] if key in self._builds else self._do_runs(self._bundles[key])
         finally:
             self._busy += time.monotonic() - begun
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lambda_hat.errors import ConfigError
-from lambda_hat.packing import RunItem, make_packs
+from lambda_hat.packing import RunItem, _best_exchange, _Packs, make_packs
 
 items_strategy = st.lists(
     st.builds(
@@ -45,6 +45,50 @@ def test_longest_first_inside_a_pack(items, size):
     for pack in make_packs(items, size):
         costs = [item.cost for item in pack]
         assert costs == sorted(costs, reverse=True)
+
+
+def plain_put(packs, group, size):
+    """The lightest pack with room for all of it, else as much as fits into the emptiest, looking at every pack."""
+    lightest = lambda pack: (sum(item.cost for item in pack), packs.index(pack))  # noqa: E731
+    roomy = [pack for pack in packs if len(pack) + len(group) <= size]
+    chosen = min(roomy, key=lightest) if roomy else min(packs, key=lambda pack: (len(pack), *lightest(pack)))
+    space = size - len(chosen)
+    chosen += group[:space]
+    if group[space:]:
+        plain_put(packs, group[space:], size)
+
+
+@given(
+    st.lists(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.sampled_from([0.0, 1.0, 2.5]))), max_size=30)
+)
+def test_a_group_goes_to_the_lightest_pack_that_has_room(groups):
+    size = 9
+    items = [[RunItem(f"t{g}", f"r{i}", "p", cost) for i in range(n)] for g, (n, cost) in enumerate(groups)]
+    number = math.ceil(sum(map(len, items)) / size)
+    packs, plain = _Packs(number, size), [[] for _ in range(number)]
+    for group in items:
+        packs.put(group)
+        plain_put(plain, group, size)
+        assert packs.runs == plain
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1.0, 2.5, 4.0, 7.0]), min_size=1, max_size=12),
+    st.lists(st.sampled_from([0.0, 1.0, 2.5, 4.0]), max_size=12),
+    st.floats(0.01, 5),
+    st.booleans(),
+)
+def test_the_best_exchange_is_that_of_all_pairs(heavy, light, wanted, one_way):
+    heavy, light = (
+        [RunItem("t", str(i), "p", cost) for i, cost in enumerate(sorted(costs))] for costs in (heavy, light)
+    )
+    given, got = _best_exchange(heavy, light, wanted, one_way)
+    misses = [abs(a.cost - b.cost - wanted) for a in heavy for b in light]
+    misses += [abs(a.cost - wanted) for a in heavy if one_way]
+    if misses:
+        found = heavy[given].cost - (0.0 if got is None else light[got].cost)
+        assert got is not None or one_way
+        assert abs(found - wanted) == min(misses)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lambda_hat.drain import Drain
-from mpi.dispatch import Handout, Item, World, dispatch, start_mpi
+from mpi.dispatch import World, dispatch, start_mpi
+from mpi.handout import Item
 from mpi.launch import Launch, LauncherChoice, find_launcher, launch_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +75,7 @@ def test_every_item_once_after_its_need_and_all_ranks_agree(items, size, slow):
         time.sleep(0.004 if index[key] in slow else 0.0)
         with lock:
             log.append(("end", key))
-        return "failed" if key.endswith("1") else "finished"
+        return ["failed" if key.endswith("1") else "finished"]
 
     results = run_in_threads(size, items, do)
     starts = [key for what, key in log if what == "start"]
@@ -90,27 +91,8 @@ def test_every_item_once_after_its_need_and_all_ranks_agree(items, size, slow):
 def test_alone_the_order_is_the_given_one():
     items = [Item("long"), Item("middle"), Item("short", needs="long")]
     done = []
-    dispatch(World(0, 1, None), items, lambda key: done.append(key) or "finished")
+    dispatch(World(0, 1, None), items, lambda key: done.append(key) or ["finished"])
     assert done == ["long", "middle", "short"]
-
-
-def test_an_item_whose_need_is_under_way_is_passed_over():
-    handout = Handout([Item("build"), Item("run", needs="build"), Item("other")])
-    assert [handout.take(0), handout.take(1), handout.take(2)] == ["build", "other", None]
-    handout.end("build", "failed")
-    assert handout.take(2) == "run"
-    assert not handout.done
-
-
-def test_ranks_keep_to_their_programs_among_items_of_similar_cost():
-    items = [Item(f"{program}{i}", cost=10.0 - i, program=program) for i in range(3) for program in "ab"]
-    handout = Handout([*items, Item("short", cost=1.0, program="a")])
-    assert [handout.take(rank) for rank in (0, 1, 1, 0, 1)] == ["a0", "b0", "b1", "a1", "b2"]
-    # A rank goes on with another's program when its own has nothing left, and never puts a long item off for a short.
-    assert [handout.take(rank) for rank in (1, 0)] == ["a2", "short"]
-
-    handout = Handout([Item("a0", None, 8.0, "a"), Item("b0", None, 7.0, "b"), Item("a1", None, 1.0, "a")])
-    assert [handout.take(0), handout.take(0), handout.take(0)] == ["a0", "b0", "a1"]
 
 
 def test_a_drain_of_rank_0_reaches_every_rank_within_its_item():
@@ -122,13 +104,13 @@ def test_a_drain_of_rank_0_reaches_every_rank_within_its_item():
         if rank == 0:
             assert others_at_work.wait(20)
             drains[0].request("SIGTERM came")
-            return "paused"
+            return ["paused"]
         others_at_work.set()
         deadline = time.monotonic() + 20
         while drains[rank].reason is None and time.monotonic() < deadline:
             time.sleep(0.01)
         heard[rank] = drains[rank].reason
-        return "paused"
+        return ["paused"]
 
     results = run_in_threads(4, [Item(f"run{i}") for i in range(20)], do, drains)
     assert len(heard) >= 1 and set(heard.values()) == {"SIGTERM came"}
@@ -145,54 +127,8 @@ def test_what_drains_before_it_starts_does_nothing():
     assert results == {rank: Counter(left=2) for rank in range(3)}
 
 
-def test_nothing_is_begun_that_cannot_end_before_the_deadline():
-    """Expected seconds are corrected by what the items before took; here each took a hundredth."""
-    drain = Drain(time.time() + 50.0)
-    handout = Handout([Item("forty", cost=40.0), Item("forty-five", cost=45.0), Item("one", cost=1.0)], drain)
-    assert handout.take(0) == "forty"
-    handout.end("forty", "finished")
-    drain.deadline = time.time() + 20.0
-    assert handout.take(0) == "forty-five"
-    handout.end("forty-five", "finished")
-    drain.deadline = time.time() - 1
-    assert handout.take(0) is None
-    assert handout.done and handout.left == ["one"]
-
-    drain = Drain(time.time() + 50.0)
-    handout = Handout([Item("forty", cost=40.0), Item("one", cost=1.0)], drain)
-    drain.deadline = time.time() + 20.0
-    assert [handout.take(0), handout.take(0)] == ["one", None]
-    assert handout.left == ["forty"] and not handout.done
-
-
-def test_what_no_allocation_is_long_enough_for_is_begun_all_the_same():
-    drain = Drain(time.time() + 50.0)
-    handout = Handout([Item("endless", cost=1e6), Item("endless too", cost=1e6)], drain)
-    assert handout.take(0) == "endless"
-    drain.deadline = time.time() + 5.0
-    assert handout.take(1) is None and handout.left == ["endless too"]
-
-
-def test_suspects_go_out_last_and_by_themselves():
-    items = [Item("killer", cost=9.0, alone=True), Item("a"), Item("b"), Item("killer too", alone=True)]
-    handout = Handout(items)
-    assert [handout.take(0), handout.take(1), handout.take(2)] == ["a", "b", None]
-    handout.end("a", "finished")
-    assert handout.take(0) is None
-    handout.end("b", "finished")
-    assert [handout.take(0), handout.take(1)] == ["killer", None]
-    handout.end("killer", "finished")
-    assert handout.take(1) == "killer too"
-
-
 def test_nothing_to_do_ends_at_once():
     assert run_in_threads(3, [], lambda rank, key: "finished") == {0: {}, 1: {}, 2: {}}
-
-
-@pytest.mark.parametrize("items", [[Item("run", needs="build")], [Item("a"), Item("a")], [Item("a", needs="a")]])
-def test_items_that_could_never_be_handed_out_are_refused(items):
-    with pytest.raises(ValueError):
-        Handout(items)
 
 
 def test_without_mpi4py_a_process_is_alone(monkeypatch):
@@ -202,7 +138,8 @@ def test_without_mpi4py_a_process_is_alone(monkeypatch):
 
 HEAD = """
 import hashlib, json, os, sys, threading, time
-from mpi.dispatch import Item, dispatch, install_abort_hooks, start_mpi
+from mpi.dispatch import dispatch, install_abort_hooks, start_mpi
+from mpi.handout import Item
 world = start_mpi(4)
 install_abort_hooks(world)
 """
@@ -217,7 +154,7 @@ def do(key):
         time.sleep(0.01)
     with open(os.path.join(sys.argv[1], f"{world.rank}"), "a") as log:
         log.write(key + "\\n")
-    return "finished"
+    return ["finished"]
 
 items = [Item("build"), *(Item(f"run{i}", needs="build" if i % 2 else None) for i in range(40))]
 outcomes = dispatch(world, items if world.rank == 0 else [], do)
@@ -230,7 +167,7 @@ def do(key):
     if key == "bad":
         raise RuntimeError("a rank " + "breaks")
     time.sleep(0.01 if key == "good" else 60)
-    return "finished"
+    return ["finished"]
 dispatch(world, [Item("good"), Item("bad"), Item("slow1"), Item("slow2"), Item("slow3")], do)
 """
 
@@ -274,7 +211,7 @@ drain.on_signals()
 def do(key):
     while drain.reason is None:
         time.sleep(0.05)
-    return "paused"
+    return ["paused"]
 if world.rank == 0:
     threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
 outcomes = dispatch(world, [Item(f"run{i}") for i in range(9)], do, drain)
