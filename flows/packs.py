@@ -87,6 +87,7 @@ class Pack:
             "deadline": self._flow.stop_at,
             "lease": str(self._round.lease.path),
             "suspects": self._suspects,
+            "compile_cache": self._flow.study.settings.compile_cache,
             "builds": [],
             "runs": [
                 {

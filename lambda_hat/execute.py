@@ -28,7 +28,7 @@ from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.posterior import Posterior, posterior_for
 from lambda_hat.samplers import Draws, sample
 from lambda_hat.samplers.chunks import Chunks
-from lambda_hat.store import publish_run, write_config, write_json_atomic
+from lambda_hat.store import programs_folder, publish_run, write_config, write_json_atomic
 from lambda_hat.targets import Target, build_checkpoints, build_target, load_target, save_target, true_llc_t
 
 CHECKPOINT = "checkpoint.npz"
@@ -91,7 +91,7 @@ def sample_into(
     memory = _memory_of_rank(ranks_on_node)
 
     def chunks() -> Chunks:
-        return Chunks(checkpoint, cfg.runtime.checkpoint_every, drain, memory)
+        return Chunks(checkpoint, cfg.runtime.checkpoint_every, drain, memory, programs_folder(run_dir))
 
     try:
         resumed = chunks()
@@ -246,7 +246,8 @@ def _analysis(
         "fge": draws.fge,
         "seconds_compile": draws.seconds_compile,
         "seconds_sample": draws.seconds_sample,
-        "cache_hit": draws.cache_hit,
+        "programs_compiled": draws.programs_compiled,
+        "programs_loaded": draws.programs_loaded,
         "notes": list(draws.notes),
     }
 

@@ -62,6 +62,7 @@ class StudySettings:
     pack: int = 32
     retries: int = 1
     jax_enable_x64: bool = True
+    compile_cache: bool = True
     targets: list[Any] = field(default_factory=list)
     samplers: list[Any] = field(default_factory=list)
 

@@ -10,6 +10,7 @@ from lambda_hat.posterior import posterior_for
 from lambda_hat.samplers import adjusted_mclmc, hmc, mala, mclmc, nuts, sghmc, sgld, sgnht
 from lambda_hat.samplers.base import Draws
 from lambda_hat.samplers.chunks import Chunks
+from lambda_hat.store import programs_folder
 from lambda_hat.targets.base import Target
 
 __all__ = ["Draws", "sample"]
@@ -30,5 +31,6 @@ def sample(target: Target, cfg: SampleConfig, identity: int = 0, chunks: Chunks 
         raise ConfigError(
             f"{cfg.name} needs at least {cfg.min_dim} moving parameters, and this target has {target.dim}"
         )
+    chunks = chunks or Chunks(programs=programs_folder())
     with jax.enable_x64(cfg.precision == "float64"):
-        return _SAMPLERS[cfg.name](target, cfg, identity, posterior_for(cfg, target.n, target.dim), chunks or Chunks())
+        return _SAMPLERS[cfg.name](target, cfg, identity, posterior_for(cfg, target.n, target.dim), chunks)

@@ -33,16 +33,22 @@ class Chunks:
 
     path: where the state is kept; None: nowhere. every: seconds between two checkpoints, at most. drain: asked between
     chunks whether to stop. memory: bytes that the run may take, None where that is not known.
-    facts: JSON-able, kept with every checkpoint: the seconds spent so far, and what a part of the run that is over has
-    found.
+    programs: the folder through which compiled programs are exchanged, None where there is none.
+    facts: JSON-able, kept with every checkpoint: the seconds spent and the programs made so far, and what a part of the
+    run that is over has found.
     """
 
     def __init__(
-        self, path: Path | None = None, every: float = 60.0, drain: Drain | None = None, memory: int | None = None
+        self,
+        path: Path | None = None,
+        every: float = 60.0,
+        drain: Drain | None = None,
+        memory: int | None = None,
+        programs: Path | None = None,
     ):
         self.facts: dict[str, Any] = {"seconds_compile": 0.0, "seconds_sample": 0.0}
-        self.cache_hit = True
-        """Every program was already in this process."""
+        self.facts |= {"programs_compiled": 0, "programs_loaded": 0}
+        self._programs = programs
         self._memory = memory
         self._path, self._every, self._drain = path, every, drain or Drain()
         self._phase: str | None = None
@@ -60,17 +66,20 @@ class Chunks:
             content = self._path.read_bytes()
         except FileNotFoundError:
             return False
-        self._phase, self.facts, self._leaves = decode(self._path, content)
+        self._phase, facts, self._leaves = decode(self._path, content)
+        self.facts |= facts
         return True
 
     def program(
         self, static: Hashable, make: Callable[[], Callable], args: tuple, strict: bool, donate: tuple[int, ...] = ()
     ) -> Callable:
         """As `compiled`. Raises TooLarge where a call would not fit into memory."""
-        found = compiled(static, make, args, strict, donate)
+        is_stopping = lambda: self._drain.reason is not None  # noqa: E731
+        found = compiled(static, make, args, strict, donate, self._programs, is_stopping)
         require_memory(found.call, self._memory)
         self.facts["seconds_compile"] += found.seconds
-        self.cache_hit &= found.cache_hit
+        if found.source != "process":
+            self.facts[f"programs_{found.source}"] += 1
 
         def timed(*args: Any) -> Any:
             begun = time.perf_counter()
