@@ -17,6 +17,7 @@ import atexit
 import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -30,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 
 from lambda_hat.cores import xla_cores
 from lambda_hat.errors import StoreError
@@ -221,7 +221,7 @@ def platform() -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
         "backend": device.client.platform_version,
         "device": _processor() if device.platform == "cpu" else device.device_kind,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
@@ -299,10 +299,11 @@ def decode(data: bytes) -> dict[str, bytes]:
     head = json_object(line) or {}
     if head.get("platform") != platform_name():
         raise ValueError(f"an entry for {head.get('platform')}")
+    sizes = head.get("files")
+    if not isinstance(sizes, dict) or any(Path(name).name != name or type(sizes[name]) is not int for name in sizes):
+        raise ValueError("an entry with files that JAX does not write")
     files, start = {}, 0
-    for name, size in head["files"].items():
-        if Path(name).name != name:
-            raise ValueError(f"an entry with a file called {name!r}")
+    for name, size in sizes.items():
         files[name] = contents[start : start + size]
         start += size
     return files
