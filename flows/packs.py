@@ -88,6 +88,7 @@ class Pack:
             "lease": str(self._round.lease.path),
             "suspects": self._suspects,
             "lanes": self._flow.study.settings.lanes,
+            "compile_cache": self._flow.study.settings.compile_cache,
             "builds": [],
             "runs": [
                 {

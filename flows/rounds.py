@@ -20,7 +20,7 @@ from flows.progress import StudyProgress
 from lambda_hat.id_utils import trajectory_id
 from lambda_hat.lease import LEASE_VARIABLE, Lease
 from lambda_hat.results import error_line
-from lambda_hat.store import read_json, write_config
+from lambda_hat.store import CACHE_OFF, CACHE_VARIABLE, read_json, write_config
 from lambda_hat.workflow_config import PlannedRun
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class Round:
         self.environment = {LEASE_VARIABLE: str(lease.path)}
         if flow.stop_at is not None:
             self.environment[DEADLINE_VARIABLE] = repr(flow.stop_at)
+        if not flow.study.settings.compile_cache:
+            self.environment[CACHE_VARIABLE] = CACHE_OFF
         """What every process of the study gets beside its inherited environment."""
         self.progress = StudyProgress(
             flow.console, targets=len(plan.builds), packs=packs, runs=len(plan.runs), quiet=flow.quiet

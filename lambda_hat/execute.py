@@ -28,7 +28,7 @@ from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.posterior import Posterior
 from lambda_hat.samplers import Draws, Lane, lane_key, make_lane, measured_width, sample_lanes
 from lambda_hat.samplers.chunks import Chunks, read_checkpoint
-from lambda_hat.store import publish_run, write_config, write_json_atomic
+from lambda_hat.store import programs_folder, publish_run, write_config, write_json_atomic
 from lambda_hat.targets import Target, build_checkpoints, build_target, load_target, save_target, true_llc_t
 
 CHECKPOINT = "checkpoint.npz"
@@ -98,7 +98,7 @@ def companions(prepared: Prepared) -> Hashable:
 
 def width_for(runs: Sequence[Prepared], ranks_on_node: int = 1) -> int:
     """How many of some companions are best sampled at a time, measured."""
-    return measured_width([run.lane for run in runs], memory_of_rank(ranks_on_node))
+    return measured_width([run.lane for run in runs], memory_of_rank(ranks_on_node), programs_folder(runs[0].run_dir))
 
 
 def sample_into(
@@ -149,6 +149,7 @@ def sample_together(
         every=runs[0].cfg.runtime.checkpoint_every,
         drain=drain,
         memory=memory_of_rank(ranks_on_node),
+        programs=programs_folder(runs[0].run_dir),
     )
     chunks.load()
     lanes = [run.lane for run in runs]
@@ -194,7 +195,7 @@ def estimate(target: Target, cfg: SampleConfig) -> Estimate:
     Raises ConfigError where `cfg.restrict` matches nothing, or the sampler cannot take the target.
     """
     lane = make_lane(_restricted(target, cfg), cfg, random_identity(cfg))
-    draws = sample_lanes([lane], Chunks())[0]
+    draws = sample_lanes([lane], Chunks(programs=programs_folder()))[0]
     summary = summarize(draws, lane.target.loss_at_w_star, lane.posterior.n_beta)
     return Estimate(lane.target, lane.posterior, draws, summary)
 
@@ -306,7 +307,8 @@ def _analysis(
         "fge": draws.fge,
         "seconds_compile": draws.seconds_compile,
         "seconds_sample": draws.seconds_sample,
-        "cache_hit": draws.cache_hit,
+        "programs_compiled": draws.programs_compiled,
+        "programs_loaded": draws.programs_loaded,
         "notes": list(draws.notes),
     }
 

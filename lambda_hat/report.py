@@ -74,6 +74,15 @@ def tries_line(runs: int, causes: Mapping[str, int], damaged: int, quarantined: 
     return "; ".join(parts) or None
 
 
+def programs_line(rows: Iterable[Mapping[str, Any]]) -> str | None:
+    """What the programs of finished runs cost, in one line; None where no run made one."""
+    keys = ("programs_compiled", "programs_loaded", "seconds_compile")
+    compiled, loaded, seconds = (sum(row[key] or 0 for row in rows) for key in keys)
+    if not compiled + loaded:
+        return None
+    return f"{compiled} compiled, {loaded} loaded, in {seconds:.1f} s of all processes together"
+
+
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
 
@@ -115,6 +124,8 @@ def print_summary(
             f"ranks     {usage['ranks']:.0f} rank processes were sampling {busy:.0%} of their time "
             f"({usage['busy']:.0f} of {usage['total']:.0f} s, start-up included)"
         )
+    if programs := programs_line(rows):
+        console.print(f"programs  {programs}")
     if tries is not None:
         console.print(f"tries     {tries}", soft_wrap=True)
     console.print(f"time      {seconds:.1f} s")

@@ -66,6 +66,8 @@ _COLUMNS: list[tuple[str, pa.DataType]] = [
     ("step_size", _FLOATS),
     ("num_gradients", pa.int64()),
     ("fge", pa.float64()),
+    ("programs_compiled", pa.int64()),
+    ("programs_loaded", pa.int64()),
     ("seconds_compile", pa.float64()),
     ("seconds_sample", pa.float64()),
     ("seconds_total", pa.float64()),

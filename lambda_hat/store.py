@@ -43,6 +43,8 @@ from lambda_hat.integrity import (
 from lambda_hat.omegaconf_support import to_yaml
 
 __all__ = [
+    "CACHE_OFF",
+    "CACHE_VARIABLE",
     "Damage",
     "Digests",
     "EventLog",
@@ -53,6 +55,7 @@ __all__ = [
     "existing_store",
     "file_entry",
     "finite_or_none",
+    "programs_folder",
     "publish_run",
     "publish_target",
     "read_events",
@@ -70,6 +73,9 @@ __all__ = [
 TargetStatus = Literal["built", "failed", "missing"]
 RunStatus = Literal["finished", "failed", "pending"]
 
+CACHE_VARIABLE = "LAMBDA_HAT_CACHE"
+"""Environment variable: another folder than the store's `cache` to exchange compiled programs through, or CACHE_OFF."""
+CACHE_OFF = "off"
 PROBE_BYTES = 16 * 1024
 """More than a file system keeps room for within a file's own entry."""
 
@@ -101,6 +107,11 @@ class Store:
     @property
     def packs_dir(self) -> Path:
         return self.root / "packs"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Compiled programs; nothing depends on them, and they may be deleted at any time."""
+        return self.root / "cache"
 
     def target_dir(self, target_id: str) -> Path:
         return self.targets_dir / target_id
@@ -256,6 +267,18 @@ def _refused_as(words: str, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(f"{words}: {error.strerror or error}; {remedy}") from None
+
+
+def programs_folder(run_dir: Path | None = None) -> Path | None:
+    """The folder through which compiled programs are exchanged; None: there is none.
+
+    run_dir: of the run that is sampled, whose store has one; outside a store only CACHE_VARIABLE names one.
+    """
+    told = os.environ.get(CACHE_VARIABLE)
+    if told:
+        return None if told == CACHE_OFF else Path(told).expanduser().absolute()
+    above = () if run_dir is None else run_dir.absolute().parents
+    return Store(above[2]).cache_dir if len(above) > 2 and above[1].name == "targets" else None
 
 
 def existing_store(root: Path) -> Store:

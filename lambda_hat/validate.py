@@ -270,7 +270,8 @@ def run_row(sampler: str, row: Row, seed: int = 0) -> dict[str, Any]:
         "true_multiplicity": target.true_multiplicity,
         "verdict": summary.verdict,
         "num_gradients": draws.num_gradients,
-        "cache_hit": draws.cache_hit,
+        "programs_compiled": draws.programs_compiled,
+        "programs_loaded": draws.programs_loaded,
         "seconds": time.perf_counter() - started,
     }
     return result | judge(sampler, summary.llc_mean, summary.llc_std_error, exact)

@@ -65,6 +65,7 @@ class StudySettings:
     lanes: Any = 1
     """A number, or auto."""
     jax_enable_x64: bool = True
+    compile_cache: bool = True
     targets: list[Any] = field(default_factory=list)
     samplers: list[Any] = field(default_factory=list)
 

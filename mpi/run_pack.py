@@ -9,9 +9,9 @@ A pack file is JSON: `format` (1), `pack_id`, `store_root` (absolute), `cores_pe
 `runs` (target_id, run_id, config, cost in seconds; program, which runs that share compiled code have in common, where
 known), and where they are needed `builds` (target_id, config), for the ranks to build as well, `gpus_per_node` (0),
 `ranks_per_gpu` (1), `deadline` (seconds since the epoch; the variable LAMBDA_HAT_DEADLINE may bring it forward),
-`lease` (path of the driver's), `lanes` (how many runs of one program a rank samples side by side at most, or "auto";
-1) and `suspects` (runs as "target_id/run_id" that may have killed their rank, handed out
-last and one at a time).
+`lease` (path of the driver's), `suspects` (runs as "target_id/run_id" that may have killed their rank, handed out last
+and one at a time), `lanes` (how many runs of one program a rank samples side by side at most, or "auto"; 1) and
+`compile_cache` (true; false: every rank compiles its programs itself).
 
 At the deadline, on SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C, when the driver ends, and when the store cannot be written, the
 ranks drain: each keeps the state of its run in a checkpoint within seconds, and the pack ends by itself.
@@ -72,7 +72,16 @@ from lambda_hat.id_utils import canonical_json, run_id_for, target_id_for, traje
 from lambda_hat.lanes import AUTO, MOST_LANES, check_lanes, even_pieces
 from lambda_hat.lease import LEASE_VARIABLE, SLOWEST_LOOK, Lease, drain_when_lost
 from lambda_hat.omegaconf_support import build_dataclass, schema_for
-from lambda_hat.store import Damage, EventLog, Store, error_line, read_json, write_json_atomic
+from lambda_hat.store import (
+    CACHE_OFF,
+    CACHE_VARIABLE,
+    Damage,
+    EventLog,
+    Store,
+    error_line,
+    read_json,
+    write_json_atomic,
+)
 from lambda_hat.workflow_config import Study, compose_study
 from mpi.devices import (
     bind_rank,
@@ -99,6 +108,7 @@ PACK_DEFAULTS = {
     "lease": None,
     "suspects": [],
     "lanes": 1,
+    "compile_cache": True,
 }
 
 PATIENCE = 3.0
@@ -290,6 +300,7 @@ def _check_entries(path: Path, pack: Pack) -> None:
     _require(lease is None or isinstance(lease, str), f"{path}: lease", lease, "a path or null")
     texts = isinstance(suspects, list) and all(isinstance(key, str) for key in suspects)
     _require(texts, f"{path}: suspects", suspects, "a list of texts")
+    _require(type(pack["compile_cache"]) is bool, f"{path}: compile_cache", pack["compile_cache"], "true or false")
     deadline = pack["deadline"]
     seconds = deadline is None or (type(deadline) in (int, float) and abs(deadline) < float("inf"))
     _require(seconds, f"{path}: deadline", deadline, "seconds since the epoch, or null")
@@ -364,6 +375,7 @@ def pack_of_study(study: Study, cores_per_rank: int, look_only: bool = False) ->
         "store_root": str(store.root),
         "cores_per_rank": cores_per_rank,
         "expected_ranks": None,
+        "compile_cache": study.settings.compile_cache,
         "builds": builds,
         "runs": runs,
     }
@@ -467,6 +479,8 @@ def run_pack(world: World, pack: Pack, drain: Drain, started: float) -> Counter[
         # A rank that leaves ends the launch, so one that looks often is enough for all of them.
         drain_when_lost(pack["lease"], drain, f"rank {world.rank}", 1.0 if world.rank == 0 else SLOWEST_LOOK)
         rank = Rank(world, pack, store, drain, events, console)
+        if not pack["compile_cache"]:
+            os.environ[CACHE_VARIABLE] = CACHE_OFF
         try:
             rank.begin(bind_rank(world.rank, pack["cores_per_rank"], pack["gpus_per_node"], pack["ranks_per_gpu"]))
         except LaunchError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,14 @@ def awkward_dir(request, tmp_path) -> Path:
 def repo_env() -> dict[str, str]:
     """An environment in which child processes find the checkout."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """All tests of a session, in however many processes, and all that they start exchange their compiled programs."""
+    if "LAMBDA_HAT_CACHE" not in os.environ:
+        shared = tempfile.mkdtemp(prefix="lambda_hat-tests-")
+        os.environ["LAMBDA_HAT_CACHE"] = shared
+        config.add_cleanup(lambda: shutil.rmtree(shared, ignore_errors=True))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -21,7 +21,8 @@ def draws_of(loss, alive=None, num_divergent=0, acceptance=None, **more) -> Draw
         fge=1.0,
         seconds_compile=0.0,
         seconds_sample=0.0,
-        cache_hit=False,
+        programs_compiled=0,
+        programs_loaded=0,
         notes=(),
         **more,
     )

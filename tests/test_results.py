@@ -21,7 +21,7 @@ from lambda_hat.store import Store, publish_run, publish_target, write_config, w
 
 ASKED_FOR = """target_id run_id sampler status reason llc_mean llc_std_error llc_per_chain rhat_max ess_bulk_min
 acceptance num_divergent loss_at_w_star loss_mean n dim beta gamma n_beta true_llc true_llc_t rel_error verdict fge
-seconds_compile seconds_sample rank host pack_id run_dir""".split()
+programs_compiled programs_loaded seconds_compile seconds_sample rank host pack_id run_dir""".split()
 
 
 @pytest.fixture
@@ -44,6 +44,7 @@ def _finish(store, ref, **values):
     analysis = {
         "llc_mean": 1.98, "llc_std_error": 0.02, "llc_per_chain": [1.9, None], "verdict": "ok", "num_divergent": 0,
         "verdict_sentence": "ok", "true_llc": 2.0, "true_llc_t": 1.99, "seconds_compile": 1.0, "seconds_sample": 2.0,
+        "programs_compiled": 3, "programs_loaded": 1,
         "rank": 0, "host": "here", "pack_id": "pack_1", "notes": [], "step_size": [0.1, 0.1], "unknown": 1,
     }  # fmt: skip
     publish_run(run, ref.cfg, write_config(run, ref.cfg), b"trace", analysis | values)
@@ -156,6 +157,7 @@ def test_summary_and_picture(store, tmp_path):
         "diverged",
         "2 finished, 1 pending",
         "75% of their time",
+        "6 compiled, 2 loaded, in 2.0 s of all processes",
         str(tmp_path),
     ):
         assert expected in text

@@ -152,7 +152,7 @@ def print_table(results: Sequence[dict[str, Any]], seconds: float, processes: in
             "does not repeat was chance",
             soft_wrap=True,
         )
-    programs = sum(not r["cache_hit"] for r in results)
+    programs = sum(r["programs_compiled"] + r["programs_loaded"] > 0 for r in results)
     console.print(
         f"{len(results)} runs of {programs} programs in {seconds:.0f} s on {processes} "
         f"{'process' if processes == 1 else 'processes'}; s: seconds of a row, its program's compilation included "

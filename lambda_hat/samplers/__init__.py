@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ from lambda_hat.samplers.sgld import SGLD
 from lambda_hat.samplers.sgnht import SGNHT
 from lambda_hat.samplers.stochastic import run_with_pilot
 from lambda_hat.samplers.width import best_width
+from lambda_hat.store import programs_folder
 from lambda_hat.targets.base import Target
 
 __all__ = ["Draws", "Lane", "lane_key", "make_lane", "measured_width", "sample", "sample_lanes", "sampler_of"]
@@ -74,7 +76,7 @@ def sample(target: Target, cfg: SampleConfig, identity: int = 0, chunks: Chunks 
     Everything is traced and run in the precision of `cfg`. chunks: where the run keeps its state, and whether it is to
     stop; where it does, Paused is raised.
     """
-    return sample_lanes([make_lane(target, cfg, identity)], chunks or Chunks())[0]
+    return sample_lanes([make_lane(target, cfg, identity)], chunks or Chunks(programs=programs_folder()))[0]
 
 
 def sample_lanes(lanes: Sequence[Lane], chunks: Chunks) -> list[Draws]:
@@ -89,9 +91,9 @@ def sample_lanes(lanes: Sequence[Lane], chunks: Chunks) -> list[Draws]:
         return runner(sampler_of(cfg), lanes, chunks)
 
 
-def measured_width(lanes: Sequence[Lane], memory: int | None = None) -> int:
+def measured_width(lanes: Sequence[Lane], memory: int | None = None, programs: Path | None = None) -> int:
     """How many of `lanes`, of equal `lane_key`, are best sampled at a time, by a short measurement of their program
-    and by the `memory` in bytes that it may take."""
+    and by the `memory` in bytes that it may take. programs: as of `Chunks`."""
     cfg = lanes[0].cfg
     if isinstance(cfg, StochasticGradientConfig) and cfg.step_size is None:
         # The pilot would choose it; its value changes no time.
@@ -99,5 +101,5 @@ def measured_width(lanes: Sequence[Lane], memory: int | None = None) -> int:
     key = (lane_key(lanes[0]), len(lanes))
     if key not in _widths:
         with jax.enable_x64(cfg.precision == "float64"):
-            _widths[key] = best_width(sampler_of(cfg), lanes, memory)
+            _widths[key] = best_width(sampler_of(cfg), lanes, memory, programs)
     return _widths[key]

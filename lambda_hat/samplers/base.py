@@ -187,8 +187,10 @@ class Draws(NamedTuple):
     """Full-gradient equivalents over all chains: recorded losses and checks of the step size included as well."""
     seconds_compile: float
     seconds_sample: float
-    cache_hit: bool
-    """The compiled programs were already in this process."""
+    programs_compiled: int
+    programs_loaded: int
+    """Loaded from the folder through which processes exchange them. Programs that were in this process already count
+    as neither."""
     notes: tuple[str, ...]
     """Sentences for the report."""
     row_moments: RowMoments | None = None

@@ -42,11 +42,11 @@ class Chunks:
     """Drives the loops of runs side by side, and keeps the state of each.
 
     paths: where the state of each lane is kept; none: nowhere. lanes: of the program, where there are more than paths;
-    those beyond repeat the last. every: seconds between two
-    checkpoints, at most. drain: asked between chunks whether to stop. memory: bytes that the lanes may take, None where
-    that is not known.
-    facts: of every lane, JSON-able, kept with its checkpoints: the seconds spent so far, its share of those that the
-    lanes spent together, and what a part of the run that is over has found.
+    those beyond repeat the last. every: seconds between two checkpoints, at most. drain: asked between chunks whether
+    to stop. memory: bytes that the lanes may take, None where that is not known. programs: the folder through which
+    compiled programs are exchanged, None where there is none.
+    facts: of every lane, JSON-able, kept with its checkpoints: its share of the seconds that the lanes spent together,
+    the programs made so far (those of all lanes with the first), and what a part of the run that is over has found.
     """
 
     def __init__(
@@ -56,11 +56,12 @@ class Chunks:
         every: float = 60.0,
         drain: Drain | None = None,
         memory: int | None = None,
+        programs: Path | None = None,
     ):
         self._lanes = max(len(paths), lanes)
-        self.facts: list[dict[str, Any]] = [{"seconds_compile": 0.0, "seconds_sample": 0.0} for _ in range(self._lanes)]
-        self.cache_hit = True
-        """Every program was already in this process."""
+        nothing = {"seconds_compile": 0.0, "seconds_sample": 0.0, "programs_compiled": 0, "programs_loaded": 0}
+        self.facts: list[dict[str, Any]] = [dict(nothing) for _ in range(self._lanes)]
+        self._programs = programs
         self._memory = memory
         self._paths, self._every, self._drain = paths, every, drain or Drain()
         self._kept: list[Kept] = []
@@ -86,10 +87,12 @@ class Chunks:
         self, static: Hashable, make: Callable[[], Callable], args: tuple, strict: bool, donate: tuple[int, ...] = ()
     ) -> Callable:
         """As `compiled`. Raises TooLarge where a call would not fit into memory."""
-        found = compiled(static, make, args, strict, donate)
-        require_memory(found.call, self._memory)
+        is_stopping = lambda: self._drain.reason is not None  # noqa: E731
+        found = compiled(static, make, args, strict, donate, self._programs, is_stopping)
+        require_memory(found.memory, self._memory)
         self._spend("seconds_compile", found.seconds)
-        self.cache_hit &= found.cache_hit
+        if found.source != "process":
+            self.facts[0][f"programs_{found.source}"] += 1
 
         def timed(*args: Any) -> Any:
             begun = time.perf_counter()

@@ -5,49 +5,65 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from lambda_hat.errors import TooLarge
+from lambda_hat.samplers.program_cache import build
 
 MOST_PROGRAMS = 100
 """Executables that a process keeps, those used last. On a CPU one takes about 170 memory mappings, of which Linux gives
 a process 65,530 by default; at the limit the compiler aborts it."""
 
-_programs: OrderedDict[Hashable, Callable] = OrderedDict()
+_programs: OrderedDict[Hashable, tuple[Callable, int]] = OrderedDict()
+"""With the memory that a call takes: to ask XLA costs ten milliseconds."""
 
 
 class Compiled(NamedTuple):
-    """An executable, the seconds that it took to make just now, and whether it was there already."""
+    """An executable, the seconds that it took just now, and where it came from."""
 
     call: Callable
+    memory: int
+    """Bytes that a call takes."""
     seconds: float
-    cache_hit: bool
+    """Tracing, loading, and waiting for another process to compile it, included."""
+    source: Literal["process", "loaded", "compiled"]
+    """It was in this process already, it came from the shared folder, or it was compiled."""
 
 
 def compiled(
-    static: Hashable, make: Callable[[], Callable], args: tuple, strict: bool, donate: tuple[int, ...] = ()
+    static: Hashable,
+    make: Callable[[], Callable],
+    args: tuple,
+    strict: bool,
+    donate: tuple[int, ...] = (),
+    shared: Path | None = None,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> Compiled:
-    """The executable of `make()` for arguments like `args`, from this process's cache or compiled now.
+    """The executable of `make()` for arguments like `args`: this process's, the shared folder's, or compiled now.
 
     static: everything but the arguments that decides what `make()` computes; with the shapes and dtypes of `args`
     and the precision mode it is the program's signature. `strict`: trace under strict dtype promotion (blackjax's
-    own code does not take it). `donate`: positions of arguments whose memory the result may take over.
+    own code does not take it). `donate`: positions of arguments whose memory the result may take over. `shared` and
+    `is_stopping` as of `program_cache.build`.
     """
     leaves, structure = jax.tree.flatten(args)
     avals = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in leaves)
     key = (static, structure, avals, bool(jax.config.jax_enable_x64))
     if key in _programs:
         _programs.move_to_end(key)
-        return Compiled(_programs[key], 0.0, True)
+        return Compiled(*_programs[key], 0.0, "process")
     start = time.perf_counter()
     with jax.numpy_dtype_promotion("strict" if strict else "standard"):
-        _programs[key] = jax.jit(make(), donate_argnums=donate).lower(*args).compile()
+        lowered = jax.jit(make(), donate_argnums=donate).lower(*args)
+        call, loaded = build(lowered, shared, is_stopping)
+    _programs[key] = call, bytes_needed(call)
     if len(_programs) > MOST_PROGRAMS:
         _programs.popitem(last=False)
-    return Compiled(_programs[key], time.perf_counter() - start, False)
+    return Compiled(*_programs[key], time.perf_counter() - start, "loaded" if loaded else "compiled")
 
 
 def bytes_needed(program: Callable) -> int:
@@ -62,9 +78,8 @@ def bytes_needed(program: Callable) -> int:
     )
 
 
-def require_memory(program: Callable, available: int | None) -> None:
-    """Raises TooLarge where a call of `program` would take more than `available` bytes; None: not known."""
-    needed: Any = bytes_needed(program)
+def require_memory(needed: int, available: int | None) -> None:
+    """Raises TooLarge where more than `available` bytes are needed; None: not known."""
     if available is not None and needed > available:
         raise TooLarge(
             f"this run needs about {_gib(needed)} of memory, and its rank has {_gib(available)}; take fewer chains or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +21,7 @@ SECONDS = 0.05
 """Least time of a measurement."""
 
 
-def best_width(sampler: Sampler, lanes: Sequence[Lane], memory: int | None) -> int:
+def best_width(sampler: Sampler, lanes: Sequence[Lane], memory: int | None, programs: Path | None) -> int:
     """Lanes of a program at which one of them is about cheapest: 1, 4, 16, ... up to all of `lanes`.
 
     memory: bytes that a program may take; None: not known. Kernels of varying cost stay single: side by side all pay
@@ -31,7 +32,7 @@ def best_width(sampler: Sampler, lanes: Sequence[Lane], memory: int | None) -> i
     best, cost, width = 1, float("inf"), 1
     while width <= len(lanes):
         try:
-            found = seconds_per_transition(sampler, lanes[:width], memory)
+            found = seconds_per_transition(sampler, lanes[:width], memory, programs)
         except TooLarge:
             break
         if found > WORTH * cost:
@@ -42,9 +43,9 @@ def best_width(sampler: Sampler, lanes: Sequence[Lane], memory: int | None) -> i
     return best
 
 
-def seconds_per_transition(sampler: Sampler, lanes: Sequence[Lane], memory: int | None) -> float:
+def seconds_per_transition(sampler: Sampler, lanes: Sequence[Lane], memory: int | None, shared: Path | None) -> float:
     """Of one lane, the chains not adapted; compiled if need be, and not counted."""
-    cfg, programs = lanes[0].cfg, Programs(sampler, lanes, Chunks(lanes=len(lanes), memory=memory))
+    cfg, programs = lanes[0].cfg, Programs(sampler, lanes, Chunks(lanes=len(lanes), memory=memory, programs=shared))
     begun = programs.get("begin")()
     carry = programs.get("settle", begun)(begun)
     total = cfg.num_steps - sampler.num_adapt(cfg)

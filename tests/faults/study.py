@@ -35,7 +35,17 @@ STUDY = {
 }
 RUNS = 10
 """Two of them take some seconds, of several chunks."""
-OWN = ("seconds_compile", "seconds_sample", "seconds_total", "rank", "host", "pack_id", "run_dir")
+OWN = (
+    "programs_compiled",
+    "programs_loaded",
+    "seconds_compile",
+    "seconds_sample",
+    "seconds_total",
+    "rank",
+    "host",
+    "pack_id",
+    "run_dir",
+)
 """Columns of when and where, which no two studies have in common."""
 PATIENCE = 600.0
 MARK = "LAMBDA_HAT_FAULTS"

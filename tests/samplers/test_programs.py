@@ -19,9 +19,9 @@ def num_mappings():
 def test_the_programs_used_last_are_kept(monkeypatch):
     monkeypatch.setattr(programs, "_programs", type(programs._programs)())
     monkeypatch.setattr(programs, "MOST_PROGRAMS", 3)
-    assert [of(i).cache_hit for i in (0, 1, 2, 0, 3)] == [False, False, False, True, False]
-    assert [of(i).cache_hit for i in (0, 3, 2)] == [True, True, True]
-    assert not of(1).cache_hit
+    assert [of(i).source for i in (0, 1, 2, 0, 3)] == ["compiled"] * 3 + ["process", "compiled"]
+    assert [of(i).source for i in (0, 3, 2)] == ["process"] * 3
+    assert of(1).source == "compiled"
     assert float(of(2).call(np.float32(0))) == 2.0
 
 

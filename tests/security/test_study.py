@@ -60,7 +60,9 @@ def make_place(base: Path) -> Place:
     for folder in (here, base / "home", base / "t"):
         folder.mkdir()
     home = str(base / "home")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MPL"))}
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MPL", "LAMBDA_HAT_CACHE"))
+    }
     env |= {"HOME": home, "TMPDIR": str(base / "t"), "PYTHONDONTWRITEBYTECODE": "1", "LAMBDA_HAT_TEST_MARK": str(base)}
     env |= {f"XDG_{name}_HOME": f"{home}/{name}" for name in ("CACHE", "CONFIG", "DATA", "STATE")}
     study = {
@@ -106,6 +108,7 @@ def test_nothing_is_written_outside_of_store_and_results(ended):
     assert place.outside == []
     assert {path.name for path in place.here.iterdir()} == {"runs", "results", f"{NASTY[:5]}.yaml"}
     assert {path.name for path in place.base.iterdir()} == {"home", "t", NASTY}
+    assert list((place.store / "cache").glob("programs-*/*.program"))
 
 
 def test_everything_listens_on_loopback_alone(ended):
