@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+
 import jax
 
 from lambda_hat.config import SampleConfig
 from lambda_hat.errors import ConfigError
 from lambda_hat.posterior import posterior_for
-from lambda_hat.samplers import adjusted_mclmc, hmc, mala, mclmc, nuts, sghmc, sgld, sgnht
 from lambda_hat.samplers.base import Draws
 from lambda_hat.samplers.chunks import Chunks
 from lambda_hat.targets.base import Target
 
 __all__ = ["Draws", "sample"]
-
-_MODULES = (sgld, sghmc, sgnht, mala, hmc, nuts, mclmc, adjusted_mclmc)
-_SAMPLERS = {module.__name__.rpartition(".")[2]: module.sample for module in _MODULES}
 
 
 def sample(target: Target, cfg: SampleConfig, identity: int = 0, chunks: Chunks | None = None) -> Draws:
@@ -30,5 +28,7 @@ def sample(target: Target, cfg: SampleConfig, identity: int = 0, chunks: Chunks 
         raise ConfigError(
             f"{cfg.name} needs at least {cfg.min_dim} moving parameters, and this target has {target.dim}"
         )
+    # Each sampler is a module of its name. blackjax takes nearly as long to import as jax, and SGLD needs none of it.
+    module = importlib.import_module(f"{__name__}.{cfg.name}")
     with jax.enable_x64(cfg.precision == "float64"):
-        return _SAMPLERS[cfg.name](target, cfg, identity, posterior_for(cfg, target.n, target.dim), chunks or Chunks())
+        return module.sample(target, cfg, identity, posterior_for(cfg, target.n, target.dim), chunks or Chunks())
