@@ -40,9 +40,6 @@ from lambda_hat.errors import (
     StoreError,
 )
 from lambda_hat.lease import Lease
-from lambda_hat.pictures import draw_all
-from lambda_hat.report import print_summary, rank_usage
-from lambda_hat.results import RunRef, collect, write_table
 from lambda_hat.store import Store, check_folder, read_json_or_none, writing
 from lambda_hat.workflow_config import CONF_DIR, Study, compose_study
 from mpi.launch import Launch, Launcher, build_prefix, find_launcher, launch_environment
@@ -291,6 +288,11 @@ class Flow:
 
     def report(self, seconds: float, tries: Tries) -> int:
         """Collect the table, draw the picture, print the summary; the exit status says how the plan stands."""
+        # pandas, pyarrow and matplotlib take longer to import than a small study to plan.
+        from lambda_hat.pictures import draw_all
+        from lambda_hat.report import print_summary, rank_usage
+        from lambda_hat.results import RunRef, collect, write_table
+
         refs = [RunRef(r.target_id, r.run_id, self.study.targets[r.target_id], r.cfg) for r in self.study.runs]
         table = collect(self.store, refs)
         try:

@@ -7,9 +7,8 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -20,6 +19,9 @@ from lambda_hat.omegaconf_support import load_build_config, load_sample_config
 from lambda_hat.paths import moving_dim
 from lambda_hat.posterior import posterior_for
 from lambda_hat.store import Store, error_line, read_record, remove_litter, write_bytes_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["SCHEMA", "TABLE_NAME", "RunRef", "collect", "error_line", "runs_in_store", "to_frame", "write_table"]
 
@@ -149,6 +151,8 @@ def write_table(table: pa.Table, results_root: Path) -> Path:
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
     """The table as pandas, whole numbers that may be missing as nullable integers."""
+    import pandas as pd
+
     integers = {pa.int64(): pd.Int64Dtype()}
     return table.to_pandas(types_mapper=integers.get)
 
