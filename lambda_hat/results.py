@@ -197,7 +197,7 @@ def _row(store: Store, ref: RunRef, target: _TargetState) -> dict[str, Any]:
         **_restricted(ref, target.columns),
     }
     row |= _posterior_columns(ref.cfg, row["n"], row["dim"])
-    row |= {f"cfg.{key}": value for key, value in _flatten(dataclasses.asdict(ref.cfg))}
+    row |= _flatten(ref.cfg)
     status = store.run_status(ref.target_id, ref.run_id)
     if status == "finished":
         try:
@@ -248,9 +248,9 @@ def _posterior_columns(cfg: SampleConfig, n: int | None, dim: int | None) -> dic
     return {"beta": posterior.n_beta / n, "gamma": posterior.gamma, "n_beta": posterior.n_beta}
 
 
-def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
+def _flatten(cfg: Any, prefix: str = "cfg.") -> Iterator[tuple[str, Any]]:
+    for key, value in vars(cfg).items():
+        if dataclasses.is_dataclass(value):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
