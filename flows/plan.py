@@ -46,11 +46,6 @@ class Plan:
             ]
         return self._packs[size]
 
-    @property
-    def cost(self) -> float:
-        """Expected core-seconds of the runs to sample."""
-        return sum(run.cost for run in self.runs)
-
 
 def make_plan(
     store: Store, study: Study, rerun: Rerun = None, own_lease: Path | None = None, look_only: bool = False

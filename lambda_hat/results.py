@@ -73,6 +73,9 @@ _COLUMNS: list[tuple[str, pa.DataType]] = [
     ("seconds_total", pa.float64()),
     ("rank", pa.int64()),
     ("host", pa.string()),
+    ("backend", pa.string()),
+    ("device", pa.string()),
+    ("cores", pa.int64()),
     ("pack_id", pa.string()),
     ("run_dir", pa.string()),
 ]

@@ -28,7 +28,7 @@ from lambda_hat.config import (
     SampleConfig,
     SgldConfig,
 )
-from lambda_hat.cost import estimate_seconds
+from lambda_hat.cost import CostModel, shape_in_store, shape_of
 from lambda_hat.errors import ConfigError, nearest
 from lambda_hat.id_utils import canonical_json, identity_payload, run_id_for, target_id_for
 from lambda_hat.omegaconf_support import (
@@ -86,7 +86,7 @@ class PlannedRun:
     program: str
     """Runs of equal `program` are expected to share compiled code."""
     cost: float
-    """Expected seconds."""
+    """Expected seconds, without compilation."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,16 @@ class Study:
     """Sentences to show with the plan: duplicates, batches larger than the data."""
     site_overrides: list[str]
     """The `site.key=value` words, for the site's own schema."""
+    costs: CostModel = field(default_factory=CostModel)
+    """What the runs' `cost` follows."""
+
+    def priced(self, costs: CostModel, targets_dir: Path) -> Study:
+        """The same study at other costs. targets_dir: of the store, which knows custom targets that are built."""
+        if costs == self.costs:
+            return self
+        shapes = {t: shape_in_store(build, targets_dir / t) for t, build in self.targets.items()}
+        runs = [replace(run, cost=costs.seconds(shapes[run.target_id], run.cfg)) for run in self.runs]
+        return replace(self, runs=runs, costs=costs)
 
 
 def compose_study(
@@ -221,6 +231,7 @@ class _Facts:
         self.build = build
         self.exact = build.analytic or isinstance(build, DlnBuild)
         self.num_data = build.num_data
+        self.shape = shape_of(build)
         whose = identity_payload(build)["target"] if isinstance(build, CustomBuild) else None
         self.program = canonical_json([build.kind, build.dim, build.num_data, whose])[1:-1]
         """The target's part of a program's signature."""
@@ -321,7 +332,7 @@ def _expand_runs(
 
     composed = _Composer(compose, ("name", "target_id"))
     settings: list[SampleConfig] = []
-    programs = _Programs()
+    programs, costs = _Programs(), CostModel()
     for target_id, build in targets.items():
         facts = _Facts(build)
         for index, entry in enumerate(samplers):
@@ -340,7 +351,7 @@ def _expand_runs(
                     f"{target_id}; batches are drawn with replacement"
                 )
             runs[target_id, run_id] = PlannedRun(
-                target_id, run_id, cfg, programs(index, cfg, facts), estimate_seconds(build, cfg)
+                target_id, run_id, cfg, programs(index, cfg, facts), costs.seconds(facts.shape, cfg)
             )
     return runs
 
