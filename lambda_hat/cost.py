@@ -40,11 +40,11 @@ TERMS = ("run", "step", "draw", "coordinate", "unit", "product")
 times chains times parameters; those times rows times units of the network instead; and times rows times parameters."""
 DEFAULTS = {
     "run": 5e-3,
-    "step": 8e-6,
+    "step": 1.2e-5,
     "draw": 1e-5,
-    "coordinate": 3e-8,
-    "unit": 4e-9,
-    "product": 1.6e-10,
+    "coordinate": 7e-9,
+    "unit": 6e-10,
+    "product": 7e-11,
 }
 """Seconds of each, measured on one core in float32."""
 SECONDS_COMPILE = {
@@ -72,7 +72,7 @@ NUM_CHECKS = 50
 """At most, in each chain."""
 TANH_NODES = 16
 RANDOM_UNITS = 8
-"""A normal random number, in units of a network."""
+"""A random number, in units of a network."""
 
 
 class Shape(NamedTuple):
@@ -96,7 +96,7 @@ def shape_of(build: BuildConfig, meta: dict[str, Any] | None = None) -> Shape:
     kind = build.kind
     if isinstance(build, MlpBuild):
         units = build.data.input_dim + sum(build.widths) + build.data.output_dim
-        return Shape(kind, build.dim, build.data.n, units, True, units + 1)
+        return Shape(kind, build.dim, build.data.n, units, True, units + RANDOM_UNITS)
     if isinstance(build, DlnBuild):
         # The loss of a linear network is that of the product of its factors, whatever the number of rows; rows of a
         # batch are drawn again from their keys.
