@@ -132,9 +132,8 @@ def show_dry_run(flow: Flow, plan: Plan) -> None:
         flow.say(f"target {target_id}  {state:<7} {cfg.label}")
     for index, runs in enumerate(plan.packs(flow.study.settings.pack)):
         targets = len({run.target_id for run in runs})
-        seconds = sum(run.cost for run in runs)
         flow.say(
-            f"pack {index}: {len(runs)} runs of {targets} targets, about {seconds:.0f} core-seconds on "
+            f"pack {index}: {len(runs)} runs of {targets} targets, about {flow.price(flow.pack_seconds(runs))} on "
             f"{site.resources['num_ranks']} ranks"
         )
         launch = site.launch(site.nodes[: site.pack_nodes])

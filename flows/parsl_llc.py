@@ -80,7 +80,7 @@ def show_dry_run(flow: Flow, plan: Plan) -> None:
         state = "build" if target_id in plan.builds else flow.store.target_status(target_id)
         flow.say(f"target {target_id}  {state:<7} {cfg.label}")
     for run in plan.runs:
-        flow.say(f"run {run.target_id}/{run.run_id}, about {run.cost:.0f} core-seconds")
+        flow.say(f"run {run.target_id}/{run.run_id}, about {flow.price(flow.pack_seconds([run]))}")
     flow.say("dry run: nothing was started")
 
 

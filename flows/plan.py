@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from lambda_hat.claims import holder
 from lambda_hat.lease import lease_over, live_leases
 from lambda_hat.packing import RunItem, make_packs
-from lambda_hat.store import Damage, Store, read_json_or_none
+from lambda_hat.store import Damage, RunStatus, Store, read_json_or_none
 from lambda_hat.workflow_config import PlannedRun, Study
 
 Rerun = Literal["failed", "all"] | None
@@ -34,16 +34,17 @@ class Plan:
     damages: list[Damage]
     """What was damaged or foreign in the store, and set aside: it is built or sampled again."""
 
+    _packs: dict[int, list[list[PlannedRun]]] = field(default_factory=dict, repr=False, compare=False)
+
     def packs(self, size: int) -> list[list[PlannedRun]]:
         """The runs in packs of at most `size`."""
-        by_key = {(run.target_id, run.run_id): run for run in self.runs}
-        items = [RunItem(run.target_id, run.run_id, run.program, run.cost) for run in self.runs]
-        return [[by_key[item.target_id, item.run_id] for item in pack] for pack in make_packs(items, size)]
-
-    @property
-    def cost(self) -> float:
-        """Expected core-seconds of the runs to sample."""
-        return sum(run.cost for run in self.runs)
+        if size not in self._packs:
+            by_key = {(run.target_id, run.run_id): run for run in self.runs}
+            items = [RunItem(run.target_id, run.run_id, run.program, run.cost) for run in self.runs]
+            self._packs[size] = [
+                [by_key[item.target_id, item.run_id] for item in pack] for pack in make_packs(items, size)
+            ]
+        return self._packs[size]
 
 
 def make_plan(
@@ -64,21 +65,26 @@ def make_plan(
     dead = {t for t, status in statuses.items() if status == "failed" and rerun is None}
     in_hand = runs_of_other_drivers(store, own_lease)
     is_over = functools.cache(lease_over)
+    entries = functools.cache(store.entries)
     needed: set[str] = set()
 
     def held(run: PlannedRun) -> bool:
         return holder(store.run_dir(run.target_id, run.run_id), own_lease, is_over) is not None
 
     for run in study.runs:
-        status, damages = store.inspect_run(run.target_id, run.run_id, run.cfg, move=not look_only)
-        plan.damages.extend(damages)
+        there = entries(run.target_id)
+        begun = there is None or run.run_id in there
+        status: RunStatus = "pending"
+        if begun:
+            status, damages = store.inspect_run(run.target_id, run.run_id, run.cfg, move=not look_only)
+            plan.damages.extend(damages)
         if status == "finished" and rerun != "all":
             plan.cached_runs.append(run)
         elif run.target_id in dead:
             plan.blocked_runs.append(run)
         elif status == "failed" and rerun is None:
             plan.failed_runs.append(run)
-        elif (run.target_id, run.run_id) in in_hand or held(run):
+        elif (run.target_id, run.run_id) in in_hand or (begun and held(run)):
             plan.elsewhere.append(run)
         else:
             plan.runs.append(run)

@@ -19,8 +19,7 @@ from flows.plan import Plan
 from flows.progress import StudyProgress
 from lambda_hat.id_utils import trajectory_id
 from lambda_hat.lease import LEASE_VARIABLE, Lease
-from lambda_hat.results import error_line
-from lambda_hat.store import CACHE_OFF, CACHE_VARIABLE, read_json, write_config
+from lambda_hat.store import CACHE_OFF, CACHE_VARIABLE, error_line, read_json, write_config
 from lambda_hat.workflow_config import PlannedRun
 
 if TYPE_CHECKING:

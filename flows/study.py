@@ -30,6 +30,7 @@ from flows.sites import AllocationSite, BatchSite, SiteConfig, load_site
 from flows.stopping import Stop, Stopped
 from flows.tries import Tries
 from lambda_hat.config import BuildConfig, SampleConfig
+from lambda_hat.cost import price, read_costs, shape_in_store
 from lambda_hat.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -38,14 +39,12 @@ from lambda_hat.errors import (
     ConfigError,
     LaunchError,
     StoreError,
+    StoreUnwritable,
 )
 from lambda_hat.lanes import check_lanes
 from lambda_hat.lease import Lease
-from lambda_hat.pictures import draw_all
-from lambda_hat.report import print_summary, rank_usage
-from lambda_hat.results import RunRef, collect, write_table
 from lambda_hat.store import Store, check_folder, read_json_or_none, writing
-from lambda_hat.workflow_config import CONF_DIR, Study, compose_study
+from lambda_hat.workflow_config import CONF_DIR, PlannedRun, Study, compose_study
 from mpi.launch import Launch, Launcher, build_prefix, find_launcher, launch_environment
 
 if TYPE_CHECKING:
@@ -154,9 +153,11 @@ class Flow:
             deadline, now = parse_deadline(args.deadline, time.time()), time.time()
             kept = margin(deadline - now)
             stop_at = min(deadline - kept, math.inf if stop_at is None else stop_at)
+        store = Store(study.settings.store_root)
+        costs = read_costs(store.root, site.cores_per_rank, site.gpus_per_node)
         return cls(
-            study=study,
-            store=Store(study.settings.store_root),
+            study=study.priced(costs, store.targets_dir),
+            store=store,
             site=site,
             results_root=Path(study.settings.results_root).expanduser().absolute(),
             rerun=args.rerun,
@@ -251,7 +252,7 @@ class Flow:
             f"sample{in_packs})"
         )
         if plan.runs:
-            self.say(f"expected cost: about {plan.cost / 3600:.2g} core-hours, right to a small factor")
+            self.say(f"expected cost: about {self.price(self.seconds(plan))}, {self.study.costs.basis}")
             for note in self.idle_notes(plan) if self.packed else ():
                 self.say(f"note: {note}")
         elif not plan.failed_runs and not plan.blocked_runs and not plan.elsewhere:
@@ -263,6 +264,28 @@ class Flow:
             if runs:
                 self.say(f"{len(runs)} runs {what}; --rerun failed tries them again")
 
+    def seconds(self, plan: Plan) -> float:
+        """Expected rank-seconds of a plan, compilation in every process that needs it included."""
+        packs = plan.packs(self.study.settings.pack) if self.packed else [[run] for run in plan.runs]
+        return sum(self.pack_seconds(runs) for runs in packs)
+
+    def pack_seconds(self, runs: list[PlannedRun]) -> float:
+        """Expected rank-seconds of one pack."""
+        ranks = self.num_ranks if self.packed else 1
+        return self.study.costs.pack_seconds(((run.cfg.name, run.program, run.cost) for run in runs), ranks)
+
+    @property
+    def num_ranks(self) -> int | None:
+        """Ranks of a pack; None where the site does not say, and only a node of it could."""
+        site = self.site
+        told = site.kind == "local" or site.ranks_per_node or site.gpus_per_node or site.node_cores
+        return site.resources["num_ranks"] if told else None
+
+    def price(self, rank_seconds: float) -> str:
+        """Core-hours or GPU-hours of the site's ranks; single processes compute on cores."""
+        site = self.site
+        return price(rank_seconds, site.cores_per_rank, site.gpus_per_node if self.packed else 0, site.ranks_per_gpu)
+
     def idle_notes(self, plan: Plan) -> Iterator[str]:
         """Sentences on nodes and ranks that this plan would leave without work, and on runs that no block is long
         enough for."""
@@ -272,8 +295,8 @@ class Flow:
             fair = math.ceil(len(plan.runs) / site.packs_per_block)
             remedy = f"--pack {fair} gives all of them one" if fair < self.study.settings.pack else "ask for fewer"
             yield f"{idle} of the {site.block_nodes} nodes of a block would have no pack; {remedy}"
-        if site.kind != "local" and (site.ranks_per_node or site.gpus_per_node or site.node_cores):
-            ranks = site.resources["num_ranks"]
+        ranks = self.num_ranks
+        if site.kind != "local" and ranks is not None:
             small = sum(len(pack) < ranks for pack in packs)
             if small:
                 yield f"{small} of {len(packs)} packs have fewer runs than their {ranks} ranks, some of which will idle"
@@ -298,8 +321,18 @@ class Flow:
 
     def report(self, seconds: float, tries: Tries) -> int:
         """Collect the table, draw the picture, print the summary; the exit status says how the plan stands."""
+        # pandas, pyarrow and matplotlib take longer to import than a small study to plan.
+        from lambda_hat.calibration import update_costs
+        from lambda_hat.pictures import draw_all
+        from lambda_hat.report import print_summary, rank_usage
+        from lambda_hat.results import RunRef, collect, write_table
+
         refs = [RunRef(r.target_id, r.run_id, self.study.targets[r.target_id], r.cfg) for r in self.study.runs]
         table = collect(self.store, refs)
+        shapes = {t: shape_in_store(build, self.store.target_dir(t)) for t, build in self.study.targets.items()}
+        # A store that is full, or may not be written any more, has its table all the same.
+        with contextlib.suppress(StoreUnwritable):
+            update_costs(self.store, table, [(shapes[ref.target_id], ref.cfg) for ref in refs])
         try:
             where = {"table": write_table(table, self.results_root)}
             where |= draw_all(table, self.results_root)

@@ -1,20 +1,52 @@
-"""What a run is expected to cost, before anything is known but its configuration."""
+"""What a run is expected to cost: what it computes, counted from its configuration, at seconds that were measured.
+
+A run's seconds are a sum over TERMS of how often it does each thing, times what that takes. Without a store the seconds
+are DEFAULTS, measured on one core; with one they are those of `costs.json`, which `lambda_hat/calibration.py` fits to
+the finished runs of the store, sampler by sampler.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import operator
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
 from lambda_hat.config import (
     BuildConfig,
+    CustomBuild,
     DlnBuild,
     HmcConfig,
-    NutsConfig,
+    MclmcConfig,
+    MlpBuild,
     SampleConfig,
     SghmcConfig,
+    SgldConfig,
     StochasticGradientConfig,
+    TanhBuild,
 )
+from lambda_hat.errors import StoreError
+from lambda_hat.files import read_record
 
-SECONDS_PER_STEP = 2e-6
-SECONDS_PER_ROW_PARAMETER = 1.6e-10
-"""Measured on one core: 310 us for a gradient on 256 rows of a network with 7,705 parameters."""
+COSTS_NAME = "costs.json"
+COSTS_FORMAT = 1
+
+TERMS = ("run", "step", "draw", "coordinate", "unit", "product")
+"""What a run does: begin; gradients that follow one another, chains moving side by side; recorded draws; gradients
+times chains times parameters; those times rows times units of the network instead; and times rows times parameters."""
+DEFAULTS = {
+    "run": 5e-3,
+    "step": 1.2e-5,
+    "draw": 1e-5,
+    "coordinate": 7e-9,
+    "unit": 6e-10,
+    "product": 7e-11,
+}
+"""Seconds of each, measured on one core in float32."""
 SECONDS_COMPILE = {
     "sgld": 4.0,
     "sghmc": 4.0,
@@ -25,32 +57,247 @@ SECONDS_COMPILE = {
     "mclmc": 12.0,
     "adjusted_mclmc": 12.0,
 }
-"""Measured on one core, hardly dependent on the target. Runs of one program pay it once, which this leaves out."""
-NUTS_STEPS = 16
-"""Leapfrog steps of a usual trajectory."""
+"""Measured on one core, hardly dependent on the target."""
+SECONDS_AROUND = 0.05
+"""To read a target, to summarise and to publish a run."""
+GRADIENTS = {"nuts": 16.0, "adjusted_mclmc": 4.0}
+"""A transition of the samplers that find out by themselves."""
 UNKNOWN_ROWS, UNKNOWN_DIM = 1000, 1000
 """Guesses for a custom target that is not built yet."""
+WIDE = 2.0
+"""A number in float64, in those of float32."""
+HVP, LOSS, CHECK = 3.0, 1 / 3, 2.0
+"""A gradient with a Hessian-vector product, a loss, and a check of the step size, in gradients."""
+NUM_CHECKS = 50
+"""At most, in each chain."""
+TANH_NODES = 16
+RANDOM_UNITS = 8
+"""A random number, in units of a network."""
 
 
-def gradients_per_step(cfg: SampleConfig) -> int:
-    """Gradients that one transition of one chain is expected to evaluate."""
+class Shape(NamedTuple):
+    """What a loss reads, as far as its time depends on it."""
+
+    kind: str
+    """Of the target."""
+    dim: int
+    rows: int
+    """Of the full data; for closed forms and linear networks those that cost as much."""
+    units: int
+    """Numbers that are computed for a row on the way."""
+    batches: bool
+    """Minibatches can be drawn from it."""
+    batch_units: int
+    """The same for a row of a batch, drawing it included."""
+
+
+def shape_of(build: BuildConfig, meta: dict[str, Any] | None = None) -> Shape:
+    """The shape of a target. meta: the record of a custom target that is built, which knows it."""
+    kind = build.kind
+    if isinstance(build, MlpBuild):
+        units = build.data.input_dim + sum(build.widths) + build.data.output_dim
+        return Shape(kind, build.dim, build.data.n, units, True, units + RANDOM_UNITS)
+    if isinstance(build, DlnBuild):
+        # The loss of a linear network is that of the product of its factors, whatever the number of rows; rows of a
+        # batch are drawn again from their keys.
+        widths = build.target.widths
+        batches = build.target.data == "empirical"
+        return Shape(kind, build.dim, widths[0], sum(widths), batches, sum(widths) + RANDOM_UNITS * widths[0])
+    if isinstance(build, TanhBuild):
+        return Shape(kind, build.dim, TANH_NODES, build.target.hidden, False, 0)
+    if isinstance(build, CustomBuild):
+        rows, dim = (_known(meta, key, guess) for key, guess in (("num_data", UNKNOWN_ROWS), ("dim", UNKNOWN_DIM)))
+        units = math.isqrt(dim)
+        return Shape(kind, dim, max(rows, 1), units, rows > 0, units)
+    return Shape(kind, build.dim, 1, build.dim, False, 0)
+
+
+def shape_in_store(build: BuildConfig, target_dir: Path) -> Shape:
+    """The shape of a target, with what the store knows of a custom one."""
+    meta = None
+    if isinstance(build, CustomBuild):
+        with contextlib.suppress(OSError, StoreError):
+            meta = read_record(target_dir / "meta.json")
+    return shape_of(build, meta)
+
+
+def _known(meta: dict[str, Any] | None, key: str, guess: int) -> int:
+    value = (meta or {}).get(key)
+    return value if type(value) is int and value >= 0 else guess
+
+
+def gradients_per_transition(cfg: SampleConfig) -> float | None:
+    """Gradients of one transition of one chain; None where the sampler finds out as it goes."""
     if isinstance(cfg, (HmcConfig, SghmcConfig)):
         return cfg.num_integration_steps
-    if isinstance(cfg, NutsConfig):
-        return NUTS_STEPS
-    return {"mclmc": 2, "adjusted_mclmc": 4}.get(cfg.name, 1)
+    if cfg.name in GRADIENTS:
+        return None
+    return 2 if isinstance(cfg, MclmcConfig) else 1
 
 
-def estimate_seconds(build: BuildConfig, cfg: SampleConfig) -> float:
-    """Expected seconds of one run on one core, compilation included; right to a small factor."""
-    num_data = UNKNOWN_ROWS if build.num_data is None else build.num_data
-    dim = UNKNOWN_DIM if build.dim is None else build.dim
-    # The loss of a linear network is that of the product of its factors, whatever the number of rows.
-    full_rows = build.target.widths[0] if isinstance(build, DlnBuild) else max(num_data, 1)
-    rows = full_rows
-    if isinstance(cfg, StochasticGradientConfig) and num_data and cfg.batch_size is not None:
-        rows = cfg.batch_size
-    steps = cfg.num_chains * (cfg.num_steps + getattr(cfg, "num_tuning", 0))
-    per_gradient = SECONDS_PER_STEP + SECONDS_PER_ROW_PARAMETER * rows * dim
-    recorded = cfg.num_chains * cfg.num_draws * SECONDS_PER_ROW_PARAMETER * full_rows * dim / 3
-    return SECONDS_COMPILE[cfg.name] + steps * gradients_per_step(cfg) * per_gradient + recorded
+def transitions(cfg: SampleConfig) -> int:
+    """Transitions of one chain, those of a tuner included."""
+    return cfg.num_steps + getattr(cfg, "num_tuning", 0)
+
+
+def work_of(shape: Shape, cfg: SampleConfig, gradients: float) -> tuple[float, ...]:
+    """How often a run does what TERMS name. gradients: those of one transition."""
+    rows, units, full_units = shape.rows, shape.units, shape.units
+    stochastic = isinstance(cfg, StochasticGradientConfig)
+    if stochastic and shape.batches and cfg.batch_size is not None:
+        rows, units = cfg.batch_size, shape.batch_units
+    steps = transitions(cfg) * gradients
+    moved = cfg.num_chains * steps
+    # Passes over the full data, in gradients, over all chains.
+    full = cfg.num_chains * cfg.num_draws * LOSS * (1 + cfg.singular_fluctuation)
+    in_turn, coordinates = steps, moved
+    if stochastic:
+        full += cfg.num_chains * min(cfg.num_draws, NUM_CHECKS) * CHECK
+        if cfg.step_size is None:
+            turns = 1.5 if isinstance(cfg, SgldConfig) and cfg.precond != "none" else 1.0
+            full += turns * HVP * cfg.pilot_steps
+            in_turn += turns * HVP * cfg.pilot_steps
+            coordinates += turns * HVP * cfg.pilot_steps
+    wide = WIDE if cfg.precision == "float64" else 1.0
+    return (
+        1.0,
+        in_turn,
+        float(cfg.num_draws),
+        coordinates * shape.dim,
+        wide * (moved * rows * units + full * shape.rows * full_units),
+        wide * shape.dim * (moved * rows + full * shape.rows),
+    )
+
+
+@dataclass(frozen=True)
+class SamplerCosts:
+    """What one sampler takes."""
+
+    runs: int = 0
+    """Finished runs that this was fitted to."""
+    seconds: tuple[float, ...] = tuple(DEFAULTS.values())
+    """Of each of TERMS."""
+    gradients: dict[str, float] = field(default_factory=dict)
+    """Of a transition, the mean by kind of target and under "" over all; empty where the configuration says."""
+    compile: float | None = None
+    """Seconds that a process spends on a program before its first run; None: not known."""
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """What the runs of a study are expected to take."""
+
+    runs: int = 0
+    """Finished runs that this rests on."""
+    around: float = SECONDS_AROUND
+    samplers: dict[str, SamplerCosts] = field(default_factory=dict)
+    other: SamplerCosts = SamplerCosts()
+    """For samplers that no run was finished of."""
+
+    def of(self, sampler: str) -> SamplerCosts:
+        """The costs of a sampler."""
+        return self.samplers.get(sampler, self.other)
+
+    def seconds(self, shape: Shape, cfg: SampleConfig) -> float:
+        """Expected seconds of a run, without compilation."""
+        costs = self.of(cfg.name)
+        gradients = gradients_per_transition(cfg)
+        if gradients is None:
+            learned = costs.gradients
+            gradients = learned.get(shape.kind, learned.get("", GRADIENTS[cfg.name]))
+        work = work_of(shape, cfg, gradients)
+        return self.around + sum(map(operator.mul, work, costs.seconds))
+
+    def compile_seconds(self, sampler: str) -> float:
+        """Seconds that a process spends on a program before its first run."""
+        known = self.of(sampler).compile
+        return SECONDS_COMPILE.get(sampler, 4.0) if known is None else known
+
+    def pack_seconds(self, runs: Iterable[tuple[str, str, float]], ranks: int | None = None) -> float:
+        """Expected rank-seconds of a pack of (sampler, program, seconds): every rank compiles what it samples.
+
+        ranks: None where their number is not known; then each program is compiled once.
+        """
+        total = 0.0
+        counts: dict[tuple[str, str], int] = defaultdict(int)
+        for sampler, program, seconds in runs:
+            total += seconds
+            counts[sampler, program] += 1
+        compiled = (min(count, ranks or 1) * self.compile_seconds(sampler) for (sampler, _), count in counts.items())
+        return total + sum(compiled)
+
+    @property
+    def basis(self) -> str:
+        """What this rests on, for a person who wonders whether to believe it."""
+        if not self.runs:
+            return "by default costs, right to a small factor"
+        return f"measured on {self.runs} finished runs of this store"
+
+
+def price(rank_seconds: float, cores_per_rank: int, gpus_per_node: int, ranks_per_gpu: int) -> str:
+    """Core-hours, or GPU-hours where ranks have a GPU."""
+    hours = rank_seconds / 3600
+    if gpus_per_node > 0:
+        return f"{hours / ranks_per_gpu:.2g} GPU-hours"
+    return f"{hours * cores_per_rank:.2g} core-hours"
+
+
+# --------------------------------------------------------------------------------------------------------------
+# What the store has measured
+
+
+def platform_of(backend: str, device: str, cores: int) -> str:
+    """What runs must have in common for their times to be compared, as `costs.json` names it."""
+    return f"cpu/{cores}" if backend == "cpu" else device
+
+
+def read_costs(store_root: Path, cores_per_rank: int, gpus_per_node: int) -> CostModel:
+    """What the store has measured on ranks like these; the defaults where that is nothing, or cannot be read."""
+    platforms = read_platforms(store_root)
+    usable = [name for name in platforms if name.startswith("cpu/") is (gpus_per_node == 0)]
+    if not usable:
+        return CostModel()
+    try:
+        models = {name: _model(platforms[name]["fitted"]) for name in usable}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return CostModel()
+    own = platform_of("cpu", "cpu", cores_per_rank)
+    # Another number of cores is nearer than the defaults.
+    return models[own] if own in models else max(models.values(), key=lambda model: model.runs)
+
+
+def read_platforms(store_root: Path) -> dict[str, Any]:
+    """The content of `costs.json` by platform; empty where there is none, or it is damaged: its loss costs accuracy."""
+    try:
+        record = read_record(Path(store_root).expanduser() / COSTS_NAME)
+    except (OSError, StoreError):
+        return {}
+    platforms = record.get("platforms")
+    if record.get("format") != COSTS_FORMAT or record.get("terms") != list(TERMS) or not isinstance(platforms, dict):
+        return {}
+    return platforms
+
+
+def _model(fitted: dict[str, Any]) -> CostModel:
+    """Raises KeyError, TypeError, ValueError or AttributeError for what `lambda_hat.calibration.fit` never makes."""
+    return CostModel(
+        runs=int(fitted["runs"]),
+        around=_seconds(fitted["around"]),
+        samplers={name: _costs(content) for name, content in fitted["samplers"].items()},
+        other=_costs(fitted["other"]),
+    )
+
+
+def _costs(content: dict[str, Any]) -> SamplerCosts:
+    seconds = tuple(map(_seconds, content["seconds"]))
+    if len(seconds) != len(TERMS):
+        raise ValueError(f"{len(seconds)} terms")
+    gradients = {str(kind): _seconds(mean) for kind, mean in content["gradients"].items()}
+    compiling = content["compile"]
+    return SamplerCosts(int(content["runs"]), seconds, gradients, None if compiling is None else _seconds(compiling))
+
+
+def _seconds(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ValueError(f"{value!r}")
+    return float(value)

@@ -7,6 +7,7 @@ from enum import Enum
 
 import numpy as np
 
+from lambda_hat import mixing
 from lambda_hat.llc import llc_from_losses
 from lambda_hat.samplers.base import Draws
 from lambda_hat.waic import singular_fluctuation
@@ -87,15 +88,13 @@ class Summary:
 
 def _rhat(llc: np.ndarray) -> float:
     """R-hat of draws (chains, draws) that vary inside at least one chain; a single chain is compared with itself."""
-    from arviz_stats.base import array_stats
-
     if len(llc) == 1:
         half = llc.shape[1] // 2
         llc = np.stack([llc[0, :half], llc[0, -half:]])
     if llc.shape[1] < 4:
         return float("nan")
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(array_stats.rhat(llc, chain_axis=0, draw_axis=1))
+        return mixing.rhat(llc)
 
 
 def _between_std_error(llc: np.ndarray) -> float:
@@ -107,22 +106,17 @@ def _between_std_error(llc: np.ndarray) -> float:
 
 def _mixing(llc: np.ndarray) -> tuple[float, float, float, float, float]:
     """Standard error of the mean, R-hat, and bulk, tail and mean ESS of draws (chains, draws)."""
-    from arviz_stats.base import array_stats
-
     if np.all(llc == llc[:, :1]):
         # Chains that never move: in agreement (a loss that is constant), or stuck at different values.
         agree = bool(np.all(llc == llc[0, 0]))
         ess = float(llc.size) if agree else float(len(llc))
         return _between_std_error(llc), 1.0 if agree else float("inf"), ess, ess, ess
     rhat = _rhat(llc)
-    ess = {
-        method: float(array_stats.ess(llc, chain_axis=0, draw_axis=1, method=method, prob=prob))
-        for method, prob in (("bulk", None), ("tail", (0.05, 0.95)), ("mean", None))
-    }
-    std_error = float(np.std(llc, ddof=1) / np.sqrt(ess["mean"]))
+    ess_mean = mixing.ess_mean(llc)
+    std_error = float(np.std(llc, ddof=1) / np.sqrt(ess_mean))
     if not rhat <= MAX_RHAT:
         std_error = max(std_error, _between_std_error(llc))
-    return std_error, rhat, ess["bulk"], ess["tail"], ess["mean"]
+    return std_error, rhat, mixing.ess_bulk(llc), mixing.ess_tail(llc), ess_mean
 
 
 def _drift(llc: np.ndarray) -> tuple[float, float]:

@@ -11,16 +11,19 @@ from lambda_hat.config import BuildConfig, CustomBuild, SampleConfig
 
 NOT_IDENTITY = ("runtime", "store")
 """Sections that say where and how something is computed, never what."""
+_encoded = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def canonical_json(payload: Any) -> str:
     """JSON with sorted keys and no white space; non-finite numbers are refused (ValueError)."""
-    return json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _encoded(payload)
 
 
 def identity_payload(cfg: BuildConfig | SampleConfig) -> dict[str, Any]:
     """The part of a configuration that decides its numbers."""
-    payload = {key: value for key, value in asdict(cfg).items() if key not in NOT_IDENTITY}
+    # A run's configuration is flat but for its sections, and a study has a hundred thousand of them to name.
+    content = vars(cfg) if isinstance(cfg, SampleConfig) else asdict(cfg)
+    payload = {key: value for key, value in content.items() if key not in NOT_IDENTITY}
     if isinstance(cfg, CustomBuild):
         # The file's content is in it, by its hash.
         del payload["target"]["checkpoint"]

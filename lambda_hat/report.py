@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
 from lambda_hat.store import read_events
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CAUSES = {
     "block": ("lost block", "lost blocks"),

@@ -7,9 +7,8 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -20,6 +19,9 @@ from lambda_hat.omegaconf_support import load_build_config, load_sample_config
 from lambda_hat.paths import moving_dim
 from lambda_hat.posterior import posterior_for
 from lambda_hat.store import Store, error_line, read_record, remove_litter, write_bytes_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["SCHEMA", "TABLE_NAME", "RunRef", "collect", "error_line", "runs_in_store", "to_frame", "write_table"]
 
@@ -73,6 +75,9 @@ _COLUMNS: list[tuple[str, pa.DataType]] = [
     ("seconds_total", pa.float64()),
     ("rank", pa.int64()),
     ("host", pa.string()),
+    ("backend", pa.string()),
+    ("device", pa.string()),
+    ("cores", pa.int64()),
     ("pack_id", pa.string()),
     ("run_dir", pa.string()),
 ]
@@ -151,6 +156,8 @@ def write_table(table: pa.Table, results_root: Path) -> Path:
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
     """The table as pandas, whole numbers that may be missing as nullable integers."""
+    import pandas as pd
+
     integers = {pa.int64(): pd.Int64Dtype()}
     return table.to_pandas(types_mapper=integers.get)
 
@@ -195,7 +202,7 @@ def _row(store: Store, ref: RunRef, target: _TargetState) -> dict[str, Any]:
         **_restricted(ref, target.columns),
     }
     row |= _posterior_columns(ref.cfg, row["n"], row["dim"])
-    row |= {f"cfg.{key}": value for key, value in _flatten(dataclasses.asdict(ref.cfg))}
+    row |= _flatten(ref.cfg)
     status = store.run_status(ref.target_id, ref.run_id)
     if status == "finished":
         try:
@@ -246,9 +253,9 @@ def _posterior_columns(cfg: SampleConfig, n: int | None, dim: int | None) -> dic
     return {"beta": posterior.n_beta / n, "gamma": posterior.gamma, "n_beta": posterior.n_beta}
 
 
-def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
+def _flatten(cfg: Any, prefix: str = "cfg.") -> Iterator[tuple[str, Any]]:
+    for key, value in vars(cfg).items():
+        if dataclasses.is_dataclass(value):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

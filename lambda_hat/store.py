@@ -160,6 +160,16 @@ class Store:
         """Every run folder of a target, sorted."""
         return sorted(p.name for p in _directories(self.target_dir(target_id), "run_"))
 
+    def entries(self, target_id: str) -> frozenset[str] | None:
+        """The names of all that lies in a target's folder; None where that cannot be told. It is one look in place of
+        several at each of the runs that are not there."""
+        try:
+            return frozenset(os.listdir(self.target_dir(target_id)))
+        except FileNotFoundError:
+            return frozenset()
+        except OSError:
+            return None
+
     def inspect_target(
         self,
         target_id: str,

@@ -6,14 +6,15 @@ Layers, later ones winning: the schema's defaults, the groups under `conf/`, the
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from lambda_hat.config import (
     BUILD_SCHEMAS,
@@ -27,7 +28,7 @@ from lambda_hat.config import (
     SampleConfig,
     SgldConfig,
 )
-from lambda_hat.cost import estimate_seconds
+from lambda_hat.cost import CostModel, shape_in_store, shape_of
 from lambda_hat.errors import ConfigError, nearest
 from lambda_hat.id_utils import canonical_json, identity_payload, run_id_for, target_id_for
 from lambda_hat.lanes import check_lanes
@@ -39,8 +40,11 @@ from lambda_hat.omegaconf_support import (
     refuse_interpolation,
     schema_for,
     set_key,
+    with_values,
 )
 from lambda_hat.paths import moving_dim
+
+Config = TypeVar("Config", BuildConfig, SampleConfig)
 
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
 
@@ -49,7 +53,7 @@ TARGET_ENTRY_KEYS = ("target", *MLP_GROUPS, "seed", "checkpoints", "overrides", 
 SAMPLER_ENTRY_KEYS = ("name", "overrides", "sweep")
 NULL_GROUP = "_null"
 MOST_ENTRIES = 1_000_000
-"""Runs of a study at most: a sweep multiplies quickly, and each run takes a millisecond to compose."""
+"""Runs of a study at most: a sweep multiplies quickly."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class PlannedRun:
     program: str
     """Runs of equal `program` are expected to share compiled code."""
     cost: float
-    """Expected seconds."""
+    """Expected seconds, without compilation."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,16 @@ class Study:
     """Sentences to show with the plan: duplicates, batches larger than the data."""
     site_overrides: list[str]
     """The `site.key=value` words, for the site's own schema."""
+    costs: CostModel = field(default_factory=CostModel)
+    """What the runs' `cost` follows."""
+
+    def priced(self, costs: CostModel, targets_dir: Path) -> Study:
+        """The same study at other costs. targets_dir: of the store, which knows custom targets that are built."""
+        if costs == self.costs:
+            return self
+        shapes = {t: shape_in_store(build, targets_dir / t) for t, build in self.targets.items()}
+        runs = [replace(run, cost=costs.seconds(shapes[run.target_id], run.cfg)) for run in self.runs]
+        return replace(self, runs=runs, costs=costs)
 
 
 def compose_study(
@@ -129,7 +143,7 @@ def compose_study(
 
     notes: list[str] = []
     targets = _expand_targets(study, experiments, conf_dir, notes)
-    samplers = list(_expand(study.samplers, f"{experiments}: samplers", SAMPLER_ENTRY_KEYS))
+    samplers = _expand(study.samplers, f"{experiments}: samplers", SAMPLER_ENTRY_KEYS)
     if len(targets) * len(samplers) > MOST_ENTRIES:
         raise ConfigError(
             f"{experiments}: {len(targets)} targets times {len(samplers)} sampler settings, expected at most "
@@ -194,6 +208,14 @@ def compose_sample_cfg(
     With `build`, the target's configuration, defaults that depend on the target are filled in, and a sampler that
     the target cannot take is refused. Raises ConfigError naming `source` and the key.
     """
+    setting = _sampler_setting(sampler_entry, target_id, jax_enable_x64, conf_dir, source)
+    return setting if build is None else _on_target(setting, target_id, _Facts(build), source)
+
+
+def _sampler_setting(
+    sampler_entry: dict[str, Any], target_id: str, jax_enable_x64: bool, conf_dir: Path, source: str
+) -> SampleConfig:
+    """The configuration of an entry, as far as it does not depend on the target."""
     _check_entry(sampler_entry, SAMPLER_ENTRY_KEYS, source)
     if "name" not in sampler_entry:
         raise ConfigError(f"{source}: name: missing; {nearest('', SAMPLE_SCHEMAS)}")
@@ -204,25 +226,49 @@ def compose_sample_cfg(
         layers.append((_group_file("sample", name, conf_dir), _group("sample", name, conf_dir, source)))
     layers.append((source, sampler_entry.get("overrides") or {}))
     layers.append((source, {"name": name, "target_id": target_id}))
-    cfg = build_dataclass(schema, layers)
-    if isinstance(cfg, (HmcConfig, NutsConfig)) and cfg.target_acceptance is None and build is not None:
-        exact = build.analytic or isinstance(build, DlnBuild)
-        cfg = replace(cfg, target_acceptance=0.99 if exact else 0.9)
-    dim = None if build is None else _moving_dim(build, cfg, source)
+    return build_dataclass(schema, layers)
+
+
+class _Facts:
+    """What runs ask of the configuration of their target; many runs ask the same of one."""
+
+    def __init__(self, build: BuildConfig):
+        self.build = build
+        self.exact = build.analytic or isinstance(build, DlnBuild)
+        self.num_data = build.num_data
+        self.shape = shape_of(build)
+        whose = identity_payload(build)["target"] if isinstance(build, CustomBuild) else None
+        self.program = canonical_json([build.kind, build.dim, build.num_data, whose])[1:-1]
+        """The target's part of a program's signature."""
+        self._dims: dict[str, int | None] = {}
+
+    def moving_dim(self, cfg: SampleConfig, source: str) -> int | None:
+        """Parameters that move; None where they are not known before the target is built."""
+        key = repr(cfg.restrict)
+        if key not in self._dims:
+            try:
+                self._dims[key] = moving_dim(self.build, cfg)
+            except ConfigError as error:
+                raise ConfigError(f"{source}: {error}") from None
+        return self._dims[key]
+
+
+def _on_target(setting: SampleConfig, target_id: str, facts: _Facts, source: str) -> SampleConfig:
+    """`setting` on one target: what depends on the target filled in, and what it cannot take refused."""
+    cfg = replace(setting, target_id=target_id, **_defaults_on(setting, facts))
+    dim = facts.moving_dim(cfg, source)
     if dim is not None and dim < cfg.min_dim:
         raise ConfigError(
-            f"{source}: {name} needs at least {cfg.min_dim} parameters, but target {target_id} ({build.kind}) has "
-            f"{dim}; take another sampler, or put that target into a study without {name}"
+            f"{source}: {cfg.name} needs at least {cfg.min_dim} parameters, but target {target_id} "
+            f"({facts.build.kind}) has {dim}; take another sampler, or put that target into a study without {cfg.name}"
         )
     return cfg
 
 
-def _moving_dim(build: BuildConfig, cfg: SampleConfig, source: str) -> int | None:
-    """Parameters that move; None where they are not known before the target is built."""
-    try:
-        return moving_dim(build, cfg)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
+def _defaults_on(setting: SampleConfig, facts: _Facts) -> dict[str, Any]:
+    if isinstance(setting, (HmcConfig, NutsConfig)) and setting.target_acceptance is None:
+        return {"target_acceptance": 0.99 if facts.exact else 0.9}
+    return {}
 
 
 def with_checkpoint_hash(cfg: BuildConfig, source: str) -> BuildConfig:
@@ -248,9 +294,13 @@ def with_checkpoint_hash(cfg: BuildConfig, source: str) -> BuildConfig:
 def _expand_targets(
     study: StudySettings, experiments: Path, conf_dir: Path, notes: list[str]
 ) -> dict[str, BuildConfig]:
+    def compose(entry: dict[str, Any], where: str) -> BuildConfig:
+        return compose_build_cfg(entry, store_root=study.store_root, conf_dir=conf_dir, source=where)
+
     targets: dict[str, BuildConfig] = {}
-    for where, entry in _expand(study.targets, f"{experiments}: targets", TARGET_ENTRY_KEYS):
-        cfg = compose_build_cfg(entry, store_root=study.store_root, conf_dir=conf_dir, source=where)
+    composed = _Composer(compose, ("store", "target.kind", "target.checkpoint", "target.checkpoint_sha256"))
+    for entry in _expand(study.targets, f"{experiments}: targets", TARGET_ENTRY_KEYS):
+        where, cfg = entry.where, composed(entry)
         for point in _points(cfg):
             target_id = target_id_for(point)
             if target_id in targets:
@@ -269,7 +319,7 @@ def _points(cfg: BuildConfig) -> list[BuildConfig]:
 
 def _expand_runs(
     study: StudySettings,
-    samplers: list[tuple[str, dict[str, Any]]],
+    samplers: list[_Entry],
     targets: dict[str, BuildConfig],
     conf_dir: Path,
     notes: list[str],
@@ -282,31 +332,60 @@ def _expand_runs(
             said.add(sentence)
             notes.append(sentence)
 
+    def compose(entry: dict[str, Any], where: str) -> SampleConfig:
+        return _sampler_setting(entry, "", study.jax_enable_x64, conf_dir, where)
+
+    composed = _Composer(compose, ("name", "target_id"))
+    settings: list[SampleConfig] = []
+    programs, costs = _Programs(), CostModel()
     for target_id, build in targets.items():
-        for where, entry in samplers:
-            cfg = compose_sample_cfg(
-                target_id,
-                entry,
-                build=build,
-                jax_enable_x64=study.jax_enable_x64,
-                conf_dir=conf_dir,
-                source=where,
-            )
+        facts = _Facts(build)
+        for index, entry in enumerate(samplers):
+            if index == len(settings):
+                settings.append(composed(entry))
+            cfg = _on_target(settings[index], target_id, facts, entry.where)
             run_id = run_id_for(cfg)
             if (target_id, run_id) in runs:
                 _refuse_collision(run_id, runs[target_id, run_id].cfg, cfg)
-                note(f"{where} is the same run as an earlier entry; it is sampled once")
+                note(f"{entry.where} is the same run as an earlier entry; it is sampled once")
                 continue
-            batch = cfg.batch_size if isinstance(cfg, SgldConfig) and build.num_data else None
-            if batch is not None and batch > build.num_data:
+            batch = cfg.batch_size if isinstance(cfg, SgldConfig) and facts.num_data else None
+            if batch is not None and batch > facts.num_data:
                 note(
-                    f"{where}: batch_size {batch} is larger than the {build.num_data} data points of {target_id}; "
-                    "batches are drawn with replacement"
+                    f"{entry.where}: batch_size {batch} is larger than the {facts.num_data} data points of "
+                    f"{target_id}; batches are drawn with replacement"
                 )
             runs[target_id, run_id] = PlannedRun(
-                target_id, run_id, cfg, _program(build, cfg), estimate_seconds(build, cfg)
+                target_id, run_id, cfg, programs(index, cfg, facts), costs.seconds(facts.shape, cfg)
             )
     return runs
+
+
+class _Composer(Generic[Config]):
+    """Composes the points of sweeps: an entry is merged once, and its values put in where merging would do no other."""
+
+    def __init__(self, compose: Callable[[dict[str, Any], str], Config], merged: Sequence[str]):
+        """merged: dotted keys that an entry does not decide alone, which are left to `compose`."""
+        self._compose, self._merged = compose, merged
+        self._bare: dict[str, Any] | None = None
+        self._template: Config | None = None
+
+    def __call__(self, entry: _Entry) -> Config:
+        """Raises what `compose` does."""
+        if entry.swept and self._may_put_in(entry):
+            cfg = with_values(self._template, entry.swept)
+            if cfg is not None:
+                return cfg
+        return self._compose(entry.content, entry.where)
+
+    def _may_put_in(self, entry: _Entry) -> bool:
+        if self._bare is not entry.bare:
+            self._bare, self._template = entry.bare, None
+            if not any(key == word or key.startswith(f"{word}.") for key in entry.swept for word in self._merged):
+                # An entry may be whole only with a value of its sweep.
+                with contextlib.suppress(ConfigError):
+                    self._template = self._compose(entry.bare, entry.where)
+        return self._template is not None
 
 
 NOT_PROGRAM = ("target_id", "seed", "beta", "gamma", "prior_radius", "step_size", "runtime")
@@ -314,12 +393,26 @@ NOT_PROGRAM = ("target_id", "seed", "beta", "gamma", "prior_radius", "step_size"
 program are then only less likely to meet."""
 
 
-def _program(build: BuildConfig, cfg: SampleConfig) -> str:
-    spec = {key: value for key, value in asdict(cfg).items() if key not in NOT_PROGRAM}
-    spec["pilot"] = getattr(cfg, "step_size", 0.0) is None
-    whose = identity_payload(build)["target"] if isinstance(build, CustomBuild) else None
-    text = canonical_json([spec, build.kind, build.dim, build.num_data, whose])
-    return f"{cfg.name}-{build.kind}-{hashlib.sha1(text.encode()).hexdigest()[:8]}"
+class _Programs:
+    """The programs of runs, as `PlannedRun.program` names them."""
+
+    def __init__(self) -> None:
+        self._specs: dict[tuple[int, float | None], str] = {}
+        self._names: dict[tuple[str, str], str] = {}
+
+    def __call__(self, setting: int, cfg: SampleConfig, facts: _Facts) -> str:
+        """setting: the number of what `cfg` was made of, by its target alone."""
+        # The one field of a setting that depends on the target and is part of its programs.
+        key = setting, getattr(cfg, "target_acceptance", None)
+        if key not in self._specs:
+            spec = {name: value for name, value in vars(cfg).items() if name not in NOT_PROGRAM}
+            spec["pilot"] = getattr(cfg, "step_size", 0.0) is None
+            self._specs[key] = canonical_json(spec)
+        spec = self._specs[key]
+        if (spec, facts.program) not in self._names:
+            digest = hashlib.sha1(f"[{spec},{facts.program}]".encode()).hexdigest()[:8]
+            self._names[spec, facts.program] = f"{cfg.name}-{facts.build.kind}-{digest}"
+        return self._names[spec, facts.program]
 
 
 def _refuse_collision(identity: str, first: Any, second: Any) -> None:
@@ -327,7 +420,19 @@ def _refuse_collision(identity: str, first: Any, second: Any) -> None:
         raise ConfigError(f"{identity}: two different configurations have this id; change the seed of one of them")
 
 
-def _expand(entries: list[Any], where: str, valid: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+@dataclass(frozen=True)
+class _Entry:
+    """One point of an entry's sweep."""
+
+    where: str
+    content: dict[str, Any]
+    """With the values of the sweep among its overrides."""
+    bare: dict[str, Any]
+    """Without its sweep, one object for all of its points."""
+    swept: dict[str, Any]
+
+
+def _expand(entries: list[Any], where: str, valid: Sequence[str]) -> list[_Entry]:
     """Every entry with its `sweep` multiplied out into overrides."""
     expanded = []
     for index, entry in enumerate(entries):
@@ -344,7 +449,8 @@ def _expand(entries: list[Any], where: str, valid: Sequence[str]) -> list[tuple[
             raise ConfigError(f"{source}: sweep: expands to {size} entries, expected at most {MOST_ENTRIES} in a study")
         bare = {key: value for key, value in entry.items() if key != "sweep"}
         for values in itertools.product(*sweep.values()):
-            expanded.append((source, _with_overrides(bare, dict(zip(sweep, values, strict=True)), source)))
+            swept = dict(zip(sweep, values, strict=True))
+            expanded.append(_Entry(source, _with_overrides(bare, swept, source), bare, swept))
     return expanded
 
 

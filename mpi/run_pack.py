@@ -53,6 +53,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lambda_hat import claims
 from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS, BuildConfig, SampleConfig
 from lambda_hat.cores import Binding
+from lambda_hat.cost import price, read_costs
 from lambda_hat.drain import Drain, earliest_deadline
 from lambda_hat.errors import (
     EXIT_FAILED,
@@ -251,6 +252,8 @@ def load_pack(args: argparse.Namespace) -> Pack:
         ("--ranks-per-gpu", args.ranks_per_gpu, 1),
     ):
         _at_least(option, value, least)
+    store = Store(study.settings.store_root)
+    study = study.priced(read_costs(store.root, args.cores_per_rank, args.gpus_per_node), store.targets_dir)
     pack = pack_of_study(study, args.cores_per_rank, look_only=args.dry_run) | {
         "lanes": study.settings.lanes,
         "gpus_per_node": args.gpus_per_node,
@@ -440,12 +443,16 @@ def _key(run: dict[str, Any]) -> str:
 
 def describe_pack(pack: Pack) -> str:
     """What `--dry-run` prints."""
-    hours = sum(run["cost"] for run in pack["runs"]) / 3600
-    gpus = pack["gpus_per_node"] > 0
-    price = f"{hours / pack['ranks_per_gpu']:.2g} GPU" if gpus else f"{hours * pack['cores_per_rank']:.2g} core"
+    cores, gpus = pack["cores_per_rank"], pack["gpus_per_node"]
+    launched = launcher_size(os.environ)
+    seconds = read_costs(Path(pack["store_root"]), cores, gpus).pack_seconds(
+        # Runs without the name of a program share it with no other.
+        ((run["config"]["name"], run.get("program") or _key(run), run["cost"]) for run in pack["runs"]),
+        pack["expected_ranks"] or (launched[1] if launched else None),
+    )
     lines = [
-        f"{pack['pack_id']}: {len(pack['builds'])} targets to build, {len(pack['runs'])} runs, about {price}-hours, in "
-        f"{pack['store_root']}"
+        f"{pack['pack_id']}: {len(pack['builds'])} targets to build, {len(pack['runs'])} runs, about "
+        f"{price(seconds, cores, gpus, pack['ranks_per_gpu'])}, in {pack['store_root']}"
     ]
     costs = {_key(run): run["cost"] for run in pack["runs"]}
     bundles = bundles_of(pack, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +13,9 @@ import numpy as np
 from lambda_hat.config import SampleConfig, StochasticGradientConfig
 from lambda_hat.errors import ConfigError
 from lambda_hat.posterior import posterior_for
-from lambda_hat.samplers.adjusted_mclmc import ADJUSTED_MCLMC
 from lambda_hat.samplers.base import Draws, Sampler
 from lambda_hat.samplers.chunks import Chunks
-from lambda_hat.samplers.hmc import HMC
-from lambda_hat.samplers.mala import MALA
-from lambda_hat.samplers.mclmc import MCLMC
-from lambda_hat.samplers.nuts import NUTS
 from lambda_hat.samplers.run import Lane, run, signature
-from lambda_hat.samplers.sghmc import SGHMC
-from lambda_hat.samplers.sgld import SGLD
-from lambda_hat.samplers.sgnht import SGNHT
 from lambda_hat.samplers.stochastic import run_with_pilot
 from lambda_hat.samplers.width import best_width
 from lambda_hat.store import programs_folder
@@ -30,9 +23,6 @@ from lambda_hat.targets.base import Target
 
 __all__ = ["Draws", "Lane", "lane_key", "make_lane", "measured_width", "sample", "sample_lanes", "sampler_of"]
 
-_SAMPLERS = {
-    sampler.name: sampler for sampler in (SGLD, SGHMC, SGNHT, MALA, HMC, NUTS, MCLMC, ADJUSTED_MCLMC)
-}  # fmt: skip
 SMALL_STEP = 1e-10
 """At which no chain leaves its place."""
 _widths: dict[Hashable, int] = {}
@@ -40,8 +30,10 @@ _widths: dict[Hashable, int] = {}
 
 
 def sampler_of(cfg: SampleConfig) -> Sampler:
-    """The sampler that `cfg` names."""
-    return _SAMPLERS[cfg.name]
+    """The sampler that `cfg` names: `lambda_hat.samplers.sgld.SGLD` for sgld."""
+    # blackjax takes nearly as long to import as jax, and SGLD needs none of it.
+    module = importlib.import_module(f"{__name__}.{cfg.name}")
+    return getattr(module, cfg.name.upper())
 
 
 def make_lane(target: Target, cfg: SampleConfig, identity: int) -> Lane:

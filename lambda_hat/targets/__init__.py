@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import math
 import shlex
@@ -21,7 +22,6 @@ from lambda_hat.files import DAMAGED_NPZ
 from lambda_hat.integrity import META_FORMAT, config_digest, is_target_name
 from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.store import publish_target, read_record
-from lambda_hat.targets import analytic, custom, linear, mlp, tanh
 from lambda_hat.targets.base import SLICE_ROWS, Loss, Made, Target
 from lambda_hat.targets.truth import true_llc, true_llc_t
 
@@ -36,17 +36,23 @@ __all__ = [
     "true_llc_t",
 ]
 
-_KINDS: dict[str, ModuleType] = {
-    "quadratic": analytic,
-    "monomial": analytic,
-    "monomial_sum": analytic,
-    "radial": analytic,
-    "line_and_point": analytic,
-    "tanh": tanh,
-    "dln": linear,
-    "mlp": mlp,
-    "custom": custom,
+_MODULES = {
+    "quadratic": "analytic",
+    "monomial": "analytic",
+    "monomial_sum": "analytic",
+    "radial": "analytic",
+    "line_and_point": "analytic",
+    "tanh": "tanh",
+    "dln": "linear",
+    "mlp": "mlp",
+    "custom": "custom",
 }
+"""The module of every kind of target."""
+
+
+def _module(kind: str) -> ModuleType:
+    # On first use: a rank should not wait for the optimisers of targets that it does not have.
+    return importlib.import_module(f"{__name__}.{_MODULES[kind]}")
 
 
 def build_target(cfg: BuildConfig) -> tuple[Target, dict[str, Any]]:
@@ -62,7 +68,7 @@ def build_target(cfg: BuildConfig) -> tuple[Target, dict[str, Any]]:
         return tuple(built[cfg.step])
     started = time.perf_counter()
     with jax.enable_x64(True):
-        made = _KINDS[cfg.kind].make(cfg)
+        made = _module(cfg.kind).make(cfg)
         target = _target(cfg, made)
     return target, {"warnings": [], **made.info, "seconds": time.perf_counter() - started}
 
@@ -74,7 +80,7 @@ def build_checkpoints(cfg: MlpBuild) -> list[tuple[MlpBuild, Target, dict[str, A
     """
     started = time.perf_counter()
     with jax.enable_x64(True):
-        made = mlp.make_checkpoints(cfg)
+        made = _module(cfg.kind).make_checkpoints(cfg)
         points = [replace(cfg, step=step) for step in cfg.checkpoint_steps]
         targets = [_target(point, at) for point, at in zip(points, made, strict=True)]
     seconds = time.perf_counter() - started
@@ -87,7 +93,7 @@ def build_checkpoints(cfg: MlpBuild) -> list[tuple[MlpBuild, Target, dict[str, A
 def _target(cfg: BuildConfig, made: Made) -> Target:
     if made.target is not None:
         return made.target
-    loss = _KINDS[cfg.kind].make_loss(cfg)
+    loss = _module(cfg.kind).make_loss(cfg)
     population = cfg.num_data == 0
     at_w_star = float(_loss_at(loss, population, made.w_star, made.data))
     if not math.isfinite(at_w_star):
@@ -144,13 +150,13 @@ def load_target(directory: Path) -> Target:
         raise _corrupt(directory, "meta.json", str(error).removeprefix(f"{directory / 'meta.json'}: ")) from None
     if meta.get("format") != META_FORMAT:
         raise _corrupt(directory, "meta.json", f"its format is {meta.get('format')!r}, expected {META_FORMAT}")
-    if not isinstance(meta.get("kind"), str) or meta["kind"] not in _KINDS:
+    if not isinstance(meta.get("kind"), str) or meta["kind"] not in _MODULES:
         raise _corrupt(
             directory, "meta.json", f"its kind is {meta.get('kind')!r:.80}, which this version does not know"
         )
     try:
         return Target(
-            loss=_KINDS[meta["kind"]].make_loss(_read_config(directory, meta)),
+            loss=_module(meta["kind"]).make_loss(_read_config(directory, meta)),
             w_star=_read_npz(directory, "params.npz", meta),
             data=_read_npz(_data_folder(directory, meta), "data.npz", meta),
             population=meta["population"],

@@ -1,0 +1,207 @@
+"""How well the cost model predicts a study that the store has not seen.
+
+    python benchmarks/costs.py [--quick] [--out DIR]
+
+Two studies are sampled on one core into a temporary store, their runs alternating, so that what slows the machine slows
+both. They share samplers and kinds of targets, and neither a target nor a setting. The costs are fitted to the finished
+runs of the first, as a driver does when it collects them, and predict those of the second. Seconds are those inside
+compiled programs, in CPU time, which other work on the machine changes less than it does the clock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.measure import Spread, options, publish, table  # noqa: E402
+from lambda_hat.config import BuildConfig, SampleConfig  # noqa: E402
+from lambda_hat.cores import bind_process  # noqa: E402
+from lambda_hat.cost import CostModel, read_costs, shape_of  # noqa: E402
+from lambda_hat.id_utils import run_id_for, target_id_for  # noqa: E402
+from lambda_hat.store import Store  # noqa: E402
+from lambda_hat.workflow_config import compose_build_cfg, compose_sample_cfg  # noqa: E402
+
+WANTED = 0.25
+"""Error of the sum over the unseen study."""
+
+
+class Planned(NamedTuple):
+    target_id: str
+    run_id: str
+    build: BuildConfig
+    cfg: SampleConfig
+
+
+def network(widths: list[int], n: int, inputs: int) -> dict[str, Any]:
+    """A target entry: a network that is trained for a moment, since only its size matters here."""
+    training = {"steps": 100, "polish_steps": 20}
+    data = {"n": n, "input_dim": inputs}
+    overrides = {"model": {"widths": widths}, "data": data, "training": training}
+    return {"model": "small", "data": "small", "teacher": "_null", "overrides": overrides}
+
+
+def linear(widths: list[int]) -> dict[str, Any]:
+    return {"target": "dln", "overrides": {"target": {"widths": widths, "rank": min(widths)}}}
+
+
+def quadratic(dim: int) -> dict[str, Any]:
+    return {"target": "quadratic", "overrides": {"target": {"dim": dim, "rank": dim}}}
+
+
+def settings(
+    chains: int, batch: int, leapfrog: int, draws: int, thins: tuple[int, ...], scale: float
+) -> Iterator[dict[str, Any]]:
+    """Sampler entries; `scale` shortens what takes long on a large target."""
+    for thin in thins:
+
+        def steps(number: int, thin: int = thin) -> int:
+            return max(int(number * thin * scale), 1)
+
+        common = {"num_chains": chains, "num_draws": draws}
+        noisy = {**common, "step_size": 1e-7, "batch_size": batch, "num_burnin": 100}
+        yield {"name": "sgld", "overrides": {**noisy, "thin": steps(20)}}
+        yield {"name": "sgnht", "overrides": {**noisy, "thin": steps(16)}}
+        hmc = {**common, "num_integration_steps": leapfrog, "num_burnin": 50, "thin": steps(2)}
+        yield {"name": "hmc", "overrides": hmc}
+        yield {"name": "nuts", "overrides": {**common, "num_burnin": 50, "thin": steps(1)}}
+
+
+def training_study(quick: bool) -> list[Planned]:
+    targets = [(quadratic(8), 1.0), (linear([6, 4, 6]), 1.0), (network([8], 300, 4), 1.0)]
+    targets += [(network([32, 32], 800, 6), 0.5), (linear([24, 16, 24]), 0.5)]
+    if quick:
+        targets = targets[:1]
+    return list(_planned(targets, [(4, 64, 10), (2, 200, 6)], 150, (2, 6), quick))
+
+
+def unseen_study(quick: bool) -> list[Planned]:
+    targets = [(quadratic(40), 1.0), (linear([10, 12, 5]), 1.0), (network([20], 500, 5), 1.0)]
+    targets += [(network([48, 24], 1200, 8), 0.5)]
+    if quick:
+        targets = targets[:1]
+    return list(_planned(targets, [(3, 120, 8)], 220, (4,), quick))
+
+
+def _planned(
+    targets: list[tuple[dict[str, Any], float]],
+    kinds: list[tuple[int, int, int]],
+    draws: int,
+    thins: tuple[int, ...],
+    quick: bool,
+) -> Iterator[Planned]:
+    for number, (entry, scale) in enumerate(targets):
+        build = compose_build_cfg(entry)
+        # One or the other: every number of chains is a program of its own.
+        chains, batch, leapfrog = kinds[number % len(kinds)]
+        for sampler in settings(chains, batch, leapfrog, 10 if quick else draws, thins, scale):
+            if quick and sampler["name"] not in ("sgld", "hmc"):
+                continue
+            cfg = compose_sample_cfg(target_id_for(build), sampler, build=build)
+            yield Planned(cfg.target_id, run_id_for(cfg), build, cfg)
+
+
+def sample_all(store: Store, studies: list[list[Planned]]) -> None:
+    """The runs of all studies in turn, in the order of their programs."""
+    from lambda_hat.execute import build_into, sample_into
+
+    with mock.patch("time.perf_counter", time.process_time):
+        for run in filter(None, itertools.chain.from_iterable(itertools.zip_longest(*studies))):
+            directory = store.target_dir(run.target_id)
+            if store.target_status(run.target_id) != "built":
+                build_into(directory, run.build)
+            sample_into(store.run_dir(run.target_id, run.run_id), directory, run.cfg)
+
+
+class Result(NamedTuple):
+    sampler: str
+    predicted: float
+    by_default: float
+    measured: float
+
+
+def predict(store: Store, training: list[Planned], unseen: list[Planned]) -> list[Result]:
+    """Fit to the one study, and hold the other against what is then expected."""
+    from lambda_hat.calibration import update_costs
+    from lambda_hat.results import RunRef, collect
+
+    def rows(study: list[Planned]):
+        return collect(store, [RunRef(*run) for run in study])
+
+    update_costs(store, rows(training), [(shape_of(run.build), run.cfg) for run in training])
+    fitted, default = read_costs(store.root, 1, 0), CostModel()
+    results = []
+    for run, seconds in zip(unseen, rows(unseen).column("seconds_sample").to_pylist(), strict=True):
+        expected = (model.seconds(shape_of(run.build), run.cfg) - model.around for model in (fitted, default))
+        results.append(Result(run.cfg.name, *expected, seconds))
+    return results
+
+
+def section(results: list[Result], num_training: int) -> str:
+    rows = []
+    for name in [*dict.fromkeys(result.sampler for result in results), "all"]:
+        own = [result for result in results if name in (result.sampler, "all")]
+        measured = sum(result.measured for result in own)
+        ratios = [result.predicted / result.measured for result in own]
+        total, default = (
+            sum(values) / measured for values in ([r.predicted for r in own], [r.by_default for r in own])
+        )
+        rows.append([name, len(own), f"{measured:.1f}", f"{total:.2f}", Spread.of(ratios), f"{default:.2f}"])
+    error = abs(sum(r.predicted for r in results) / sum(r.measured for r in results) - 1)
+    logs = [abs(r.predicted / r.measured - 1) for r in results]
+    return "\n".join(
+        [
+            "## Costs",
+            "",
+            f"Fitted to {num_training} runs, held against {len(results)} of a study of other targets and settings.",
+            "",
+            table(["sampler", "runs", "seconds", "predicted / measured", "of single runs", "by default"], rows),
+            "",
+            f"The sum is off by {error:.0%} (wanted: at most {WANTED:.0%}), a single run by "
+            f"{statistics.median(logs):.0%} in the median.",
+        ]
+    )
+
+
+def draw(results: list[Result]) -> Any:
+    """Predicted against measured seconds."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(5.2, 4.6), layout="constrained")
+    for name in dict.fromkeys(result.sampler for result in results):
+        own = [result for result in results if result.sampler == name]
+        axis.scatter([r.measured for r in own], [r.predicted for r in own], label=name, s=24)
+    ends = [f(r.measured for r in results) for f in (min, max)]
+    ends = [ends[0] / 1.5, ends[1] * 1.5]
+    axis.plot(ends, ends, color="black", linewidth=0.8)
+    axis.fill_between(ends, [(1 - WANTED) * x for x in ends], [(1 + WANTED) * x for x in ends], color="0.9", zorder=0)
+    axis.set(xscale="log", yscale="log", xlabel="measured seconds", ylabel="predicted seconds")
+    axis.legend(frameon=False)
+    return figure
+
+
+def main() -> None:
+    args = options(__doc__ or "").parse_args()
+    bind_process(1)
+    training, unseen = training_study(args.quick), unseen_study(args.quick)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        sample_all(store, [training, unseen])
+        results = predict(store, training, unseen)
+    publish("costs", section(results, len(training)), args.out, draw(results) if args.out else None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The benchmarks of start-up and of the cost model: short looks, whose figures mean nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from benchmarks import costs  # noqa: E402
+
+
+def run(name: str, out: Path) -> str:
+    words = [sys.executable, f"benchmarks/{name}.py", "--quick", "--out", str(out)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert (out / f"{name}.md").read_text().startswith(done.stdout.rstrip())
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+def test_startup(tmp_path):
+    section = run("startup", tmp_path)
+    for expected in ("## Start-up", "rank: first run claimed", "all finished", "into the Parquet table"):
+        assert expected in section
+
+
+@pytest.mark.slow
+def test_costs(tmp_path):
+    section = run("costs", tmp_path)
+    assert "Fitted to 4 runs, held against 2 of a study of other targets and settings." in section
+    assert (tmp_path / "costs.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_unseen_study_shares_no_target_and_no_setting():
+    training, unseen = costs.training_study(quick=False), costs.unseen_study(quick=False)
+    assert not {run.target_id for run in training} & {run.target_id for run in unseen}
+    assert not {run.run_id for run in training} & {run.run_id for run in unseen}
+    kinds = {(run.build.kind, run.cfg.name) for run in training}
+    assert {(run.build.kind, run.cfg.name) for run in unseen} == kinds
