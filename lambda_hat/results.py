@@ -73,6 +73,7 @@ _COLUMNS: list[tuple[str, pa.DataType]] = [
     ("seconds_compile", pa.float64()),
     ("seconds_sample", pa.float64()),
     ("seconds_total", pa.float64()),
+    ("lanes", pa.int64()),
     ("rank", pa.int64()),
     ("host", pa.string()),
     ("backend", pa.string()),

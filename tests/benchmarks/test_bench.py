@@ -1,0 +1,51 @@
+"""The benchmarks that `make bench` puts together, each in its short form."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.measure import Spread, alternate, ratio, table
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_ratios_are_of_runs_that_follow_each_other():
+    seconds = iter([1.0, 2.0, 2.0, 5.0, 4.0, 8.0])
+    figures = alternate({"one": lambda: next(seconds), "other": lambda: next(seconds)}, 3)
+    assert figures == {"one": [1.0, 2.0, 4.0], "other": [2.0, 5.0, 8.0]}
+    assert ratio(figures["other"], figures["one"]) == Spread(2.0, 2.0, 2.5)
+    assert str(Spread.of([3.0, 1.0, 2.0])) == "2 (1 to 3)"
+    assert table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |"
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("step", "| network | lanes | bare, µs | packed, µs | packed / bare |"),
+        ("busy", "| run, s | lanes | runs | sampling a run, s | inside runs | sampling |"),
+        ("memory", "| rows | data in float32, MB | sgld |"),
+        ("packing", "| way | seconds | in units of packed |"),
+    ],
+)
+def test_a_benchmark_writes_its_section_and_its_place_in_the_report(tmp_path, name, head):
+    out = tmp_path / "a folder" / "results"
+    line = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), "--quick", "--out", str(out), name]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    section = (out / f"{name}.md").read_text()
+    assert head in section and f"![{name}]({name}.png)" in section
+    assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    report = (out.parent / "RESULTS.md").read_text()
+    assert report.startswith("# Benchmarks: what was measured\n") and head in report
+    assert f"![{name}](results/{name}.png)" in report
+
+
+def test_an_unknown_benchmark_is_refused_with_those_there_are():
+    line = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), "stepp"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "unknown benchmark stepp; there are packing, step, busy" in done.stderr
