@@ -39,7 +39,6 @@ from lambda_hat.errors import (
     ConfigError,
     LaunchError,
     StoreError,
-    StoreUnwritable,
 )
 from lambda_hat.lanes import check_lanes
 from lambda_hat.lease import Lease
@@ -330,8 +329,8 @@ class Flow:
         refs = [RunRef(r.target_id, r.run_id, self.study.targets[r.target_id], r.cfg) for r in self.study.runs]
         table = collect(self.store, refs)
         shapes = {t: shape_in_store(build, self.store.target_dir(t)) for t, build in self.study.targets.items()}
-        # A store that is full, or may not be written any more, has its table all the same.
-        with contextlib.suppress(StoreUnwritable):
+        # What the next study is expected to cost is worth less than this one's table.
+        with contextlib.suppress(StoreError):
             update_costs(self.store, table, [(shapes[ref.target_id], ref.cfg) for ref in refs])
         try:
             where = {"table": write_table(table, self.results_root)}

@@ -64,7 +64,7 @@ class Measured(NamedTuple):
 def update_costs(store: Store, table: pa.Table, runs: Iterable[tuple[Shape, SampleConfig]]) -> None:
     """Add the finished runs of `table` to the store's `costs.json`, and fit anew. runs: those of its rows, in order.
 
-    Raises StoreUnwritable.
+    Raises StoreError where the file cannot be written.
     """
     platforms = read_platforms(store.root)
     found: dict[str, dict[str, Measured]] = {}
@@ -72,11 +72,17 @@ def update_costs(store: Store, table: pa.Table, runs: Iterable[tuple[Shape, Samp
         found.setdefault(platform, {})[key] = measured
     if not found:
         return
-    content = {}
-    for platform in sorted({*platforms, *found}):
-        kept = _kept(platforms.get(platform)) | found.get(platform, {})
-        kept = _thinned(kept)
-        content[platform] = {"measured": kept, "fitted": fit(kept.values())}
+    before = {platform: _kept(content) for platform, content in platforms.items()}
+    after = {
+        platform: _thinned(before.get(platform, {}) | found.get(platform, {})) for platform in sorted({*before, *found})
+    }
+    if after == before:
+        return
+    content = {
+        platform: {"measured": measured, "fitted": fit(measured.values())}
+        for platform, measured in after.items()
+        if measured
+    }
     write_record(store.root / COSTS_NAME, {"format": COSTS_FORMAT, "terms": list(TERMS), "platforms": content})
 
 

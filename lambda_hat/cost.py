@@ -230,7 +230,7 @@ class CostModel:
     def basis(self) -> str:
         """What this rests on, for a person who wonders whether to believe it."""
         if not self.runs:
-            return "by default costs, right to a small factor"
+            return "by default costs, those of a CPU core, right to a small factor"
         return f"measured on {self.runs} finished runs of this store"
 
 
