@@ -16,7 +16,7 @@ from lambda_hat.errors import StoreError, StoreUnwritable
 from lambda_hat.files import read_events, read_record, write_record
 from lambda_hat.id_utils import run_id_for, target_id_for
 from lambda_hat.integrity import Digests
-from lambda_hat.store import Store, publish_run, publish_target, write_config, write_json_atomic
+from lambda_hat.store import Store, programs_folder, publish_run, publish_target, write_config, write_json_atomic
 
 
 def test_statuses_follow_the_files(tmp_path):
@@ -43,6 +43,18 @@ def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path):
         Store(tmp_path / "file" / "store").ensure_writable()
     Store(tmp_path / "new" / "store").ensure_writable()
     assert json.dumps(sorted(p.name for p in (tmp_path / "new" / "store").iterdir())) == '["packs", "targets"]'
+
+
+def test_programs_are_exchanged_through_the_store_or_the_folder_that_is_named(tmp_path, monkeypatch):
+    store = Store(tmp_path / "store")
+    run_dir = store.run_dir("tgt_1", "run_1")
+    monkeypatch.delenv("LAMBDA_HAT_CACHE", raising=False)
+    assert programs_folder(run_dir) == store.cache_dir == tmp_path / "store" / "cache"
+    assert programs_folder(tmp_path / "mine" / "run") is None and programs_folder() is None
+    monkeypatch.setenv("LAMBDA_HAT_CACHE", str(tmp_path / "other"))
+    assert programs_folder(run_dir) == programs_folder() == tmp_path / "other"
+    monkeypatch.setenv("LAMBDA_HAT_CACHE", "off")
+    assert programs_folder(run_dir) is None and programs_folder() is None
 
 
 def test_a_full_disk_is_noticed_before_anything_starts(tmp_path, monkeypatch):

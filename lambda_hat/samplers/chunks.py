@@ -80,7 +80,7 @@ class Chunks:
         if len(kept) < len(found) or len({lane[:2] for lane in kept}) > 1:
             raise ValueError("lanes that are not all in the same place cannot go on together")
         self._kept = kept + kept[-1:] * (self._lanes - len(kept))
-        self.facts = [dict(lane.facts) for lane in self._kept]
+        self.facts = [facts | lane.facts for facts, lane in zip(self.facts, self._kept, strict=True)]
         return True
 
     def program(

@@ -234,3 +234,10 @@ def test_the_deadline_reaches_the_pack_and_its_processes(tmp_path, lease):
     assert 3530 < record["deadline"] - time.time() <= 3540
     assert float(scene.round.environment["LAMBDA_HAT_DEADLINE"]) == record["deadline"]
     assert scene.flow.give_up_at == record["deadline"] + 30
+
+
+@pytest.mark.parametrize("words, told", [([], None), (["compile_cache=false"], "off")])
+def test_a_study_without_cache_says_so_to_the_pack_and_its_processes(tmp_path, lease, words, told):
+    scene = Scene(tmp_path, lease, words=words)
+    assert scene.pack.record()["compile_cache"] is (told is None)
+    assert scene.round.environment.get("LAMBDA_HAT_CACHE") == told

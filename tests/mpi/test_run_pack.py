@@ -261,6 +261,7 @@ def test_bad_input_is_refused_with_one_message(study, tmp_path, words, told):
         ({"runs": None}, "runs: missing"),
         ({"gpus_per_node": "two"}, "pack.json: gpus_per_node: got 'two', expected an integer of at least 0"),
         ({"ranks_per_gpu": 0}, "pack.json: ranks_per_gpu: got 0, expected an integer of at least 1"),
+        ({"compile_cache": 1}, "pack.json: compile_cache: got 1, expected true or false"),
         ({"seed": 7}, "the file was edited"),
     ],
 )
