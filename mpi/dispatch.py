@@ -1,4 +1,5 @@
-"""Handing items out to ranks while they compute: dynamic, longest first, and every rank works.
+"""Handing items out to ranks while they compute: dynamic, longest first, and every rank works. Which item goes to
+whom is the business of `mpi/handout.py`.
 
 A thread on rank 0 answers the claims of the other ranks; rank 0's main thread claims through a lock. The thread answers
 within milliseconds while rank 0 computes, because XLA releases the interpreter lock. (A passive-target RMA counter
@@ -128,27 +129,27 @@ def dispatch(
     if world.rank > 0:
         return _work_remotely(world.comm, world.rank, do, drain)
     handout = Handout(items, drain)
-    if world.size > 1:
-        coordinator = threading.Thread(
-            target=_answer_claims, args=(world.comm, world.size, handout, drain), name="coordinator", daemon=True
-        )
-        coordinator.start()
-    with _switching_often():
+    with _answering(world, handout, drain) if world.size > 1 else contextlib.nullcontext():
         while (key := handout.wait_and_take(world.rank)) is not None:
             handout.end(key, do(key))
-        if world.size > 1:
-            coordinator.join()
     return outcomes_of(handout)
 
 
 @contextlib.contextmanager
-def _switching_often() -> Iterator[None]:
-    before = sys.getswitchinterval()
+def _answering(world: World, handout: Handout, drain: Drain) -> Iterator[None]:
+    """Inside the block the coordinator answers the other ranks; left without an exception, it waits until they have all
+    been told that all is done."""
+    coordinator = threading.Thread(
+        target=_answer_claims, args=(world.comm, world.size, handout, drain), name="coordinator", daemon=True
+    )
+    coordinator.start()
+    interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         yield
+        coordinator.join()
     finally:
-        sys.setswitchinterval(before)
+        sys.setswitchinterval(interval)
 
 
 def _arrived(comm: Any, tag: int, **source: int) -> bool:
