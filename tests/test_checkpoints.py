@@ -17,7 +17,7 @@ from lambda_hat.results import collect, runs_in_store
 from lambda_hat.store import Store, read_json
 from lambda_hat.targets import build_checkpoints, build_target, load_target
 from lambda_hat.workflow_config import compose_study
-from mpi.run_pack import builders_of, items_of, pack_of_study
+from mpi.pack import builders_of, items_of, pack_of_study
 
 CFG = MlpBuild(
     model=ModelConfig(widths=[2]),

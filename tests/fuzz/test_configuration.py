@@ -18,7 +18,7 @@ from lambda_hat.id_utils import run_id_for, target_id_for
 from lambda_hat.omegaconf_support import load_build_config, load_sample_config, to_yaml
 from lambda_hat.store import Store
 from lambda_hat.workflow_config import CONF_DIR, compose_build_cfg, compose_sample_cfg, compose_study
-from mpi.run_pack import PACK_DEFAULTS, describe_pack, pack_of_study, read_pack
+from mpi.pack import PACK_DEFAULTS, describe_pack, pack_of_study, read_pack
 from tests.fuzz.judging import attempt
 from tests.fuzz.mutations import NASTY_TEXT, VALUES, YAML_NOISE, as_yaml, damaged, mutated
 

@@ -35,7 +35,7 @@ from lambda_hat.samplers.chunks import decode, encode
 from lambda_hat.store import EventLog, Store, read_events, write_config, write_json_atomic
 from lambda_hat.targets import load_target
 from lambda_hat.workflow_config import PlannedRun, Study, compose_study
-from mpi.run_pack import pack_of_study, read_pack
+from mpi.pack import pack_of_study, read_pack
 from tests.fuzz.judging import FEW, attempt
 from tests.fuzz.mutations import VALUES, as_yaml, damaged, mutated
 

@@ -14,7 +14,7 @@ from lambda_hat.lanes import check_lanes, even_pieces
 from lambda_hat.results import RunRef, collect
 from lambda_hat.store import Store, read_events, read_json
 from lambda_hat.workflow_config import compose_study
-from mpi.run_pack import PACK_DEFAULTS, bundles_of, items_of
+from mpi.pack import PACK_DEFAULTS, bundles_of, items_of
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = """

@@ -1,0 +1,243 @@
+"""A pack: what `mpi/run_pack.py` reads, checks and hands out. Its docstring says what the keys of a pack file mean."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Hashable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS, BuildConfig, SampleConfig
+from lambda_hat.cost import price, read_costs
+from lambda_hat.errors import ConfigError, CorruptArtifact
+from lambda_hat.id_utils import canonical_json, run_id_for, target_id_for, trajectory_id
+from lambda_hat.lanes import AUTO, MOST_LANES, check_lanes, even_pieces
+from lambda_hat.omegaconf_support import build_dataclass, schema_for
+from lambda_hat.store import Damage, Store, read_json
+from lambda_hat.workflow_config import Study
+from mpi.devices import launcher_size
+from mpi.handout import Item
+
+PACK_FORMAT = 1
+_ID = re.compile(r"[\w-]+")
+"""Ids are names of folders in the store, and lead nowhere else."""
+PACK_KEYS = ("format", "pack_id", "store_root", "cores_per_rank", "expected_ranks", "runs")
+PACK_DEFAULTS = {
+    "builds": [],
+    "gpus_per_node": 0,
+    "ranks_per_gpu": 1,
+    "deadline": None,
+    "lease": None,
+    "suspects": [],
+    "lanes": 1,
+    "compile_cache": True,
+}
+
+Pack = dict[str, Any]
+
+
+def read_pack(path: Path) -> Pack:
+    """Read and check a pack file.
+
+    Raises ConfigError naming the file and the key.
+    """
+    try:
+        pack = read_json(path)
+    except CorruptArtifact as error:
+        raise ConfigError(str(error)) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not isinstance(pack, dict) or pack.get("format") != PACK_FORMAT:
+        raise ConfigError(f"{path}: not a pack file of format {PACK_FORMAT}; start flows/packed.py again to write one")
+    missing = [key for key in PACK_KEYS if key not in pack]
+    if missing:
+        raise ConfigError(f"{path}: {missing[0]}: missing; a pack file has the keys {', '.join(PACK_KEYS)}")
+    pack = PACK_DEFAULTS | pack
+    for key, least in (("cores_per_rank", 1), ("gpus_per_node", 0), ("ranks_per_gpu", 1)):
+        at_least(f"{path}: {key}", pack[key], least)
+    _check_entries(path, pack)
+    for entry in pack["builds"]:
+        _same_id(path, entry["target_id"], target_id_for(build_config(entry)))
+    for entry in pack["runs"]:
+        _same_id(path, entry["run_id"], run_id_for(sample_config(entry)))
+    return pack
+
+
+def _check_entries(path: Path, pack: Pack) -> None:
+    for key in ("pack_id", "store_root"):
+        _require(isinstance(pack[key], str), f"{path}: {key}", pack[key], "text")
+    if pack["expected_ranks"] is not None:
+        at_least(f"{path}: expected_ranks", pack["expected_ranks"], 1)
+    pack["lanes"] = check_lanes(f"{path}: lanes", pack["lanes"])
+    lease, suspects = pack["lease"], pack["suspects"]
+    _require(lease is None or isinstance(lease, str), f"{path}: lease", lease, "a path or null")
+    texts = isinstance(suspects, list) and all(isinstance(key, str) for key in suspects)
+    _require(texts, f"{path}: suspects", suspects, "a list of texts")
+    _require(type(pack["compile_cache"]) is bool, f"{path}: compile_cache", pack["compile_cache"], "true or false")
+    deadline = pack["deadline"]
+    seconds = deadline is None or (type(deadline) in (int, float) and abs(deadline) < float("inf"))
+    _require(seconds, f"{path}: deadline", deadline, "seconds since the epoch, or null")
+    ids = {"builds": ("target_id",), "runs": ("target_id", "run_id")}
+    for key, names in ids.items():
+        _require(isinstance(pack[key], list), f"{path}: {key}", pack[key], "a list")
+        for index, entry in enumerate(pack[key]):
+            where = f"{path}: {key}[{index}]"
+            _require(isinstance(entry, dict), where, entry, "a mapping")
+            for name in names:
+                text = entry.get(name)
+                _require(isinstance(text, str) and _ID.fullmatch(text), f"{where}: {name}", text, "an id")
+            _require(isinstance(entry.get("config"), dict), f"{where}: config", entry.get("config"), "a mapping")
+            if key == "runs":
+                cost, program = entry.get("cost"), entry.get("program")
+                costs = type(cost) in (int, float) and 0 <= cost < float("inf")
+                _require(costs, f"{where}: cost", cost, "seconds, a finite number of at least 0")
+                _require(program is None or isinstance(program, str), f"{where}: program", program, "text or null")
+
+
+def _require(holds: Any, name: str, value: Any, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name}: got {value!r:.80}, expected {expected}")
+
+
+def at_least(name: str, value: Any, least: int) -> None:
+    """Raises ConfigError where `value` is not such an integer."""
+    if type(value) is not int or value < least:
+        raise ConfigError(f"{name}: got {value!r}, expected an integer of at least {least}")
+
+
+def _same_id(path: Path, written: str, computed: str) -> None:
+    if written != computed:
+        raise ConfigError(f"{path}: {written}: its configuration is that of {computed}; the file was edited")
+
+
+def build_config(entry: dict[str, Any]) -> BuildConfig:
+    """The configuration of an entry of `builds`."""
+    where = entry["target_id"]
+    target = entry["config"].get("target")
+    kind = target.get("kind") if isinstance(target, dict) else None
+    return build_dataclass(schema_for(BUILD_SCHEMAS, kind, f"{where}: target.kind"), [(where, entry["config"])])
+
+
+def sample_config(entry: dict[str, Any]) -> SampleConfig:
+    """The configuration of an entry of `runs`."""
+    where = entry["run_id"]
+    schema = schema_for(SAMPLE_SCHEMAS, entry["config"].get("name"), f"{where}: name")
+    return build_dataclass(schema, [(where, entry["config"])])
+
+
+def pack_of_study(study: Study, cores_per_rank: int, look_only: bool = False) -> Pack:
+    """One pack of all that the store lacks. What it holds damaged is named and, unless `look_only`, set aside."""
+    store = Store(study.settings.store_root)
+    runs = []
+    damages: list[Damage] = []
+    for run in study.runs:
+        status, found = store.inspect_run(run.target_id, run.run_id, run.cfg, move=not look_only)
+        damages += found
+        if status != "finished":
+            names = {"target_id": run.target_id, "run_id": run.run_id}
+            runs.append({**names, "config": asdict(run.cfg), "cost": run.cost, "program": run.program})
+    builds = []
+    for target_id in dict.fromkeys(run["target_id"] for run in runs):
+        target_status, found = store.inspect_target(target_id, study.targets[target_id], move=not look_only)
+        damages += found
+        if target_status != "built":
+            builds.append({"target_id": target_id, "config": asdict(study.targets[target_id])})
+    for damage in damages:
+        print(f"damaged: {damage}")
+    content = canonical_json([[run["target_id"], run["run_id"]] for run in runs])
+    return PACK_DEFAULTS | {
+        "format": PACK_FORMAT,
+        "pack_id": f"pack_{hashlib.sha1(content.encode()).hexdigest()[:8]}",
+        "store_root": str(store.root),
+        "cores_per_rank": cores_per_rank,
+        "expected_ranks": None,
+        "compile_cache": study.settings.compile_cache,
+        "builds": builds,
+        "runs": runs,
+    }
+
+
+def items_of(pack: Pack, ranks: int) -> list[Item]:
+    """The pack's work in the order of hand-out: builds that much depends on first, then runs, longest first."""
+    waiting: Counter[str] = Counter()
+    for run in pack["runs"]:
+        waiting[run["target_id"]] += run["cost"]
+    builders = builders_of(pack)
+    for target_id, builder in builders.items():
+        if target_id != builder:
+            waiting[builder] += waiting[target_id]
+    builds = sorted(set(builders.values()), key=lambda t: (-waiting[t], t))
+    runs = {key_of(run): run for run in pack["runs"]}
+    suspects = set(pack["suspects"])
+    items = []
+    for key, keys in bundles_of(pack, ranks).items():
+        first, cost = runs[key], sum(runs[one]["cost"] for one in keys)
+        builder = builders.get(first["target_id"])
+        items.append(Item(key, builder, cost, first.get("program"), key in suspects, len(keys)))
+    return [Item(target_id) for target_id in builds] + sorted(items, key=lambda item: (-item.cost, item.key))
+
+
+def bundles_of(pack: Pack, ranks: int) -> dict[str, list[str]]:
+    """The runs that one rank gets at a time, by the first of them: single ones, or with `lanes` those that are expected
+    to share a program, at most as many as lanes, and no more than leave every rank its share."""
+    most = MOST_LANES if pack["lanes"] == AUTO else pack["lanes"]
+    if most == 1:
+        return {key_of(run): [key_of(run)] for run in pack["runs"]}
+    builders, suspects = builders_of(pack), set(pack["suspects"])
+    families: dict[Hashable, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for run in sorted(pack["runs"], key=lambda run: (run["target_id"], run["run_id"])):
+        key, target_id = key_of(run), run["target_id"]
+        alone = run.get("program") is None or key in suspects
+        families[key if alone else (run["program"], builders.get(target_id))][target_id].append(key)
+    bundles = []
+    for by_target in families.values():
+        size = min(most, math.ceil(sum(map(len, by_target.values())) / ranks))
+        # Lanes of one target share its data, but are not worth ranks that have nothing to do.
+        whole = min(map(len, by_target.values())) >= size
+        for keys in by_target.values() if whole else [list(itertools.chain(*by_target.values()))]:
+            bundles += even_pieces(keys, size)
+    return {keys[0]: keys for keys in bundles}
+
+
+def builders_of(pack: Pack) -> dict[str, str]:
+    """For every target to build the one whose build makes it: itself, or the first checkpoint of its training."""
+    firsts: dict[str, str] = {}
+    builders = {}
+    for entry in pack["builds"]:
+        target_id = entry["target_id"]
+        training = trajectory_id(build_config(entry)) or target_id
+        builders[target_id] = firsts.setdefault(training, target_id)
+    return builders
+
+
+def key_of(run: dict[str, Any]) -> str:
+    """The name of an entry of `runs` among all items."""
+    return f"{run['target_id']}/{run['run_id']}"
+
+
+def describe_pack(pack: Pack) -> str:
+    """What `--dry-run` prints."""
+    cores, gpus = pack["cores_per_rank"], pack["gpus_per_node"]
+    launched = launcher_size(os.environ)
+    seconds = read_costs(Path(pack["store_root"]), cores, gpus).pack_seconds(
+        # Runs without the name of a program share it with no other.
+        ((run["config"]["name"], run.get("program") or key_of(run), run["cost"]) for run in pack["runs"]),
+        pack["expected_ranks"] or (launched[1] if launched else None),
+    )
+    lines = [
+        f"{pack['pack_id']}: {len(pack['builds'])} targets to build, {len(pack['runs'])} runs, about "
+        f"{price(seconds, cores, gpus, pack['ranks_per_gpu'])}, in {pack['store_root']}"
+    ]
+    costs = {key_of(run): run["cost"] for run in pack["runs"]}
+    bundles = bundles_of(pack, 1)
+    for item in items_of(pack, 1):
+        if item.key not in costs:
+            lines.append(f"  build {item.key}")
+        lines += [f"  run {key} ({costs[key]:.1f} s)" for key in bundles.get(item.key, ())]
+    return "\n".join(lines)

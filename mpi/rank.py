@@ -1,0 +1,309 @@
+"""One rank of a pack: it builds targets, samples runs, by themselves or as lanes, and says what happened."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lambda_hat import claims
+from lambda_hat.config import SampleConfig
+from lambda_hat.cores import Binding
+from lambda_hat.drain import Drain
+from lambda_hat.errors import CorruptArtifact, LambdaHatError, Paused, StoreError, StoreUnwritable
+from lambda_hat.lanes import AUTO, even_pieces
+from lambda_hat.store import EventLog, Store, error_line
+from mpi.devices import check_gpu, launcher_local_size
+from mpi.dispatch import World
+from mpi.handout import LEFT
+from mpi.pack import Pack, build_config, bundles_of, key_of, sample_config
+
+
+class Console:
+    """Inside the block all that this process prints, native libraries included, goes to the file `path`."""
+
+    def __init__(self, path: Path, prefix: str):
+        self._path, self._prefix = path, prefix
+
+    def __enter__(self) -> Console:
+        _flush()
+        self._stdout, self._stderr = (os.fdopen(os.dup(stream), "w", buffering=1) for stream in (1, 2))
+        self._log = self._path.open("a", buffering=1)
+        for stream in (1, 2):
+            os.dup2(self._log.fileno(), stream)
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(line_buffering=True)
+        faulthandler.enable()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _flush()
+        os.dup2(self._stdout.fileno(), 1)
+        os.dup2(self._stderr.fileno(), 2)
+
+    def say(self, line: str) -> None:
+        """Print one line, with the rank before it, to the log and to where stdout went before the block."""
+        for stream in (self._log, self._stdout):
+            # A full disk costs the line. One write, so that the lines of different ranks stay whole.
+            with contextlib.suppress(OSError):
+                stream.write(f"{self._prefix} {line}\n")
+
+    def alarm(self, text: str) -> None:
+        """Print `text` to the log and to where stderr went before the block."""
+        for stream in (self._log, self._stderr):
+            with contextlib.suppress(OSError):
+                stream.write(f"{text}\n")
+                stream.flush()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+
+
+def _print_traceback(error: BaseException) -> None:
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that this rank holds the claim of."""
+
+    key: str
+    target_id: str
+    run_dir: Path
+    claim: claims.Claim
+    end: Callable[..., str]
+    """Says how it ended."""
+
+
+class Rank:
+    """One rank's work: does its items, each inside a guard, and writes the events."""
+
+    def __init__(self, world: World, pack: Pack, store: Store, drain: Drain, events: EventLog, console: Console):
+        self._world, self._store, self._drain, self._events, self._console = world, store, drain, events, console
+        self._lease = None if pack["lease"] is None else Path(pack["lease"])
+        self._builds = {entry["target_id"]: entry for entry in pack["builds"]}
+        self._runs = {key_of(entry): entry for entry in pack["runs"]}
+        self._bundles, self._lanes = bundles_of(pack, world.size), pack["lanes"]
+        self._ranks_on_node = launcher_local_size(os.environ) or 1
+        self._context = {"rank": world.rank, "pack_id": pack["pack_id"]}
+        self._busy = 0.0
+
+    def begin(self, binding: Binding) -> None:
+        """Write `start`, import what samples, write `ready`. Raises LaunchError where jax does not see the GPU."""
+        self._events.append(
+            "start",
+            **self._context,
+            size=self._world.size,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            binding=asdict(binding),
+        )
+        begun = time.monotonic()
+        # Only now: XLA counts the cores that the process may use when it starts.
+        from lambda_hat import execute
+
+        if binding.device is not None:
+            check_gpu(self._world.rank, binding, execute.visible_devices)
+        self._execute = execute
+        self._events.append("ready", seconds=time.monotonic() - begun, **execute.where_am_i())
+
+    def finish(self, seconds: float) -> None:
+        """Write `end`: seconds inside builds and runs, and of the whole process."""
+        if self._drain.reason is not None:
+            self._events.append("drain", rank=self._world.rank, reason=self._drain.reason)
+        self._events.append("end", rank=self._world.rank, busy=self._busy, seconds=seconds)
+
+    def do(self, key: str) -> list[str]:
+        """Build the target or do the runs of the item `key`; their outcomes, with `build` before it for a target."""
+        begun = time.monotonic()
+        try:
+            return [f"build {self._build(key)}"] if key in self._builds else self._do_runs(self._bundles[key])
+        finally:
+            self._busy += time.monotonic() - begun
+
+    def _build(self, target_id: str) -> str:
+        directory = self._store.target_dir(target_id)
+        end = self._begin("build", target_id=target_id)
+        if self._store.target_status(target_id) == "built":
+            return end("finished", cached=True)
+        try:
+            self._execute.build_into(directory, build_config(self._builds[target_id]))
+        except StoreUnwritable as error:
+            return self._cannot_write(end, error)
+        except Exception as error:
+            return self._failed(end, directory, error)
+        return end("finished")
+
+    def _do_runs(self, keys: Sequence[str]) -> list[str]:
+        """The outcomes of some runs that are expected to share a program: together where they do."""
+        if len(keys) == 1:
+            return self._run(keys, 1)
+        return [outcome for group, width in self._groups(keys) for outcome in self._run(group, width)]
+
+    def _groups(self, keys: Sequence[str]) -> Iterator[tuple[list[str], int]]:
+        """The keys in groups of runs that can be lanes of one program, and how many lanes its program has."""
+        together: dict[Hashable, dict[str, Any]] = {}
+        for key in keys:
+            try:
+                prepared = self._execute.prepare(*self._whereabouts(key))
+                together.setdefault(self._execute.companions(prepared), {})[key] = prepared
+            except Exception:
+                # What is wrong with it is told when it is tried by itself.
+                yield [key], 1
+        for group in together.values():
+            most = len(group)
+            if self._lanes == AUTO and most > 1:
+                most = self._execute.width_for(list(group.values()), self._ranks_on_node)
+            pieces = even_pieces(list(group), most)
+            for piece in pieces:
+                yield piece, len(pieces[0])
+
+    def _whereabouts(self, key: str) -> tuple[Path, Path, SampleConfig]:
+        """Folder of a run, folder of its target, configuration."""
+        entry = self._runs[key]
+        target_dir = self._store.target_dir(entry["target_id"])
+        return self._store.run_dir(entry["target_id"], entry["run_id"]), target_dir, sample_config(entry)
+
+    def _run(self, keys: Sequence[str], width: int) -> list[str]:
+        """The outcomes of runs that are lanes of one program."""
+        taken = [self._take(key, lane) for lane, key in enumerate(keys)]
+        outcomes = [outcome for outcome in taken if isinstance(outcome, str)]
+        return outcomes + self._sample([job for job in taken if isinstance(job, Job)], width)
+
+    def _take(self, key: str, lane: int) -> Job | str:
+        """A run that is now this rank's to sample; else its outcome."""
+        entry = self._runs[key]
+        target_id, run_id = entry["target_id"], entry["run_id"]
+        run_dir = self._store.run_dir(target_id, run_id)
+        end = self._begin("run", target_id=target_id, run_id=run_id, lane=lane)
+        if self._drain.reason is not None:
+            return end(LEFT, reason=self._drain.reason)
+        if self._store.target_status(target_id) != "built":
+            return end("blocked", reason=self._why_blocked(target_id))
+        try:
+            claim = claims.take(run_dir, self._lease, **self._context)
+        except StoreUnwritable as error:
+            return self._cannot_write(end, error)
+        except StoreError as error:
+            return self._failed(end, run_dir, error)
+        if claim is None:
+            return end("elsewhere", reason=f"another process samples it: {_who(claims.holder(run_dir))}")
+        if self._store.run_status(target_id, run_id) == "finished":
+            claim.finished()
+            return end("finished", cached=True)
+        return Job(key, target_id, run_dir, claim, end)
+
+    def _sample(self, jobs: Sequence[Job], width: int) -> list[str]:
+        """Sample the runs that are this rank's; their outcomes."""
+        outcomes: list[str] = []
+
+        def ended(outcome: str, **details: Any) -> None:
+            for job in jobs[len(outcomes) :]:
+                outcomes.append(job.end(outcome, **details))
+                job.claim.release()
+
+        try:
+            for analysis in self._analyses(jobs, width):
+                job = jobs[len(outcomes)]
+                outcomes.append(job.end("finished", verdict=analysis["verdict"]))
+                job.claim.finished()
+        except Paused as pause:
+            ended("paused", reason=pause.reason, advanced=pause.advanced)
+        except StoreUnwritable as error:
+            self._drain.request(str(error))
+            ended(LEFT, reason=str(error), store_error=True)
+        except Exception as error:
+            if len(jobs) > 1:
+                # Whose fault it is shows when each is by itself.
+                return outcomes + [outcome for job in jobs[len(outcomes) :] for outcome in self._sample([job], 1)]
+            outcomes.append(self._sampling_failed(jobs[0], error))
+            jobs[0].claim.release()
+        return outcomes
+
+    def _analyses(self, jobs: Sequence[Job], width: int) -> Iterator[dict[str, Any]]:
+        """The analysis of each run once it is published."""
+        shared = (self._context, self._drain, self._ranks_on_node)
+        if len(jobs) > 1:
+            prepared = [self._execute.prepare(*self._whereabouts(job.key)) for job in jobs]
+            yield from self._execute.sample_together(prepared, *shared, width)
+        else:
+            for job in jobs:
+                yield self._execute.sample_into(*self._whereabouts(job.key), *shared, self._store.set_aside)
+
+    def _sampling_failed(self, job: Job, error: Exception) -> str:
+        damages = self._damages(error, job.target_id)
+        if damages:
+            return job.end("blocked", reason=f"its target is damaged, and is to be built again: {damages}")
+        return self._failed(job.end, job.run_dir, error)
+
+    def _damages(self, error: Exception, target_id: str) -> str:
+        """What is wrong with the files of a target, which are set aside for that."""
+        if not isinstance(error, CorruptArtifact):
+            return ""
+        try:
+            _, damages = self._store.inspect_target(target_id, None, thorough=True)
+        except StoreUnwritable:
+            raise
+        except StoreError as refusal:
+            return str(refusal)
+        # Another rank may have been faster.
+        return "; ".join(map(str, damages)) or (str(error) if self._store.target_status(target_id) != "built" else "")
+
+    def _failed(self, end: Callable[..., str], directory: Path, error: Exception) -> str:
+        """Keep the failure of a build or a run with its traceback."""
+        try:
+            self._execute.record_failure(directory, error, self._context)
+        except StoreUnwritable as unwritable:
+            return self._cannot_write(end, unwritable)
+        if not isinstance(error, LambdaHatError):
+            # The message of our own errors says all; error.json has the traceback of both.
+            _print_traceback(error)
+        return end("failed", reason=_sentence(error), see=str(directory / "error.json"))
+
+    def _cannot_write(self, end: Callable[..., str], error: StoreUnwritable) -> str:
+        """No other run could be kept either."""
+        self._drain.request(str(error))
+        return end(LEFT, reason=str(error), store_error=True)
+
+    def _begin(self, what: str, lane: int | None = None, **names: str) -> Callable[..., str]:
+        """Write `<what>_start`. The function returned writes `<what>_end` and a line, and returns the status."""
+        where = {} if lane is None else {"lane": lane}
+        self._events.append(f"{what}_start", rank=self._world.rank, **names, **where)
+        begun = time.monotonic()
+
+        def end(status: str, **details: Any) -> str:
+            seconds = time.monotonic() - begun
+            record = {"status": status, "seconds": seconds, **details}
+            self._events.append(f"{what}_end", rank=self._world.rank, **names, **record)
+            more = "".join(f", {key}: {value}" for key, value in details.items())
+            self._console.say(f"{what} {'/'.join(names.values())}: {status} in {seconds:.1f} s{more}")
+            return status
+
+        return end
+
+    def _why_blocked(self, target_id: str) -> str:
+        if self._store.target_status(target_id) == "failed":
+            return f"its target could not be built: {error_line(self._store.target_dir(target_id) / 'error.json')}"
+        return "its target is not built: no meta.json"
+
+
+def _who(record: dict[str, Any] | None) -> str:
+    if not record:
+        return "it has just ended"
+    return f"process {record.get('pid')} on {record.get('host')}, pack {record.get('pack_id')}"
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
