@@ -4,7 +4,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -201,7 +200,8 @@ def test_the_width_is_measured_within_memory_and_single_where_costs_vary(target)
     assert measured_width(lanes) in (1, 4, 6)
     nuts = lanes_of(target("quadratic"), [replace(RUNS["nuts"], seed=seed) for seed in range(6)])
     assert measured_width(nuts) == 1
-    with jax.enable_x64(False), pytest.raises(TooLarge):
-        sample_lanes(lanes, Chunks(lanes=6, memory=20_000))
-    pilots = lanes_of(target("quadratic"), [replace(cfg, step_size=None, num_draws=48) for cfg in cfgs])
-    assert measured_width(pilots, 20_000) == 1
+    # The losses of 2,000 draws of 3 chains are 24 kB a lane.
+    large = [replace(cfg, num_draws=2000, thin=1, step_size=None, pilot_steps=10) for cfg in cfgs]
+    with pytest.raises(TooLarge):
+        sample_lanes(lanes_of(target("quadratic"), large), Chunks(lanes=6, memory=60_000))
+    assert measured_width(lanes_of(target("quadratic"), large), memory=60_000) == 1
