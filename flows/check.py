@@ -78,7 +78,7 @@ def check_site(flow: Flow, dry: bool) -> int:
     walltime = site.walltime_seconds if isinstance(site, BatchSite) else None
     if flow.stop_at is not None:
         walltime = flow.stop_at - time.time()
-    longest = max((run.cost for run in runs), default=None)
+    longest = flow.longest_run(runs) if runs else None
     wrong = judge(reports, check, walltime_seconds=walltime, longest_run_seconds=longest)
     failure = future.exception()
     if failure is not None:

@@ -273,6 +273,10 @@ class Flow:
         ranks = self.num_ranks if self.packed else 1
         return self.study.costs.pack_seconds(((run.cfg.name, run.program, run.cost) for run in runs), ranks)
 
+    def longest_run(self, runs: list[PlannedRun]) -> float:
+        """Expected seconds of the run that takes longest, where it is the first one of its program on a rank."""
+        return max(run.cost + self.study.costs.compile_seconds(run.cfg.name) for run in runs)
+
     @property
     def num_ranks(self) -> int | None:
         """Ranks of a pack; None where the site does not say, and only a node of it could."""
@@ -299,7 +303,7 @@ class Flow:
             small = sum(len(pack) < ranks for pack in packs)
             if small:
                 yield f"{small} of {len(packs)} packs have fewer runs than their {ranks} ranks, some of which will idle"
-        longest = max(run.cost for run in plan.runs)
+        longest = self.longest_run(plan.runs)
         if isinstance(site, BatchSite) and longest > site.walltime_seconds:
             yield (
                 f"a run is expected to take {longest:.0f} s, longer than the walltime of a block, "

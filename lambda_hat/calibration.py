@@ -17,10 +17,10 @@ from lambda_hat.config import SampleConfig
 from lambda_hat.cost import (
     COSTS_FORMAT,
     COSTS_NAME,
-    DEFAULTS,
     SECONDS_AROUND,
     TERMS,
     Shape,
+    default_seconds,
     gradients_per_transition,
     platform_of,
     read_platforms,
@@ -139,26 +139,28 @@ def _measured(table: pa.Table, runs: Iterable[tuple[Shape, SampleConfig]]) -> It
 def fit(measured: Iterable[Measured]) -> dict[str, Any]:
     """What `lambda_hat.cost.CostModel` is made of, from runs of one platform."""
     runs = list(measured)
-    defaults = np.array(list(DEFAULTS.values()))
-    work = np.array([run.work for run in runs])
-    seconds = np.array([run.seconds for run in runs])
-    scale = _shrunk_median(np.log(seconds / (work @ defaults)))
-    scaled = np.exp(scale) * defaults
+    ratios = [run.seconds / np.dot(run.work, default_seconds(run.sampler)) for run in runs]
+    scale = float(np.exp(_shrunk_median(np.log(ratios))))
     samplers = {}
     for name in sorted({run.sampler for run in runs}):
-        own = np.array([run.sampler == name for run in runs])
+        own = [run for run in runs if run.sampler == name]
+        seconds = fit_terms(
+            np.array([run.work for run in own]),
+            np.array([run.seconds for run in own]),
+            scale * np.array(default_seconds(name)),
+        )
         samplers[name] = {
-            "runs": int(own.sum()),
-            "seconds": fit_terms(work[own], seconds[own], scaled).tolist(),
-            "gradients": _mean_gradients([run for run in runs if run.sampler == name]),
-            "compile": _mean([run.compile for run in runs if run.sampler == name and run.compile > 0]),
+            "runs": len(own),
+            "seconds": seconds.tolist(),
+            "gradients": _mean_gradients(own),
+            "compile": _mean([run.compile for run in own if run.compile > 0]),
         }
     around = [run.around for run in runs if run.around is not None]
     return {
         "runs": len(runs),
         "around": float(np.median(around)) if around else SECONDS_AROUND,
         "samplers": samplers,
-        "other": {"runs": 0, "seconds": scaled.tolist(), "gradients": {}, "compile": None},
+        "scale": scale,
     }
 
 

@@ -8,6 +8,7 @@ the finished runs of the store, sampler by sampler.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import operator
 from collections import defaultdict
@@ -35,18 +36,22 @@ from lambda_hat.files import read_record
 COSTS_NAME = "costs.json"
 COSTS_FORMAT = 1
 
-TERMS = ("run", "step", "draw", "coordinate", "unit", "product")
-"""What a run does: begin; gradients that follow one another, chains moving side by side; recorded draws; gradients
-times chains times parameters; those times rows times units of the network instead; and times rows times parameters."""
+TERMS = ("run", "step", "layer", "draw", "coordinate", "unit", "product")
+"""What a run does: begin; gradients that follow one another, chains moving side by side; those times the layers of the
+loss; recorded draws; gradients times chains times parameters; those times rows times units of the network instead; and
+times rows times parameters."""
 DEFAULTS = {
-    "run": 5e-3,
-    "step": 1.2e-5,
-    "draw": 1e-5,
-    "coordinate": 7e-9,
+    "run": 2e-3,
+    "step": 1.2e-6,
+    "layer": 2.5e-6,
+    "draw": 5e-6,
+    "coordinate": 6e-9,
     "unit": 6e-10,
     "product": 7e-11,
 }
 """Seconds of each, measured on one core in float32."""
+STEP = {"nuts": 7e-6}
+"""The same of "step" where a sampler does more between two gradients than to move."""
 SECONDS_COMPILE = {
     "sgld": 4.0,
     "sghmc": 4.0,
@@ -60,10 +65,10 @@ SECONDS_COMPILE = {
 """Measured on one core, hardly dependent on the target."""
 SECONDS_AROUND = 0.05
 """To read a target, to summarise and to publish a run."""
-GRADIENTS = {"nuts": 16.0, "adjusted_mclmc": 4.0}
-"""A transition of the samplers that find out by themselves."""
-UNKNOWN_ROWS, UNKNOWN_DIM = 1000, 1000
-"""Guesses for a custom target that is not built yet."""
+GRADIENTS = {"nuts": 64.0, "adjusted_mclmc": 8.0}
+"""Of a transition of the samplers that find out by themselves; from 10 to 1,000 were seen."""
+UNKNOWN_ROWS, UNKNOWN_DIM, UNKNOWN_LAYERS = 1000, 1000, 3
+"""Guesses for a custom target that is not built yet; its layers stay one."""
 WIDE = 2.0
 """A number in float64, in those of float32."""
 HVP, LOSS, CHECK = 3.0, 1 / 3, 2.0
@@ -71,7 +76,7 @@ HVP, LOSS, CHECK = 3.0, 1 / 3, 2.0
 NUM_CHECKS = 50
 """At most, in each chain."""
 TANH_NODES = 16
-RANDOM_UNITS = 8
+RANDOM_UNITS = 40
 """A random number, in units of a network."""
 
 
@@ -82,9 +87,11 @@ class Shape(NamedTuple):
     """Of the target."""
     dim: int
     rows: int
-    """Of the full data; for closed forms and linear networks those that cost as much."""
+    """Of the full data; for linear networks those that cost as much."""
     units: int
     """Numbers that are computed for a row on the way."""
+    layers: int
+    """Products of matrices that follow one another; 0 for a loss that is one expression."""
     batches: bool
     """Minibatches can be drawn from it."""
     batch_units: int
@@ -96,20 +103,20 @@ def shape_of(build: BuildConfig, meta: dict[str, Any] | None = None) -> Shape:
     kind = build.kind
     if isinstance(build, MlpBuild):
         units = build.data.input_dim + sum(build.widths) + build.data.output_dim
-        return Shape(kind, build.dim, build.data.n, units, True, units + RANDOM_UNITS)
+        return Shape(kind, build.dim, build.data.n, units, len(build.widths) + 1, True, units + RANDOM_UNITS)
     if isinstance(build, DlnBuild):
         # The loss of a linear network is that of the product of its factors, whatever the number of rows; rows of a
         # batch are drawn again from their keys.
         widths = build.target.widths
         batches = build.target.data == "empirical"
-        return Shape(kind, build.dim, widths[0], sum(widths), batches, sum(widths) + RANDOM_UNITS * widths[0])
+        return Shape(kind, build.dim, widths[0], 0, len(widths) - 1, batches, RANDOM_UNITS * widths[0])
     if isinstance(build, TanhBuild):
-        return Shape(kind, build.dim, TANH_NODES, build.target.hidden, False, 0)
+        return Shape(kind, build.dim, TANH_NODES, build.target.hidden, 0, False, 0)
     if isinstance(build, CustomBuild):
         rows, dim = (_known(meta, key, guess) for key, guess in (("num_data", UNKNOWN_ROWS), ("dim", UNKNOWN_DIM)))
         units = math.isqrt(dim)
-        return Shape(kind, dim, max(rows, 1), units, rows > 0, units)
-    return Shape(kind, build.dim, 1, build.dim, False, 0)
+        return Shape(kind, dim, max(rows, 1), units, UNKNOWN_LAYERS, rows > 0, units + RANDOM_UNITS)
+    return Shape(kind, build.dim, 1, 0, 0, False, 0)
 
 
 def shape_in_store(build: BuildConfig, target_dir: Path) -> Shape:
@@ -142,10 +149,11 @@ def transitions(cfg: SampleConfig) -> int:
 
 def work_of(shape: Shape, cfg: SampleConfig, gradients: float) -> tuple[float, ...]:
     """How often a run does what TERMS name. gradients: those of one transition."""
-    rows, units, full_units = shape.rows, shape.units, shape.units
+    rows, units, layers = shape.rows, shape.units, shape.layers
     stochastic = isinstance(cfg, StochasticGradientConfig)
     if stochastic and shape.batches and cfg.batch_size is not None:
-        rows, units = cfg.batch_size, shape.batch_units
+        # Drawing a batch is one more thing to be waited for.
+        rows, units, layers = cfg.batch_size, shape.batch_units, layers + 1
     steps = transitions(cfg) * gradients
     moved = cfg.num_chains * steps
     # Passes over the full data, in gradients, over all chains.
@@ -162,20 +170,27 @@ def work_of(shape: Shape, cfg: SampleConfig, gradients: float) -> tuple[float, .
     return (
         1.0,
         in_turn,
+        in_turn * layers,
         float(cfg.num_draws),
         coordinates * shape.dim,
-        wide * (moved * rows * units + full * shape.rows * full_units),
+        wide * (moved * rows * units + full * shape.rows * shape.units),
         wide * shape.dim * (moved * rows + full * shape.rows),
     )
+
+
+@functools.cache
+def default_seconds(sampler: str) -> tuple[float, ...]:
+    """Of each of TERMS, before anything is measured."""
+    return tuple({**DEFAULTS, "step": STEP.get(sampler, DEFAULTS["step"])}.values())
 
 
 @dataclass(frozen=True)
 class SamplerCosts:
     """What one sampler takes."""
 
-    runs: int = 0
+    runs: int
     """Finished runs that this was fitted to."""
-    seconds: tuple[float, ...] = tuple(DEFAULTS.values())
+    seconds: tuple[float, ...]
     """Of each of TERMS."""
     gradients: dict[str, float] = field(default_factory=dict)
     """Of a transition, the mean by kind of target and under "" over all; empty where the configuration says."""
@@ -191,12 +206,14 @@ class CostModel:
     """Finished runs that this rests on."""
     around: float = SECONDS_AROUND
     samplers: dict[str, SamplerCosts] = field(default_factory=dict)
-    other: SamplerCosts = SamplerCosts()
-    """For samplers that no run was finished of."""
+    scale: float = 1.0
+    """Seconds in those of the defaults, for samplers that no run was finished of."""
 
     def of(self, sampler: str) -> SamplerCosts:
         """The costs of a sampler."""
-        return self.samplers.get(sampler, self.other)
+        if sampler in self.samplers:
+            return self.samplers[sampler]
+        return SamplerCosts(0, tuple(self.scale * seconds for seconds in default_seconds(sampler)))
 
     def seconds(self, shape: Shape, cfg: SampleConfig) -> float:
         """Expected seconds of a run, without compilation."""
@@ -284,7 +301,7 @@ def _model(fitted: dict[str, Any]) -> CostModel:
         runs=int(fitted["runs"]),
         around=_seconds(fitted["around"]),
         samplers={name: _costs(content) for name, content in fitted["samplers"].items()},
-        other=_costs(fitted["other"]),
+        scale=_seconds(fitted["scale"]),
     )
 
 
