@@ -107,9 +107,9 @@ def test_a_pack_trains_once(tmp_path):
     pack = pack_of_study(compose_study(write_study(tmp_path, entry)), cores_per_rank=1)
     builders = builders_of(pack)
     assert len(builders) == 3 and len(set(builders.values())) == 1
-    builds = [item for item in items_of(pack) if item.key in builders]
+    builds = [item for item in items_of(pack, 1) if item.key in builders]
     assert [item.key for item in builds] == [next(iter(builders))]
-    assert all(item.needs == builds[0].key for item in items_of(pack) if item not in builds)
+    assert all(item.needs == builds[0].key for item in items_of(pack, 1) if item not in builds)
 
 
 def test_the_table_and_the_picture_show_the_training(tmp_path):
