@@ -14,7 +14,9 @@ import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+K, V = TypeVar("K"), TypeVar("V")
 
 REPEAT = 5
 """Alternating runs of every way, at least."""
@@ -35,9 +37,9 @@ class Spread(NamedTuple):
         return f"{self.median:.3g} ({self.least:.3g} to {self.most:.3g})"
 
 
-def alternate(ways: Mapping[str, Callable[[], float]], repeat: int = REPEAT) -> dict[str, list[float]]:
+def alternate(ways: Mapping[K, Callable[[], V]], repeat: int = REPEAT) -> dict[K, list[V]]:
     """What each way returned, called in turn `repeat` times: what slows the machine for a while slows all of them."""
-    figures: dict[str, list[float]] = {name: [] for name in ways}
+    figures: dict[K, list[V]] = {name: [] for name in ways}
     for _ in range(repeat):
         for name, way in ways.items():
             figures[name].append(way())

@@ -39,7 +39,7 @@ samplers:
 NUM_TARGETS = 4
 PROCESSES = 2
 RUNS, RUNS_QUICK = 256, 16
-SOME = (8, 24)
+SOME = (4, 12)
 """Runs of a process each that are sampled."""
 
 
