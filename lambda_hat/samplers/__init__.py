@@ -48,7 +48,8 @@ def make_lane(target: Target, cfg: SampleConfig, identity: int) -> Lane:
 def lane_key(lane: Lane) -> Hashable:
     """Runs of equal keys can be lanes of one program: same sampler, loss, shapes, dtypes and numbers of transitions."""
     target, cfg = lane.target, lane.cfg
-    spec = replace(signature(cfg, sampler_of(cfg).arguments), thin=cfg.thin, num_burnin=cfg.num_burnin)
+    lengths = {"num_draws": cfg.num_draws, "num_burnin": cfg.num_burnin, "thin": cfg.thin}
+    spec = replace(signature(cfg, sampler_of(cfg).arguments), **lengths)
     pilot = None
     if isinstance(cfg, StochasticGradientConfig) and cfg.step_size is None:
         pilot = cfg.pilot_steps

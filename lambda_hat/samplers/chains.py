@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Key, UInt
 
 from lambda_hat.config import SampleConfig
 from lambda_hat.posterior import Posterior
-from lambda_hat.samplers.base import NUM_CHECKS, Algorithm, Model, RowMoments, Sampler, finite
+from lambda_hat.samplers.base import Algorithm, Model, RowMoments, Sampler, finite
 from lambda_hat.targets.base import Loss
 
 CHAIN_STREAM, PILOT_STREAM = 0, 1
@@ -37,6 +37,8 @@ class Bounds(NamedTuple):
     thin: UInt[Array, ""]
     num_skipped: UInt[Array, ""]
     """Transitions of burn-in after those of adaptation."""
+    check_every: UInt[Array, ""]
+    """Recorded draws from one check of the step size to the next."""
 
 
 class Place(NamedTuple):
@@ -81,7 +83,7 @@ class Totals(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """The chains after adaptation. l = lanes, c = num_chains, d = num_draws."""
+    """The chains after adaptation. l = lanes, c = num_chains, d = room for draws."""
 
     step: UInt[Array, ""]
     """Transitions made."""
@@ -158,13 +160,9 @@ class Lanes:
         return jax.vmap(of_lane, in_axes)(self._numbers, self._posterior, *args)
 
 
-def check_every(spec: SampleConfig) -> int:
-    """Recorded draws from one check of the step size to the next."""
-    return -(-spec.num_draws // NUM_CHECKS)
-
-
 class Chains:
-    """The programs of a signature. Every number of a run is an argument of theirs."""
+    """The programs of a signature. Every number of a run is an argument of theirs; `spec.num_draws` is the room for
+    draws."""
 
     def __init__(self, sampler: Sampler, spec: SampleConfig, target: TargetSpec):
         self._sampler, self._spec, self._target = sampler, spec, target
@@ -262,7 +260,7 @@ class Chains:
         """Burn-in and draws up to transition `upto`; a draw is recorded after every `thin` transitions."""
         of_lanes, keys = self._set_up(numbers)
         spec, dtype = self._spec, carry.loss.dtype
-        thin, skipped = numbers.bounds
+        thin, skipped, check_every = numbers.bounds
 
         def transition(index, chains):
             def of_lane(algorithm: Algorithm, model: Model, keys: Keys, tuned, *chains):
@@ -289,7 +287,7 @@ class Chains:
                     accepted = jnp.zeros((), dtype)
                     if algorithm.mala is not None:
                         accepted = jax.lax.cond(
-                            draw % np.uint32(check_every(spec)) == 0,
+                            draw % check_every == 0,
                             lambda: algorithm.mala(key_check, w, tuned),
                             lambda: jnp.zeros((), dtype),
                         )

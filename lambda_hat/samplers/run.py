@@ -13,8 +13,8 @@ import numpy as np
 from lambda_hat.config import RuntimeConfig, SampleConfig
 from lambda_hat.errors import ConfigError
 from lambda_hat.posterior import Posterior
-from lambda_hat.samplers.base import LOSS_COST, Draws, RowMoments, Sampler, cast
-from lambda_hat.samplers.chains import Adapting, Bounds, Chains, Numbers, Place, Sampling, TargetSpec, check_every
+from lambda_hat.samplers.base import LOSS_COST, NUM_CHECKS, Draws, RowMoments, Sampler, cast
+from lambda_hat.samplers.chains import Adapting, Bounds, Chains, Numbers, Place, Sampling, TargetSpec
 from lambda_hat.samplers.chunks import Chunks
 from lambda_hat.targets.base import Target
 
@@ -37,10 +37,21 @@ class Lane(NamedTuple):
 
 
 def signature(cfg: SampleConfig, arguments: tuple[str, ...]) -> SampleConfig:
-    """`cfg` without what is an argument of the programs: equal signatures share compiled programs."""
+    """`cfg` without what is an argument of the programs: equal signatures share compiled programs. `num_draws` is the
+    room for draws, so that runs of somewhat different lengths share them as well."""
     neutral = ("target_id", "seed", "beta", "gamma", "prior_radius", "restrict", *BOUNDS, *COMMON_ARGUMENTS, *arguments)
     defaults = {f.name: f.default for f in dataclasses.fields(cfg) if f.name in neutral}
-    return dataclasses.replace(cfg, runtime=RuntimeConfig(), **defaults)
+    return dataclasses.replace(cfg, runtime=RuntimeConfig(), num_draws=room_for(cfg.num_draws), **defaults)
+
+
+def room_for(num_draws: int) -> int:
+    """The next power of two."""
+    return 1 << (num_draws - 1).bit_length()
+
+
+def check_every(cfg: SampleConfig) -> int:
+    """Recorded draws from one check of the step size to the next."""
+    return -(-cfg.num_draws // NUM_CHECKS)
 
 
 def target_spec(lanes: Sequence[Lane]) -> TargetSpec:
@@ -67,7 +78,7 @@ def numbers_of(lanes: Sequence[Lane], names: tuple[str, ...], num_skipped: int =
     return Numbers(
         seed=np.array([lane.cfg.seed for lane in lanes], np.uint32),
         identity=np.array([lane.identity for lane in lanes], np.uint32),
-        bounds=Bounds(np.uint32(cfg.thin), np.uint32(num_skipped)),
+        bounds=Bounds(*map(np.uint32, (cfg.thin, num_skipped, check_every(cfg)))),
         arguments=_stacked([arguments_of(lane.cfg, names) for lane in lanes]),
         posterior=_stacked([Posterior(*map(scalar, lane.posterior)) for lane in lanes]),
         place=places[0] if len(places) == 1 else _stacked(places),
@@ -104,7 +115,7 @@ def _draws(sampler: Sampler, lane: Lane, end: End, chunks: Chunks, index: int) -
     cfg, target = lane.cfg, lane.target
     num_draws = int(end.num_draws)
     num_transitions = max(int(end.num_steps) - num_skipped_of(sampler, cfg), 0)
-    loss = end.loss.astype(np.float64)
+    loss = end.loss[:, : cfg.num_draws].astype(np.float64)
     if sampler.records_differences(cfg, target):
         loss += target.loss_at_w_star
     checks = 0 if np.all(np.isnan(end.totals.mala_acceptance)) else -(-num_draws // check_every(cfg))

@@ -76,11 +76,13 @@ def test_one_program_per_signature(target):
         sample(target("quadratic"), replace(small, seed=1, step_size=2e-3, gamma=3.0, beta=0.5)),
         sample(target("quadratic"), replace(small, decay=0.5, damping=1.0, target_id="tgt_0", pilot_c=0.2)),
         sample(target("quadratic"), replace(small, thin=3, num_burnin=77)),
+        sample(target("quadratic"), replace(small, num_draws=33)),
+        sample(target("quadratic"), replace(small, num_draws=64)),
     ):
         assert made(same_program) == 0
         assert same_program.seconds_compile == 0
     for key, value in (
-        ("num_draws", 52),
+        ("num_draws", 65),
         ("num_chains", 4),
         ("precond", "adam"),
         ("precision", "float32"),
