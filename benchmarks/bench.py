@@ -25,21 +25,15 @@ PACKAGES = ("jax", "jaxlib", "blackjax", "numpy", "parsl", "mpi4py", "mpich")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a short look: its figures mean nothing")
-    parser.add_argument(
-        "--out", type=Path, default=HERE / "results", metavar="DIR", help="where sections and figures go"
-    )
-    parser.add_argument("names", nargs="*", choices=[*NAMES, []], metavar="NAME", help=f"some of {', '.join(NAMES)}")
+    parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR", help="for sections and figures")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}; default: all")
     args = parser.parse_args()
+    if unknown := set(args.names) - set(NAMES):
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    quick = ["--quick"] if args.quick else []
     for name in args.names or NAMES:
         begun = time.monotonic()
-        command = [
-            sys.executable,
-            str(HERE / f"{name}.py"),
-            "--out",
-            str(args.out),
-            *(["--quick"] if args.quick else []),
-        ]
-        subprocess.run(command, check=True)
+        subprocess.run([sys.executable, str(HERE / f"{name}.py"), "--out", str(args.out), *quick], check=True)
         print(f"-- {name}: {time.monotonic() - begun:.0f} s\n", flush=True)
     report = args.out.parent / "RESULTS.md"
     report.write_text("\n\n".join([head(), *sections(args.out)]) + "\n")
