@@ -64,7 +64,7 @@ def watched_borders() -> Iterator[dict[str, list[float]]]:
         ended[0] = time.perf_counter()
         if self._written != before:
             seen["checkpoints"].append(ended[0] - begun)
-            seen["bytes"].append(self._path.stat().st_size)
+            seen["bytes"].append(self._paths[0].stat().st_size)
 
     with mock.patch.object(Chunks, "_border", timed):
         yield seen

@@ -111,9 +111,9 @@ class Verification:
         if not path.exists():
             return
         # Only now: reading them takes jax, whose import takes a while.
-        from lambda_hat.samplers.chunks import decode
+        from lambda_hat.samplers.chunks import read_checkpoint
 
         try:
-            decode(path, path.read_bytes())
+            read_checkpoint(path)
         except (LambdaHatError, OSError) as error:
             yield self.store.set_aside(path, str(error).removeprefix(str(path)).lstrip(": "))

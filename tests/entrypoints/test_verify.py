@@ -14,7 +14,7 @@ from lambda_hat.claims import take
 from lambda_hat.config import HmcConfig, QuadraticBuild, SgldConfig
 from lambda_hat.entrypoints.verify import Verification
 from lambda_hat.id_utils import run_id_for, target_id_for
-from lambda_hat.samplers.chunks import encode
+from lambda_hat.samplers.chunks import Kept, encode
 from lambda_hat.store import Store, publish_run, publish_target, write_bytes_atomic, write_config, write_json_atomic
 
 BUILD = QuadraticBuild()
@@ -40,7 +40,7 @@ def filled(folder):
         publish_run(run_dir, CFG, write_config(run_dir, CFG), b"trace", {"llc_mean": 1.0})
     half = store.run_dir(TARGET, run_id_for(OTHER))
     write_config(half, OTHER)
-    write_bytes_atomic(half / "checkpoint.npz", encode("burn-in", {}, (np.ones(3),)))
+    write_bytes_atomic(half / "checkpoint.npz", encode(Kept("burn-in", 7, {}, [np.ones(3)])))
     write_json_atomic(half / "error.json", {"type": "E"})
     write_json_atomic(half / "deaths.json", [])
     write_config(store.target_dir("tgt_failed"), BUILD)
@@ -107,7 +107,7 @@ def test_what_planning_cannot_see(tmp_path, name):
     run_dir = store.run_dir(TARGET, run_id_for(CFG))
     publish_run(run_dir, CFG, write_config(run_dir, CFG), b"trace", {"llc_mean": 1.0})
     half = store.run_dir(TARGET, run_id_for(OTHER))
-    write_bytes_atomic(half / "checkpoint.npz", encode("burn-in", {}, (np.ones(3),)))
+    write_bytes_atomic(half / "checkpoint.npz", encode(Kept("burn-in", 7, {}, [np.ones(3)])))
     (path,) = [p for p in store.root.rglob(name) if name != "config.yaml" or p.parent == run_dir]
     content = path.read_bytes()
     path.write_bytes(content.replace(b"seed: 0", b"seed: 1") if name == "config.yaml" else content[:-1] + b"?")

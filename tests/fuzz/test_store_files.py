@@ -31,7 +31,7 @@ from lambda_hat.lease import Lease, dead_leases, lease_over, lease_state, live_l
 from lambda_hat.preflight import read_reports
 from lambda_hat.report import rank_usage
 from lambda_hat.results import collect, runs_in_store, to_frame
-from lambda_hat.samplers.chunks import decode, encode
+from lambda_hat.samplers.chunks import Kept, encode, leaves_of, read_checkpoint
 from lambda_hat.store import EventLog, Store, read_events, write_config, write_json_atomic
 from lambda_hat.targets import load_target
 from lambda_hat.workflow_config import PlannedRun, Study, compose_study
@@ -92,7 +92,9 @@ def stored(tmp_path_factory) -> Stored:
     run_dir = store.run_dir(*_ids(unfinished))
     write_config(run_dir, unfinished.cfg)
     (run_dir / "checkpoint.npz").write_bytes(
-        encode("draws", {"seconds": 1.0}, [load_target(store.target_dir(unfinished.target_id)).w_star])
+        encode(
+            Kept("draws", 7, {"seconds": 1.0}, leaves_of(load_target(store.target_dir(unfinished.target_id)).w_star))
+        )
     )
     write_json_atomic(
         run_dir / "error.json", {"type": "ValueError", "message": "x", "rank": 0, "host": "h", "time": 1.0}
@@ -150,7 +152,7 @@ def read_everything(stored: Stored) -> None:
         attempt_one("deaths", lambda r=run: deaths_of(stored.dir_of(r)))
         path = stored.dir_of(run) / "checkpoint.npz"
         if path.is_file():
-            attempt_one("checkpoint", lambda p=path: decode(p, p.read_bytes()))
+            attempt_one("checkpoint", lambda p=path: read_checkpoint(p))
     attempt_one("table", lambda: to_frame(collect(store, runs_in_store(store))))
     for path in store.packs_dir.glob("driver_*.lease"):
         attempt_one("lease", lambda p=path: (lease_state(p), lease_over(p)))
