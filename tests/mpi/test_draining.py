@@ -221,7 +221,8 @@ def test_a_full_disk_is_one_message_and_loses_nothing(study, built, store, small
     assert str(small.root) in end["reason"] and "No space left on device" in end["reason"]
     directory = small.run_dir(runs[0]["target_id"], runs[0]["run_id"])
     assert not (directory / "error.json").exists() and not (directory / "analysis.json").exists()
-    assert f"stopped: {end['reason']}" in done.stdout
+    # Said by the rank that met it, and where that is rank 0, once more as what stopped the pack.
+    assert f"reason: {end['reason']}" in done.stdout
     ballast.unlink()
     write_pack(small, study, "pack_room", runs=runs)
     assert run(pack_file(small, "pack_room")).returncode == 0
