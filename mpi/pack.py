@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lambda_hat.cost import price, read_costs
 from lambda_hat.errors import ConfigError, CorruptArtifact
 from lambda_hat.id_utils import canonical_json, run_id_for, target_id_for, trajectory_id
 from lambda_hat.lanes import AUTO, MOST_LANES, check_lanes, even_pieces
-from lambda_hat.omegaconf_support import build_dataclass, schema_for
+from lambda_hat.omegaconf_support import build_dataclass, schema_for, with_values
 from lambda_hat.store import Damage, Store, read_json
 from lambda_hat.workflow_config import Study
 from mpi.devices import launcher_size
@@ -127,8 +127,19 @@ def build_config(entry: dict[str, Any]) -> BuildConfig:
 def sample_config(entry: dict[str, Any]) -> SampleConfig:
     """The configuration of an entry of `runs`."""
     where = entry["run_id"]
-    schema = schema_for(SAMPLE_SCHEMAS, entry["config"].get("name"), f"{where}: name")
-    return build_dataclass(schema, [(where, entry["config"])])
+    config = entry["config"]
+    schema = schema_for(SAMPLE_SCHEMAS, config.get("name"), f"{where}: name")
+    # A driver wrote it in full; merging takes ten milliseconds, which a short run hardly does.
+    cfg = with_values(schema(), dict(_dotted(config))) if not any("." in str(key) for key in config) else None
+    return build_dataclass(schema, [(where, config)]) if cfg is None else cfg
+
+
+def _dotted(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", content) for inner, content in value.items())
+        else:
+            yield str(key), value
 
 
 def pack_of_study(study: Study, cores_per_rank: int, look_only: bool = False) -> Pack:
