@@ -165,10 +165,17 @@ class Rank:
         for group in together.values():
             most = len(group)
             if self._lanes == AUTO and most > 1:
-                most = self._execute.width_for(list(group.values()), self._ranks_on_node)
+                most = self._width_for(list(group.values()))
             pieces = even_pieces(list(group), most)
             for piece in pieces:
                 yield piece, len(pieces[0])
+
+    def _width_for(self, group: list[Any]) -> int:
+        try:
+            return self._execute.width_for(group, self._ranks_on_node)
+        except Exception:
+            # A program that cannot be measured: what is wrong is told of each run by itself.
+            return 1
 
     def _whereabouts(self, key: str) -> tuple[Path, Path, SampleConfig]:
         """Folder of a run, folder of its target, configuration."""
@@ -243,7 +250,10 @@ class Rank:
                 yield self._execute.sample_into(*self._whereabouts(job.key), *shared, self._store.set_aside)
 
     def _sampling_failed(self, job: Job, error: Exception) -> str:
-        damages = self._damages(error, job.target_id)
+        try:
+            damages = self._damages(error, job.target_id)
+        except StoreUnwritable as unwritable:
+            return self._cannot_write(job.end, unwritable)
         if damages:
             return job.end("blocked", reason=f"its target is damaged, and is to be built again: {damages}")
         return self._failed(job.end, job.run_dir, error)

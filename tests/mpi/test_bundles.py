@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lambda_hat.errors import ConfigError
+from lambda_hat.drain import Drain
+from lambda_hat.errors import ConfigError, CorruptArtifact, StoreUnwritable
 from lambda_hat.lanes import check_lanes, even_pieces
 from lambda_hat.results import RunRef, collect
 from lambda_hat.store import Store, read_events, read_json
 from lambda_hat.workflow_config import compose_study
+from mpi import rank as rank_module
+from mpi.dispatch import World
 from mpi.pack import PACK_DEFAULTS, bundles_of, items_of
+from mpi.rank import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = """
@@ -77,6 +81,51 @@ def test_lanes_are_a_number_or_auto():
         with pytest.raises(ConfigError, match=r"--lanes: got .* expected an integer of at least 1, or auto"):
             check_lanes("--lanes", wrong)
     assert even_pieces("abcdefg", 3) == [["a", "d", "g"], ["b", "e"], ["c", "f"]]
+
+
+class Broken:
+    """Stands for `lambda_hat.execute` where nothing of a program works."""
+
+    def prepare(self, run_dir, target_dir, cfg):
+        return run_dir
+
+    def companions(self, prepared):
+        return "one program"
+
+    def width_for(self, prepared, ranks_on_node):
+        raise RuntimeError("it cannot be compiled")
+
+
+def rank_of(tmp_path, monkeypatch, execute):
+    """A rank with a pack of three runs of one program, and what it says."""
+    content = pack([("t", "a")] * 3, lanes="auto", pack_id="pack_x")
+    monkeypatch.setattr(rank_module, "sample_config", lambda entry: None)
+    said = []
+    drain = Drain()
+    rank = rank_module.Rank(World(0, 1, None), content, Store(tmp_path), drain, None, None)
+    rank._execute = execute
+    return rank, drain, said
+
+
+def test_a_program_that_cannot_be_measured_ends_no_rank(tmp_path, monkeypatch):
+    rank, _, _ = rank_of(tmp_path, monkeypatch, Broken())
+    assert list(rank._groups(["t/0", "t/1", "t/2"])) == [(["t/0"], 1), (["t/1"], 1), (["t/2"], 1)]
+
+
+def test_a_damaged_target_in_a_store_that_cannot_be_written_leaves_the_run(tmp_path, monkeypatch):
+    rank, drain, said = rank_of(tmp_path, monkeypatch, Broken())
+
+    def end(status, **details):
+        said.append((status, details))
+        return status
+
+    def refuse(*args, **options):
+        raise StoreUnwritable("no space")
+
+    monkeypatch.setattr(rank._store, "inspect_target", refuse)
+    job = Job("t/0", "t", tmp_path, None, end)
+    assert rank._sampling_failed(job, CorruptArtifact("params.npz: damaged")) == "left"
+    assert said == [("left", {"reason": "no space", "store_error": True})] and drain.reason == "no space"
 
 
 @pytest.fixture(scope="module")
