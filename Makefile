@@ -1,6 +1,6 @@
 # make run    set up .venv and run the default study in packs
 # make test   set up .venv with the test extras and run the whole test suite
-# make bench  measure everything again, half an hour; writes benchmarks/RESULTS.md
+# make bench  measure everything again, which takes long; writes benchmarks/RESULTS.md
 # make soak   fuzz with many more inputs, kill at many more points; SEED=N for others
 PYTHON ?= python3
 VENV := .venv

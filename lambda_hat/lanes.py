@@ -10,7 +10,7 @@ from lambda_hat.errors import ConfigError
 
 AUTO = "auto"
 MOST_LANES = 64
-"""Of `auto`. More gained nothing on a CPU, and compiling took 17 s at 128."""
+"""Of `auto`. More gained little on a CPU, and compiling took 17 s at 128."""
 
 T = TypeVar("T")
 
