@@ -137,7 +137,7 @@ def test_runs_that_are_stopped_again_and_again_give_the_bits_of_undisturbed_ones
         assert len(checkpoints(store)) == LONG
 
     write_pack(store, study, "pack_clock")
-    pack = Started(store, "pack_clock", environment={DEADLINE_VARIABLE: str(time.time() + 12.0)})
+    pack = Started(store, "pack_clock", environment={DEADLINE_VARIABLE: str(time.time() + 5.0)})
     code, told = pack.end(30.0)
     assert code == 0 and "time is up" in told
     assert not store.pack_dir("pack_clock").joinpath("error.json").exists()

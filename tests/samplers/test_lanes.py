@@ -1,6 +1,7 @@
 """Runs side by side in one program give what each gives by itself."""
 
 import shutil
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from lambda_hat.diagnostics import summarize
 from lambda_hat.drain import Drain
 from lambda_hat.errors import Paused, TooLarge
 from lambda_hat.samplers import chunks as chunks_module
-from lambda_hat.samplers import lane_key, make_lane, measured_width, sample, sample_lanes
+from lambda_hat.samplers import lane_key, make_lane, measured_width, programs, sample, sample_lanes
 from lambda_hat.samplers.chunks import Chunks, read_checkpoint
 from lambda_hat.targets import build_target
 
@@ -187,7 +188,8 @@ def test_only_runs_of_one_program_have_a_key_in_common(target):
     assert key(RUNS["hmc"]) != key(base)
 
 
-def test_what_lanes_spend_is_shared_between_them(target):
+def test_what_lanes_spend_is_shared_between_them(target, monkeypatch):
+    monkeypatch.setattr(programs, "_programs", OrderedDict())
     cfgs = [replace(RUNS["sgld"], seed=seed, num_draws=43) for seed in range(4)]
     together = sample_lanes(lanes_of(target("quadratic"), cfgs), Chunks(lanes=4))
     assert len({draws.seconds_compile for draws in together}) == 1
