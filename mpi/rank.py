@@ -171,11 +171,12 @@ class Rank:
                 yield piece, len(pieces[0])
 
     def _width_for(self, group: list[Any]) -> int:
-        try:
-            return self._execute.width_for(group, self._ranks_on_node)
-        except Exception:
-            # A program that cannot be measured: what is wrong is told of each run by itself.
-            return 1
+        begun, lanes = time.monotonic(), 1
+        # Of a program that cannot be measured, what is wrong is told of each run by itself.
+        with contextlib.suppress(Exception):
+            lanes = self._execute.width_for(group, self._ranks_on_node)
+        self._events.append("width", rank=self._world.rank, lanes=lanes, seconds=time.monotonic() - begun)
+        return lanes
 
     def _whereabouts(self, key: str) -> tuple[Path, Path, SampleConfig]:
         """Folder of a run, folder of its target, configuration."""

@@ -25,8 +25,9 @@ Logs go to the pack's folder in the store: `rank-0000.log` has what the rank pri
 that was handed out has one `run_end`, with `seconds`, the `reason` where it is not finished, and `status`: finished,
 failed, blocked (its target is not there), paused (its state is kept; `advanced` where it got further), left (not begun;
 `store_error` where the store could not be written) or elsewhere (another process samples it). `drain` has a `reason`.
-`run_start` has the `lane`, from 0 on among runs that are sampled side by side. `refused`, with a
-`reason`, stands where a rank could not start as the pack asks.
+`run_start` has the `lane`, from 0 on among runs that are sampled side by side. `width` has the `lanes` that "auto"
+chose, and the `seconds` of measuring them, compilation included, which are no run's. `refused`, with a `reason`, stands
+where a rank could not start as the pack asks.
 """
 
 from __future__ import annotations

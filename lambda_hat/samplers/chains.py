@@ -356,7 +356,9 @@ class Chains:
 
 
 def _keys_of(key: Key[Array, ""], chain: Array) -> Keys:
-    return Keys(*jax.random.split(jax.random.fold_in(key, chain), len(Keys._fields)))
+    # To split a key takes XLA several times as long to compile.
+    of_chain = jax.random.fold_in(key, chain)
+    return Keys(*(jax.random.fold_in(of_chain, number) for number in range(len(Keys._fields))))
 
 
 def _next_look(step: Array) -> Array:

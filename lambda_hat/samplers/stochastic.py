@@ -63,12 +63,16 @@ def mala_acceptance(
     def potential(w):
         return model.posterior.potential(model.full_loss(w, key_loss), w, model.w_star)
 
-    value, gradient = jax.value_and_grad(potential)(w)
     noise = jax.random.normal(key_noise, w.shape, w.dtype)
-    proposal = w - 0.5 * variance * gradient + jnp.sqrt(variance) * noise
-    value_there, gradient_there = jax.value_and_grad(potential)(proposal)
-    back = log_density_ratio(w, proposal, gradient_there) - log_density_ratio(proposal, w, gradient)
-    log_ratio = value - value_there + back
+
+    def visit(here, _):
+        value, gradient = jax.value_and_grad(potential)(here)
+        return here - 0.5 * variance * gradient + jnp.sqrt(variance) * noise, (here, value, gradient)
+
+    # As a loop of two the gradient is compiled once.
+    _, ((_, proposal), values, gradients) = jax.lax.scan(visit, w, length=2)
+    back = log_density_ratio(w, proposal, gradients[1]) - log_density_ratio(proposal, w, gradients[0])
+    log_ratio = values[0] - values[1] + back
     return jnp.where(jnp.isnan(log_ratio), 0, jnp.exp(jnp.minimum(log_ratio, 0)))
 
 

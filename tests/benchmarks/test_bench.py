@@ -28,7 +28,7 @@ def test_ratios_are_of_runs_that_follow_each_other():
         ("step", "| network | lanes | bare, µs | packed, µs | packed / bare |"),
         ("busy", "| run, s | lanes | runs | sampling a run, s | inside runs | sampling |"),
         ("memory", "| rows | data in float32, MB | sgld |"),
-        ("packing", "| way | seconds | in units of packed |"),
+        ("packing", "| way | compile cache | seconds | in units of packed |"),
     ],
 )
 def test_a_benchmark_writes_its_section_and_its_place_in_the_report(tmp_path, name, head):

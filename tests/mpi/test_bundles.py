@@ -13,7 +13,7 @@ from lambda_hat.drain import Drain
 from lambda_hat.errors import ConfigError, CorruptArtifact, StoreUnwritable
 from lambda_hat.lanes import check_lanes, even_pieces
 from lambda_hat.results import RunRef, collect
-from lambda_hat.store import Store, read_events, read_json
+from lambda_hat.store import EventLog, Store, read_events, read_json
 from lambda_hat.workflow_config import compose_study
 from mpi import rank as rank_module
 from mpi.dispatch import World
@@ -96,24 +96,32 @@ class Broken:
         raise RuntimeError("it cannot be compiled")
 
 
-def rank_of(tmp_path, monkeypatch, execute):
+@pytest.fixture
+def events(tmp_path):
+    with EventLog(tmp_path / "rank-0000.jsonl") as log:
+        yield log
+
+
+def rank_of(tmp_path, monkeypatch, events, execute):
     """A rank with a pack of three runs of one program, and what it says."""
     content = pack([("t", "a")] * 3, lanes="auto", pack_id="pack_x")
     monkeypatch.setattr(rank_module, "sample_config", lambda entry: None)
     said = []
     drain = Drain()
-    rank = rank_module.Rank(World(0, 1, None), content, Store(tmp_path), drain, None, None)
+    rank = rank_module.Rank(World(0, 1, None), content, Store(tmp_path), drain, events, None)
     rank._execute = execute
     return rank, drain, said
 
 
-def test_a_program_that_cannot_be_measured_ends_no_rank(tmp_path, monkeypatch):
-    rank, _, _ = rank_of(tmp_path, monkeypatch, Broken())
+def test_a_program_that_cannot_be_measured_ends_no_rank(tmp_path, monkeypatch, events):
+    rank, _, _ = rank_of(tmp_path, monkeypatch, events, Broken())
     assert list(rank._groups(["t/0", "t/1", "t/2"])) == [(["t/0"], 1), (["t/1"], 1), (["t/2"], 1)]
+    (event,) = map(json.loads, (tmp_path / "rank-0000.jsonl").read_text().splitlines())
+    assert (event["event"], event["lanes"]) == ("width", 1) and event["seconds"] >= 0
 
 
-def test_a_damaged_target_in_a_store_that_cannot_be_written_leaves_the_run(tmp_path, monkeypatch):
-    rank, drain, said = rank_of(tmp_path, monkeypatch, Broken())
+def test_a_damaged_target_in_a_store_that_cannot_be_written_leaves_the_run(tmp_path, monkeypatch, events):
+    rank, drain, said = rank_of(tmp_path, monkeypatch, events, Broken())
 
     def end(status, **details):
         said.append((status, details))
