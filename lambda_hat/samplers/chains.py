@@ -183,10 +183,6 @@ class Chains:
         of_lanes, keys = self._set_up(numbers)
         return Adapting(jnp.zeros((), jnp.uint32), *of_lanes(of_lane, numbers.arguments["jitter"], keys))
 
-    def shapes(self, numbers: Numbers) -> Adapting:
-        """What `begin` returns, as `jax.eval_shape` says it."""
-        return jax.eval_shape(self.begin, numbers)
-
     def adapt(self, numbers: Numbers, carry: Adapting, upto: UInt[Array, ""]) -> Adapting:
         """Adaptation up to transition `upto`."""
         of_lanes, keys = self._set_up(numbers)

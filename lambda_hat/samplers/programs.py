@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ a process 65,530 by default; at the limit the compiler aborts it."""
 
 _programs: OrderedDict[Hashable, tuple[Callable, int]] = OrderedDict()
 """With the memory that a call takes: to ask XLA costs ten milliseconds."""
+_results: dict[Hashable, Any] = {}
 
 
 class Compiled(NamedTuple):
@@ -50,9 +51,7 @@ def compiled(
     own code does not take it). `donate`: positions of arguments whose memory the result may take over. `shared` and
     `is_stopping` as of `program_cache.build`.
     """
-    leaves, structure = jax.tree.flatten(args)
-    avals = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in leaves)
-    key = (static, structure, avals, bool(jax.config.jax_enable_x64))
+    key = _key(static, args)
     if key in _programs:
         _programs.move_to_end(key)
         return Compiled(*_programs[key], 0.0, "process")
@@ -64,6 +63,21 @@ def compiled(
     if len(_programs) > MOST_PROGRAMS:
         _programs.popitem(last=False)
     return Compiled(*_programs[key], time.perf_counter() - start, "loaded" if loaded else "compiled")
+
+
+def result_of(static: Hashable, make: Callable[[], Callable], args: tuple) -> Any:
+    """Shapes and dtypes of what `make()` returns for arguments like `args`, traced once in a process: a tuner takes
+    seconds. static: as of `compiled`."""
+    key = _key(static, args)
+    if key not in _results:
+        _results[key] = jax.eval_shape(make(), *args)
+    return _results[key]
+
+
+def _key(static: Hashable, args: tuple) -> Hashable:
+    leaves, structure = jax.tree.flatten(args)
+    avals = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in leaves)
+    return static, structure, avals, bool(jax.config.jax_enable_x64)
 
 
 def bytes_needed(program: Callable) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from lambda_hat.posterior import Posterior
 from lambda_hat.samplers.base import LOSS_COST, NUM_CHECKS, Draws, RowMoments, Sampler, cast
 from lambda_hat.samplers.chains import Adapting, Bounds, Chains, Numbers, Place, Sampling, TargetSpec
 from lambda_hat.samplers.chunks import Chunks
+from lambda_hat.samplers.programs import result_of
 from lambda_hat.targets.base import Target
 
 COMMON_ARGUMENTS = ("jitter",)
@@ -152,16 +153,24 @@ class Programs:
         cfg = lanes[0].cfg
         self._sampler, self._chunks, self._target = sampler, chunks, target_spec(lanes)
         self._spec = signature(cfg, sampler.arguments)
-        self.chains = Chains(sampler, self._spec, self._target)
+        self._chains = Chains(sampler, self._spec, self._target)
         names = (*COMMON_ARGUMENTS, *sampler.arguments)
         self.numbers = jax.device_put(numbers_of(lanes, names, num_skipped_of(sampler, cfg)))
 
     def get(self, name: str, *args: Any, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         """The program `name` of `Chains` for arguments like `args`, with `numbers` before them."""
-        static = (self._sampler.name, name, self._spec, self._target)
         strict = self._sampler.strict and self._target.loss.strict
-        make = partial(getattr, self.chains, name)
+        static, make = self._identity(name)
         return partial(self._chunks.program(static, make, (self.numbers, *args), strict, donate), self.numbers)
+
+    def result_of(self, name: str, *args: Any) -> Any:
+        """Shapes and dtypes of what that program returns."""
+        static, make = self._identity(name)
+        return result_of(static, make, (self.numbers, *args))
+
+    def _identity(self, name: str) -> tuple[Hashable, Callable[[], Callable]]:
+        """What a program is, but for its arguments, and what makes the function of it."""
+        return (self._sampler.name, name, self._spec, self._target), partial(getattr, self._chains, name)
 
     def loop(self, name: str, carry: Any, total: int) -> Callable[..., Any]:
         """A program that stops at a given transition, and takes over the memory of its carry."""
@@ -176,15 +185,15 @@ def num_skipped_of(sampler: Sampler, cfg: SampleConfig) -> int:
 def _sampled(sampler: Sampler, lanes: Sequence[Lane], chunks: Chunks) -> Sampling:
     """The chains after their last transition, or after the last of them has died."""
     cfg, programs = lanes[0].cfg, Programs(sampler, lanes, chunks)
-    chains, numbers, num_adapt = programs.chains, programs.numbers, sampler.num_adapt(cfg)
+    num_adapt = sampler.num_adapt(cfg)
 
     def drive(name: str, phase: str, carry: Any, total: int) -> Any:
         advance = programs.loop(name, carry, total)
         return chunks.drive(phase, advance, carry, total, lambda carry: bool(np.any(carry.alive)))
 
-    sampling = chunks.restore(SAMPLE, lambda: jax.eval_shape(chains.settle, numbers, chains.shapes(numbers)))
+    sampling = chunks.restore(SAMPLE, lambda: programs.result_of("settle", programs.result_of("begin")))
     if sampling is None:
-        adapting: Adapting | None = chunks.restore(ADAPT, lambda: chains.shapes(numbers))
+        adapting: Adapting | None = chunks.restore(ADAPT, lambda: programs.result_of("begin"))
         if adapting is None:
             adapting = programs.get("begin")()
         if num_adapt:
