@@ -44,7 +44,7 @@ def build_into(directory: Path, cfg: BuildConfig) -> tuple[Target, list[str]]:
     """
     if trajectory_id(cfg) is not None and directory.name == target_id_for(cfg):
         return _build_all_checkpoints(directory, cfg)
-    target, info = build_target(cfg)
+    target, info = build_target(cfg, programs_folder(directory))
     save_target(directory, target, cfg, info)
     (directory / "error.json").unlink(missing_ok=True)
     return target, info["warnings"]
@@ -56,7 +56,7 @@ def _build_all_checkpoints(directory: Path, cfg: BuildConfig) -> tuple[Target, l
         for folder in folders.values():
             if folder != directory:
                 stack.enter_context(recording_failure(folder))
-        built = dict(zip(folders, build_checkpoints(cfg), strict=True))
+        built = dict(zip(folders, build_checkpoints(cfg, programs_folder(directory)), strict=True))
         last = list(folders)[-1]
         # The one that the others refer to for their data comes first, the one that was asked for comes last.
         for target_id in sorted(folders, key=lambda t: (t != last, folders[t] == directory)):

@@ -279,16 +279,16 @@ def _refused_as(words: str, remedy: str) -> Iterator[None]:
         raise StoreError(f"{words}: {error.strerror or error}; {remedy}") from None
 
 
-def programs_folder(run_dir: Path | None = None) -> Path | None:
+def programs_folder(directory: Path | None = None) -> Path | None:
     """The folder through which compiled programs are exchanged; None: there is none.
 
-    run_dir: of the run that is sampled, whose store has one; outside a store only CACHE_VARIABLE names one.
+    directory: of a target or run, whose store has one; outside a store only CACHE_VARIABLE names one.
     """
     told = os.environ.get(CACHE_VARIABLE)
     if told:
         return None if told == CACHE_OFF else Path(told).expanduser().absolute()
-    above = () if run_dir is None else run_dir.absolute().parents
-    return Store(above[2]).cache_dir if len(above) > 2 and above[1].name == "targets" else None
+    above = () if directory is None else directory.absolute().parents[:2]
+    return next((Store(path.parent).cache_dir for path in above if path.name == "targets"), None)
 
 
 def existing_store(root: Path) -> Store:

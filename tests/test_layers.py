@@ -20,7 +20,7 @@ L0 = {
 }  # fmt: skip
 LAYERS = {
     0: L0,
-    1: {"targets", "posterior"},
+    1: {"targets", "posterior", "programs"},
     2: {"samplers"},
     3: {"llc", "diagnostics", "mixing", "waic"},
     4: {"api", "execute"},

@@ -16,7 +16,7 @@ import numpy as np
 from lambda_hat.drain import Drain
 from lambda_hat.errors import CorruptArtifact, Paused
 from lambda_hat.files import DAMAGED_NPZ, write_bytes_atomic
-from lambda_hat.samplers.programs import compiled, require_memory
+from lambda_hat.programs import compiled, require_memory
 
 CHUNK_SECONDS = 1.0
 """A chunk aims at this: signals and the clock are looked at between chunks, and PBS leaves 10 s after a signal."""

@@ -13,10 +13,10 @@ import numpy as np
 from lambda_hat.config import RuntimeConfig, SampleConfig
 from lambda_hat.errors import ConfigError
 from lambda_hat.posterior import Posterior
+from lambda_hat.programs import result_of
 from lambda_hat.samplers.base import LOSS_COST, NUM_CHECKS, Draws, RowMoments, Sampler, cast
 from lambda_hat.samplers.chains import Adapting, Bounds, Chains, Numbers, Place, Sampling, TargetSpec
 from lambda_hat.samplers.chunks import Chunks
-from lambda_hat.samplers.programs import result_of
 from lambda_hat.targets.base import Target
 
 COMMON_ARGUMENTS = ("jitter",)

@@ -21,6 +21,7 @@ from lambda_hat.errors import BuildFailed, ConfigError, CorruptArtifact, LambdaH
 from lambda_hat.files import DAMAGED_NPZ
 from lambda_hat.integrity import META_FORMAT, config_digest, is_target_name
 from lambda_hat.omegaconf_support import load_build_config
+from lambda_hat.programs import call
 from lambda_hat.store import publish_target, read_record
 from lambda_hat.targets.base import SLICE_ROWS, Loss, Made, Target
 from lambda_hat.targets.truth import true_llc, true_llc_t
@@ -55,34 +56,35 @@ def _module(kind: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{_MODULES[kind]}")
 
 
-def build_target(cfg: BuildConfig) -> tuple[Target, dict[str, Any]]:
+def build_target(cfg: BuildConfig, programs: Path | None = None) -> tuple[Target, dict[str, Any]]:
     """Build the target that `cfg` describes, in float64, from its configuration alone.
 
     The second value is JSON-able: how training ended (`train_loss`, `grad_norm`, ...), `warnings` as sentences, and
-    `seconds`. Raises BuildFailed where training or the data go wrong.
+    `seconds`. programs: the folder through which compiled programs are exchanged; None: there is none.
+    Raises BuildFailed where training or the data go wrong.
     """
     if isinstance(cfg, MlpBuild) and cfg.checkpoints is not None:
-        built = {checkpoint.step: made for checkpoint, *made in build_checkpoints(cfg)}
+        built = {checkpoint.step: made for checkpoint, *made in build_checkpoints(cfg, programs)}
         if cfg.step is None:
             raise ConfigError(f"step: missing, with checkpoints a target is one of the steps {list(built)}")
         return tuple(built[cfg.step])
     started = time.perf_counter()
     with jax.enable_x64(True):
-        made = _module(cfg.kind).make(cfg)
-        target = _target(cfg, made)
+        made = _module(cfg.kind).make(cfg, programs)
+        target = _target(cfg, made, programs)
     return target, {"warnings": [], **made.info, "seconds": time.perf_counter() - started}
 
 
-def build_checkpoints(cfg: MlpBuild) -> list[tuple[MlpBuild, Target, dict[str, Any]]]:
+def build_checkpoints(cfg: MlpBuild, programs: Path | None = None) -> list[tuple[MlpBuild, Target, dict[str, Any]]]:
     """Train once, and return every checkpoint's configuration, target and information, in the order of their steps.
 
-    They share the arrays of their data. Raises BuildFailed as `build_target` does.
+    They share the arrays of their data. programs: as of `build_target`. Raises BuildFailed as `build_target` does.
     """
     started = time.perf_counter()
     with jax.enable_x64(True):
-        made = _module(cfg.kind).make_checkpoints(cfg)
+        made = _module(cfg.kind).make_checkpoints(cfg, programs)
         points = [replace(cfg, step=step) for step in cfg.checkpoint_steps]
-        targets = [_target(point, at) for point, at in zip(points, made, strict=True)]
+        targets = [_target(point, at, programs) for point, at in zip(points, made, strict=True)]
     seconds = time.perf_counter() - started
     return [
         (point, target, {**at.info, "seconds": seconds})
@@ -90,12 +92,12 @@ def build_checkpoints(cfg: MlpBuild) -> list[tuple[MlpBuild, Target, dict[str, A
     ]
 
 
-def _target(cfg: BuildConfig, made: Made) -> Target:
+def _target(cfg: BuildConfig, made: Made, programs: Path | None) -> Target:
     if made.target is not None:
         return made.target
     loss = _module(cfg.kind).make_loss(cfg)
     population = cfg.num_data == 0
-    at_w_star = float(_loss_at(loss, population, made.w_star, made.data))
+    at_w_star = float(call(_loss_at, (loss, population), programs, made.w_star, made.data))
     if not math.isfinite(at_w_star):
         raise BuildFailed(
             f"the loss at w_star is {at_w_star:g}, expected a finite number; check the scales in the configuration"
@@ -104,10 +106,8 @@ def _target(cfg: BuildConfig, made: Made) -> Target:
     return Target(loss, made.w_star, made.data, population, cfg.n, at_w_star, llc, multiplicity)
 
 
-def _loss_at(loss: Loss, population: bool, params: dict[str, np.ndarray], data: dict[str, np.ndarray]) -> jax.Array:
-    if population:
-        return jax.jit(loss)(params, data)
-    return jax.jit(lambda params, data: loss.full(params, data, SLICE_ROWS))(params, data)
+def _loss_at(loss: Loss, population: bool, params: dict[str, jax.Array], data: dict[str, jax.Array]) -> jax.Array:
+    return loss(params, data) if population else loss.full(params, data, SLICE_ROWS)
 
 
 def save_target(

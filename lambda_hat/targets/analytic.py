@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +63,7 @@ def make_loss(cfg: BuildConfig) -> Loss:
     return PolynomialLoss(bits=max(largest.bit_length(), USUAL_BITS))
 
 
-def make(cfg: BuildConfig) -> Made:
+def make(cfg: BuildConfig, programs: Path | None = None) -> Made:
     """`w_star` {"w": (dim,)} and the constants of the loss."""
     terms = _terms(cfg)
     exponents = np.zeros((cfg.dim if cfg.dim <= USUAL_DIM else len(terms), cfg.dim + 2))

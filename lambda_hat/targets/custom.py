@@ -240,7 +240,7 @@ def _keyed(function: Callable[..., Any]) -> bool:
 # Targets of a study
 
 
-def make(cfg: CustomBuild) -> Made:
+def make(cfg: CustomBuild, programs: Path | None = None) -> Made:
     """Call the factory, and put the checkpoint's arrays in place of its parameters.
 
     Raises BuildFailed, naming the factory, where it cannot be imported or returns something else than a loss,

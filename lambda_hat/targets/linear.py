@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -178,9 +179,10 @@ def make_loss(cfg: DlnBuild) -> Loss:
     return DlnEmpiricalLoss(depth, population_scale(cfg), cfg.target.noise_std > 0, cfg.target.n)
 
 
-def make(cfg: DlnBuild) -> Made:
+def make(cfg: DlnBuild, programs: Path | None = None) -> Made:
     """The teacher and its data; where the data are noisy, `w_star` is the minimum of `L_n` found from the teacher.
 
+    programs: the folder through which compiled programs are exchanged.
     Raises BuildFailed where that search becomes non-finite.
     """
     key = jax.random.key(cfg.seed)
@@ -202,7 +204,7 @@ def make(cfg: DlnBuild) -> Made:
     if dln_rank(cfg) < min(cfg.target.widths):
         # The zero blocks of such a teacher are a saddle of L_n, where the gradient would hold the search for ever.
         start = _offset(jax.random.fold_in(key, START_STREAM), teacher)
-    w_star, info = polish(make_loss(cfg), start, data, POLISH_STEPS, GRAD_TOLERANCE)
+    w_star, info = polish(make_loss(cfg), start, data, POLISH_STEPS, GRAD_TOLERANCE, programs)
     return Made(to_numpy(w_star), arrays, info)
 
 

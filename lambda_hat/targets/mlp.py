@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import pairwise
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -103,26 +104,26 @@ def make_loss(cfg: MlpBuild) -> MlpLoss:
     return MlpLoss(student(cfg), cfg.loss, cfg.sigma)
 
 
-def make(cfg: MlpBuild) -> Made:
-    """Draw the data and train the student on them.
+def make(cfg: MlpBuild, programs: Path | None = None) -> Made:
+    """Draw the data and train the student on them. programs: the folder through which compiled programs are exchanged.
 
     Raises BuildFailed where the teacher is constant on the data or training becomes non-finite.
     """
     data, start, key = _prepare(cfg)
-    w_star, info = train(make_loss(cfg), start, data, cfg.training, key)
+    w_star, info = train(make_loss(cfg), start, data, cfg.training, key, programs)
     return Made(to_numpy(w_star), to_numpy(data), info)
 
 
-def make_checkpoints(cfg: MlpBuild) -> list[Made]:
-    """The points of `cfg.checkpoint_steps` along one training, which share their data.
+def make_checkpoints(cfg: MlpBuild, programs: Path | None = None) -> list[Made]:
+    """The points of `cfg.checkpoint_steps` along one training, which share their data. programs: as of `make`.
 
     Raises BuildFailed as `make` does.
     """
     data, start, key = _prepare(cfg)
     loss = make_loss(cfg)
-    points = checkpoints(loss, start, data, cfg.training, key, cfg.checkpoint_steps)
+    points = checkpoints(loss, start, data, cfg.training, key, cfg.checkpoint_steps, programs)
     shared = to_numpy(data)
-    return [Made(to_numpy(point), shared, {"warnings": [], **slope(loss, point, data)}) for point in points]
+    return [Made(to_numpy(point), shared, {"warnings": [], **slope(loss, point, data, programs)}) for point in points]
 
 
 def _prepare(cfg: MlpBuild) -> tuple[dict[str, Array], dict[str, Array], Key[Array, ""]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +31,7 @@ def make_loss(cfg: TanhBuild) -> Loss:
     return TanhLoss()
 
 
-def make(cfg: TanhBuild) -> Made:
+def make(cfg: TanhBuild, programs: Path | None = None) -> Made:
     """`w_star` {"a": (hidden,), "b": (hidden,)} = 0, and the nodes."""
     nodes, weights = half_normal_rule()
     zeros = np.zeros(cfg.target.hidden)

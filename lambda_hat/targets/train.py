@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from lambda_hat.config import TrainingConfig
 from lambda_hat.errors import BuildFailed
+from lambda_hat.programs import call
 from lambda_hat.targets.base import SLICE_ROWS, Loss
 
 CHECK_EVERY = 50
@@ -27,20 +29,27 @@ Params = dict[str, Array]
 
 
 def train(
-    loss: Loss, params: Params, data: dict[str, Array], cfg: TrainingConfig, key: Key[Array, ""]
+    loss: Loss,
+    params: Params,
+    data: dict[str, Array],
+    cfg: TrainingConfig,
+    key: Key[Array, ""],
+    programs: Path | None = None,
 ) -> tuple[Params, dict[str, Any]]:
     """The point of least full-data loss that Adam and then L-BFGS meet from `params`, and how they ended (JSON-able).
 
+    programs: the folder through which compiled programs are exchanged; None: there is none.
     Raises BuildFailed where the loss becomes non-finite.
     """
     batch_size = _batch_size(loss, data, cfg)
-    adam = _adam(loss, batch_size, params, data, key, cfg.learning_rate, cfg.steps, cfg.patience, cfg.tolerance)
+    numbers = (cfg.learning_rate, cfg.steps, cfg.patience, cfg.tolerance)
+    adam = call(_adam, (loss, batch_size), programs, params, data, key, *numbers)
     steps = int(adam.step)
     if not jnp.isfinite(adam.loss):
         if steps == 0:
             raise BuildFailed("the loss is not finite before training; check sigma and the scales of data")
         raise BuildFailed(_diverged(steps, cfg))
-    params, info = polish(loss, adam.best, data, cfg.polish_steps, cfg.grad_tolerance)
+    params, info = polish(loss, adam.best, data, cfg.polish_steps, cfg.grad_tolerance, programs)
     adam_info = {
         "adam_steps": steps,
         "adam_stopped_by": "steps" if steps >= cfg.steps else "patience",
@@ -50,16 +59,23 @@ def train(
 
 
 def checkpoints(
-    loss: Loss, params: Params, data: dict[str, Array], cfg: TrainingConfig, key: Key[Array, ""], steps: Sequence[int]
+    loss: Loss,
+    params: Params,
+    data: dict[str, Array],
+    cfg: TrainingConfig,
+    key: Key[Array, ""],
+    steps: Sequence[int],
+    programs: Path | None = None,
 ) -> list[Params]:
     """The parameters after each of `steps` Adam steps from `params`, with the schedule of `cfg`; never stopped early.
 
-    Raises BuildFailed where the loss becomes non-finite.
+    programs: as of `train`. Raises BuildFailed where the loss becomes non-finite.
     """
     batch_size = _batch_size(loss, data, cfg)
     found, carry, begin = [], (params, optax.scale_by_adam().init(params)), 0
     for step in steps:
-        carry = _adam_steps(loss, batch_size, carry, data, key, cfg.learning_rate, cfg.steps, begin, step)
+        numbers = (cfg.learning_rate, cfg.steps, begin, step)
+        carry = call(_adam_steps, (loss, batch_size), programs, carry, data, key, *numbers)
         begin = step
         if not all(jnp.all(jnp.isfinite(array)) for array in carry[0].values()):
             raise BuildFailed(_diverged(step, cfg))
@@ -79,14 +95,19 @@ def _diverged(step: int, cfg: TrainingConfig) -> str:
 
 
 def polish(
-    loss: Loss, params: Params, data: dict[str, Array], steps: int, grad_tolerance: float
+    loss: Loss,
+    params: Params,
+    data: dict[str, Array],
+    steps: int,
+    grad_tolerance: float,
+    programs: Path | None = None,
 ) -> tuple[Params, dict[str, Any]]:
     """The point of least full-data loss that at most `steps` L-BFGS steps meet from `params`, and how they ended.
 
-    Raises BuildFailed where the loss at the start is not finite.
+    programs: as of `train`. Raises BuildFailed where the loss at the start is not finite.
     """
-    state = _lbfgs(loss, params, data, steps, grad_tolerance)
-    end = slope(loss, state.best, data)
+    state = call(_lbfgs, (loss,), programs, params, data, steps, grad_tolerance)
+    end = slope(loss, state.best, data, programs)
     if not (math.isfinite(end["train_loss"]) and math.isfinite(end["grad_norm"])):
         raise BuildFailed(f"the loss (now {end['train_loss']:g}) or its gradient is not finite where L-BFGS starts")
     if state.gradient <= grad_tolerance:
@@ -102,9 +123,9 @@ def polish(
     return state.best, info
 
 
-def slope(loss: Loss, params: Params, data: dict[str, Array]) -> dict[str, Any]:
-    """The full-data loss at a point and how steep it is there, JSON-able."""
-    value, gradient = _value_and_gradient(loss, params, data)
+def slope(loss: Loss, params: Params, data: dict[str, Array], programs: Path | None = None) -> dict[str, Any]:
+    """The full-data loss at a point and how steep it is there, JSON-able. programs: as of `train`."""
+    value, gradient = call(_value_and_gradient, (loss,), programs, params, data)
     return {
         "train_loss": float(value),
         "grad_norm": float(optax.tree.norm(gradient)),
@@ -127,7 +148,6 @@ def _warnings(grad_norm: float, n: int) -> list[str]:
     ]
 
 
-@partial(jax.jit, static_argnames="loss")
 def _value_and_gradient(loss: Loss, params: Params, data: dict[str, Array]):
     return jax.value_and_grad(lambda p: loss.full(p, data, SLICE_ROWS))(params)
 
@@ -162,15 +182,13 @@ def _adam_update(loss, batch_size, data, key, learning_rate, steps) -> Callable:
     return update
 
 
-@partial(jax.jit, static_argnames=("loss", "batch_size"))
 def _adam_steps(loss, batch_size, carry, data, key, learning_rate, steps, begin, end):
     """Parameters and moments after steps `begin` to `end` of `steps`."""
     return jax.lax.fori_loop(begin, end, _adam_update(loss, batch_size, data, key, learning_rate, steps), carry)
 
 
-@partial(jax.jit, static_argnames=("loss", "batch_size"))
 def _adam(loss, batch_size, params, data, key, learning_rate, steps, patience, tolerance) -> _Adam:
-    """Adam from `params`; the numbers are arguments, so that one program serves all settings."""
+    """Adam from `params`."""
     update = _adam_update(loss, batch_size, data, key, learning_rate, steps)
 
     def objective(params):
@@ -214,7 +232,6 @@ class _Lbfgs(NamedTuple):
     """Steps since the best loss."""
 
 
-@partial(jax.jit, static_argnames="loss")
 def _lbfgs(loss, params, data, steps, grad_tolerance) -> _Lbfgs:
     """L-BFGS with a zoom line search (Nocedal and Wright 2006) on the full data."""
     optimizer = optax.lbfgs(memory_size=MEMORY)

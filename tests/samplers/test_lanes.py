@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lambda_hat import programs
 from lambda_hat.config import (
     HmcConfig,
     MalaConfig,
@@ -24,7 +25,7 @@ from lambda_hat.diagnostics import summarize
 from lambda_hat.drain import Drain
 from lambda_hat.errors import Paused, TooLarge
 from lambda_hat.samplers import chunks as chunks_module
-from lambda_hat.samplers import lane_key, make_lane, measured_width, programs, sample, sample_lanes
+from lambda_hat.samplers import lane_key, make_lane, measured_width, sample, sample_lanes
 from lambda_hat.samplers.chunks import Chunks, read_checkpoint
 from lambda_hat.targets import build_target
 

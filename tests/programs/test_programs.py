@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from lambda_hat.samplers import programs
-from lambda_hat.samplers.programs import compiled
+from lambda_hat import programs
+from lambda_hat.programs import compiled
 
 
 def of(number):

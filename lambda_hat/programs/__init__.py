@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lambda_hat.errors import TooLarge
-from lambda_hat.samplers.program_cache import build
+from lambda_hat.programs.exchange import build
 
 MOST_PROGRAMS = 100
 """Executables that a process keeps, those used last. On a CPU one takes about 170 memory mappings, of which Linux gives
@@ -49,7 +51,7 @@ def compiled(
     static: everything but the arguments that decides what `make()` computes; with the shapes and dtypes of `args`
     and the precision mode it is the program's signature. `strict`: trace under strict dtype promotion (blackjax's
     own code does not take it). `donate`: positions of arguments whose memory the result may take over. `shared` and
-    `is_stopping` as of `program_cache.build`.
+    `is_stopping` as of `exchange.build`.
     """
     key = _key(static, args)
     if key in _programs:
@@ -63,6 +65,13 @@ def compiled(
     if len(_programs) > MOST_PROGRAMS:
         _programs.popitem(last=False)
     return Compiled(*_programs[key], time.perf_counter() - start, "loaded" if loaded else "compiled")
+
+
+def call(function: Callable, static: tuple[Hashable, ...], shared: Path | None, *args: Any) -> Any:
+    """`function(*static, *args)` as a program: all numbers in `args` are arguments of it. shared: as of `compiled`."""
+    arrays = jax.tree.map(jnp.asarray, args)
+    identity = (function.__module__, function.__name__, *static)
+    return compiled(identity, lambda: partial(function, *static), arrays, strict=False, shared=shared).call(*arrays)
 
 
 def result_of(static: Hashable, make: Callable[[], Callable], args: tuple) -> Any:

@@ -16,14 +16,15 @@ import numpy as np
 import pytest
 
 from lambda_hat.lease import whoami
-from lambda_hat.samplers import program_cache
-from lambda_hat.samplers.program_cache import MAGIC, build, encode, platform_name, program_key, tidy
+from lambda_hat.programs import exchange
+from lambda_hat.programs.exchange import MAGIC, build, encode, platform_name, program_key, tidy
 
 OTHER_PROCESS = """
 import hashlib, json
 import jax, numpy as np
 from lambda_hat.config import HmcConfig, MclmcConfig, QuadraticBuild, QuadraticTarget, SgldConfig
-from lambda_hat.samplers import programs, sample
+from lambda_hat import programs
+from lambda_hat.samplers import sample
 from lambda_hat.store import programs_folder
 from lambda_hat.targets import build_target
 from lambda_hat.targets.custom import target_of
@@ -119,11 +120,11 @@ def test_a_platform_is_named_by_all_that_decides_the_code(monkeypatch):
         ("cores", 77),
         ("user", 4711),
     ):
-        changed = program_cache.platform() | {key: value}
-        monkeypatch.setattr(program_cache, "platform", lambda changed=changed: changed)
+        changed = exchange.platform() | {key: value}
+        monkeypatch.setattr(exchange, "platform", lambda changed=changed: changed)
         assert platform_name() != name
         monkeypatch.undo()
-    assert program_cache.platform()["device"].keys() & {"flags", "Features", "host"}
+    assert exchange.platform()["device"].keys() & {"flags", "Features", "host"}
 
 
 def damaged(data: bytes) -> dict[str, bytes]:
@@ -179,7 +180,7 @@ def test_an_entry_that_was_not_made_here_is_removed(tmp_path, change):
 def test_an_entry_that_jax_cannot_use_is_given_up(tmp_path, capfd):
     made(tmp_path)
     entry = entry_of(tmp_path)
-    (name,) = program_cache.decode(entry.read_bytes())
+    (name,) = exchange.decode(entry.read_bytes())
     entry.write_bytes(encode({name: b"no executable"}))
     assert [made(tmp_path), made(tmp_path), made(tmp_path)] == [False, False, True]
     assert "JAX cannot use it" in capfd.readouterr().err
@@ -195,7 +196,7 @@ def test_the_least_recently_used_go_first(tmp_path, monkeypatch):
     # It was the oldest but for one use.
     made(tmp_path, 2.5)
     sizes = [entry_of(tmp_path, number).stat().st_size for number in (1.5, 2.5, 3.5)]
-    monkeypatch.setattr(program_cache, "MOST_BYTES", sum(sizes) - 1)
+    monkeypatch.setattr(exchange, "MOST_BYTES", sum(sizes) - 1)
     tidy(tmp_path)
     assert [entry_of(tmp_path, number).exists() for number in (1.5, 2.5, 3.5)] == [False, True, True]
 
@@ -254,7 +255,7 @@ def test_a_live_compiler_is_waited_for_until_the_process_is_to_stop(tmp_path, ma
 
 
 def test_a_live_compiler_is_waited_for_with_a_bound(tmp_path, marker, monkeypatch):
-    monkeypatch.setattr(program_cache, "MOST_WAIT", 0.2)
+    monkeypatch.setattr(exchange, "MOST_WAIT", 0.2)
     marker.write_text(json.dumps(whoami() | {"pid": "of another host", "place": "elsewhere"}))
     assert not made(tmp_path)
 
@@ -279,8 +280,8 @@ def test_who_has_waited_loads_what_the_other_one_has_compiled(tmp_path, marker):
 
 def test_one_compiles_while_the_others_wait(tmp_path, monkeypatch):
     compilations = []
-    real = program_cache._compile
-    monkeypatch.setattr(program_cache, "_compile", lambda x: compilations.append(real(x)) or compilations[-1])
+    real = exchange._compile
+    monkeypatch.setattr(exchange, "_compile", lambda x: compilations.append(real(x)) or compilations[-1])
     threads = [threading.Thread(target=made, args=(tmp_path, 9.5)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -310,7 +311,7 @@ def test_a_folder_that_takes_nothing_fails_no_run(tmp_path, monkeypatch, code):
         raise OSError(code, os.strerror(code))
 
     for name in ("create", "write_bytes_atomic"):
-        monkeypatch.setattr(program_cache, name, refuse)
+        monkeypatch.setattr(exchange, name, refuse)
     assert [made(tmp_path), made(tmp_path, 2.5), made(tmp_path, 2.5)] == [True, False, False]
 
 
@@ -327,20 +328,20 @@ def test_a_folder_may_be_deleted_at_any_time(tmp_path, marker):
 
 
 def test_private_directories_of_the_dead_are_removed(tmp_path, monkeypatch, dead):
-    monkeypatch.setattr(program_cache.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(exchange.tempfile, "gettempdir", lambda: str(tmp_path))
     owners = {"dead": dead, "live": whoami(), "elsewhere": dead | {"place": "another host"}, "new": None, "old": None}
     for name, owner in owners.items():
-        directory = tmp_path / f"{program_cache.PRIVATE_PREFIX}{name}"
+        directory = tmp_path / f"{exchange.PRIVATE_PREFIX}{name}"
         (directory / "jax").mkdir(parents=True)
         if owner is not None:
             (directory / "owner.json").write_text(json.dumps(owner))
-    os.utime(tmp_path / f"{program_cache.PRIVATE_PREFIX}old", (0, 0))
-    program_cache._remove_dead_directories()
-    left = {path.name.removeprefix(program_cache.PRIVATE_PREFIX) for path in tmp_path.iterdir()}
+    os.utime(tmp_path / f"{exchange.PRIVATE_PREFIX}old", (0, 0))
+    exchange._remove_dead_directories()
+    left = {path.name.removeprefix(exchange.PRIVATE_PREFIX) for path in tmp_path.iterdir()}
     assert left == {"live", "elsewhere", "new"}
 
 
 def test_jax_keeps_nothing_that_is_not_ours(tmp_path):
     made(tmp_path)
     jax.jit(lambda x: jnp.tan(x) * 7.25)(np.ones(3, np.float32))
-    assert list(program_cache._private_directory().iterdir()) == []
+    assert list(exchange._private_directory().iterdir()) == []
