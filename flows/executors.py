@@ -98,8 +98,10 @@ LINK_PREFIX = "lambda_hat_link_"
 
 
 @contextmanager
-def parsl_config(site: SiteConfig, run_dir: Path, packs: bool, lease: Path | None = None) -> Iterator[Config]:
-    """The Parsl configuration of `site`; with `packs`, an executor for MPI packs beside the one for tasks.
+def parsl_config(
+    site: SiteConfig, run_dir: Path, packs: bool, lease: Path | None = None, tasks: bool = True
+) -> Iterator[Config]:
+    """The Parsl configuration of `site`: an executor for single processes with `tasks`, one for MPI packs with `packs`.
 
     Parsl's own files go to `run_dir`. lease: the driver's, without which the workers end.
     Raises ConfigError where a Python site does not fit.
@@ -111,7 +113,8 @@ def parsl_config(site: SiteConfig, run_dir: Path, packs: bool, lease: Path | Non
 
     with _plain_path(site, run_dir) as parsl_dir:
         batch = isinstance(site, BatchSite)
-        executors = _batch_executors(site, packs) if batch else _local_executors(site, parsl_dir, packs)
+        executors = _batch_executors(site) if batch else _local_executors(site, parsl_dir)
+        executors = [executor for executor in executors if {TASKS: tasks, PACKS: packs}[executor.label]]
         for executor in executors:
             _start_by_module(executor, parsl_dir)
             _bound_waits(executor)
@@ -130,7 +133,7 @@ def parsl_config(site: SiteConfig, run_dir: Path, packs: bool, lease: Path | Non
         )
 
 
-def _local_executors(site: SiteConfig, parsl_dir: Path, packs: bool) -> list[HighThroughputExecutor]:
+def _local_executors(site: SiteConfig, parsl_dir: Path) -> list[HighThroughputExecutor]:
     """Workers beside the driver: on this machine, or on the first node of the allocation that it is in."""
     from parsl.launchers import SimpleLauncher
     from parsl.providers import LocalProvider
@@ -164,19 +167,13 @@ def _local_executors(site: SiteConfig, parsl_dir: Path, packs: bool) -> list[Hig
     elif not isinstance(site, AllocationSite):
         lines.append("unset SLURM_NODELIST")
     workers = site.task_workers or (len(os.sched_getaffinity(0)) if site.block_nodes == 1 else 2 * site.block_nodes)
-    executors = [_tasks_executor(site, provider(1), workers)]
-    if packs:
-        executors.append(_packs_executor(site, provider(site.block_nodes, *lines)))
-    return executors
+    return [_tasks_executor(site, provider(1), workers), _packs_executor(site, provider(site.block_nodes, *lines))]
 
 
-def _batch_executors(site: BatchSite, packs: bool) -> list[HighThroughputExecutor]:
+def _batch_executors(site: BatchSite) -> list[HighThroughputExecutor]:
     """Blocks of the scheduler: a big-memory build never holds a sampling node, and the other way round."""
     workers = site.task_workers or site.builds.cores_per_node
-    executors = [_tasks_executor(site, builds_provider(site), workers)]
-    if packs:
-        executors.append(_packs_executor(site, packs_provider(site)))
-    return executors
+    return [_tasks_executor(site, builds_provider(site), workers), _packs_executor(site, packs_provider(site))]
 
 
 def packs_provider(site: BatchSite) -> ExecutionProvider:

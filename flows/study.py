@@ -21,7 +21,7 @@ from rich.console import Console
 
 from flows.blocks import Blocks
 from flows.deadlines import MARGIN, margin, parse_deadline, scheduler_deadline
-from flows.executors import fail_where_lost, parsl_config
+from flows.executors import TASKS, fail_where_lost, parsl_config
 from flows.plan import Plan, Rerun, make_plan
 from flows.progress import StudyProgress
 from flows.rounds import OutOfTime, Round, log_tail
@@ -202,8 +202,11 @@ class Flow:
         return make_plan(self.store, self.study, rerun, own_lease=own_lease, look_only=look_only)
 
     @contextlib.contextmanager
-    def workers(self, lease: Lease) -> Iterator[Workers]:
-        """Parsl's workers on the site, for the duration of the block; `lease` is withdrawn at its end."""
+    def workers(self, lease: Lease, builds: bool = True) -> Iterator[Workers]:
+        """Parsl's workers on the site, for the duration of the block; `lease` is withdrawn at its end.
+
+        builds: whether there are targets to build; packs alone need no workers for single processes.
+        """
         # Where Parsl's own log cannot be written, the disk being full, Python would print a traceback for every line.
         logging.raiseExceptions = False
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -211,7 +214,9 @@ class Flow:
             name = f"{stamp}-{lease.path.stem[-4:]}"
             run_dir = self.store.root / "parsl" / name
             with writing(run_dir):
-                config = stack.enter_context(parsl_config(self.site, run_dir, self.packed, lease.path))
+                config = stack.enter_context(
+                    parsl_config(self.site, run_dir, self.packed, lease.path, tasks=builds or not self.packed)
+                )
                 kernel = _load(config)
             blocks = None
             if isinstance(self.site, BatchSite):
@@ -419,6 +424,10 @@ class Workers:
     blocks: Blocks | None
     executors: Sequence[ParslExecutor]
     progress: StudyProgress | None = None
+
+    def lack(self, builds: bool) -> bool:
+        """Whether there is no executor for builds that are needed."""
+        return builds and all(executor.label != TASKS for executor in self.executors)
 
     @property
     def lost(self) -> bool:

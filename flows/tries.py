@@ -82,7 +82,7 @@ class Tries:
         plan = self._wait_for_others(plan, lease)
         if not plan.runs:
             return None
-        with flow.workers(lease) as workers:
+        with flow.workers(lease, bool(plan.builds)) as workers:
             try:
                 return self._rounds(plan, workers)
             except KeyboardInterrupt:
@@ -124,7 +124,7 @@ class Tries:
                 self.tally.runs += again
                 self.tally.causes += outcome.causes + Counter(rebuilt=len(rebuilt))
                 flow.say(f"{again} runs were left unfinished; packing them again")
-            if lost:
+            if lost or workers.lack(bool(plan.builds)):
                 return plan
         raise AssertionError("rounds end by themselves")
 

@@ -44,6 +44,8 @@ def test_the_local_site(awkward_dir):
         assert not set(config.run_dir) & set(" '\"`$()")
     with parsl_config(LocalSite(), awkward_dir / "parsl", packs=False) as config:
         assert [executor.label for executor in config.executors] == [TASKS]
+    with parsl_config(LocalSite(), awkward_dir / "parsl", packs=True, tasks=False) as config:
+        assert [executor.label for executor in config.executors] == [PACKS]
 
 
 def test_a_slurm_site_asks_for_packs_and_builds_apart(tmp_path):

@@ -10,12 +10,14 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from flows import tries
+from flows.executors import PACKS, TASKS
 from flows.rounds import OutOfTime
 from flows.stopping import Stopped
 from flows.study import Flow, Workers, parse_options
@@ -34,6 +36,9 @@ class Executor:
     """What a driver asks of an executor of Parsl's."""
 
     bad_state_is_set = False
+
+    def __init__(self, label: str):
+        self.label = label
 
 
 @pytest.fixture(autouse=True)
@@ -62,10 +67,10 @@ class Scene:
         self.tries = Tries(self.flow, self.submit)
 
     @contextlib.contextmanager
-    def workers(self, lease):
+    def workers(self, lease, builds):
         self.lease = lease
         self.leases.append(lease.path)
-        self.executor = Executor()
+        self.executor = Executor(TASKS if builds else PACKS)
         yield Workers(lease, "20260101-000000-abcd", None, [self.executor])
         lease.withdraw()
 
@@ -75,8 +80,8 @@ class Scene:
         future.set_result(0)
         round_.on_done(future, lambda _: self.rounds.pop(0)(round_))
 
-    def run(self):
-        self.tries.run(self.flow.plan(None))
+    def run(self, **more):
+        self.tries.run(replace(self.flow.plan(None), **more))
 
     @property
     def sizes(self) -> list[int]:
@@ -135,6 +140,13 @@ def test_workers_that_have_died_are_started_anew(tmp_path, late):
     assert scene.sizes == [3, 3, 2, 2]
     assert len(set(scene.leases)) == 3
     assert [lease_state(path) for path in scene.leases[:2]] == ["ending", "ending"]
+
+
+def test_workers_for_packs_alone_give_way_to_others_where_a_target_has_to_be_built_again(tmp_path):
+    scene = Scene(tmp_path, one_more, one_more, all_of_them)
+    scene.run(builds=[])
+    assert scene.sizes == [3, 2, 1]
+    assert len(set(scene.leases)) == 2
 
 
 def test_workers_that_die_again_and_again_are_given_up(tmp_path):
