@@ -156,8 +156,18 @@ class Lanes:
             arguments, w_star, held, data = numbers
             return function(self._model(w_star, held, data, posterior), arguments, *args)
 
+        if self._posterior.gamma.shape == (1,):
+            # Products of matrices with one more axis, of length one, take XLA a fourth longer.
+            numbers = tuple(map(_first, self._axes, self._numbers))
+            found = of_lane(numbers, *(_first(0, tree) for tree in (self._posterior, *args)))
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], found)
         in_axes = (self._axes, *[0] * (1 + len(args)))
         return jax.vmap(of_lane, in_axes)(self._numbers, self._posterior, *args)
+
+
+def _first(axis: int | None, tree: Any) -> Any:
+    """What the first lane has of it; `axis` as for `jax.vmap`."""
+    return tree if axis is None else jax.tree.map(lambda x: x[0], tree)
 
 
 class Chains:
