@@ -1,13 +1,15 @@
 """R-hat and effective sample sizes of chains (Vehtari et al. 2021, arXiv 1903.08008).
 
 The same numbers as ArviZ's, to rounding, which a test holds them to. They are computed here because ArviZ brings
-pandas, xarray and scipy.stats with it, and every rank of a pack would wait for them.
+pandas, xarray and scipy with it, and every rank of a pack would wait for them.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from statistics import NormalDist
+
 import numpy as np
-from scipy.special import ndtri
 
 TAIL = (0.05, 0.95)
 """Quantiles whose effective sample size is that of the tails."""
@@ -46,8 +48,15 @@ def _split(draws: np.ndarray) -> np.ndarray:
 def _normalised(draws: np.ndarray) -> np.ndarray:
     """Normal quantiles of the ranks among all draws, equal draws sharing the mean of theirs."""
     _, places, counts = np.unique(draws, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2
-    return ndtri((ranks - BLOM) / (draws.size - 2 * BLOM + 1))[places].reshape(draws.shape)
+    doubled_ranks = 2 * np.cumsum(counts) - (counts - 1)
+    return _scores(draws.size)[doubled_ranks - 2][places].reshape(draws.shape)
+
+
+@lru_cache(maxsize=16)
+def _scores(size: int) -> np.ndarray:
+    """Normal quantiles of the ranks 1, 1.5, 2, ... `size`."""
+    quantile = NormalDist().inv_cdf
+    return np.array([quantile((rank / 2 - BLOM) / (size - 2 * BLOM + 1)) for rank in range(2, 2 * size + 1)])
 
 
 def _rhat(draws: np.ndarray) -> float:
