@@ -47,9 +47,12 @@ from lambda_hat.workflow_config import CONF_DIR, PlannedRun, Study, compose_stud
 from mpi.launch import Launch, Launcher, build_prefix, find_launcher, launch_environment
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from parsl import Config as ParslConfig
     from parsl import DataFlowKernel
     from parsl.executors.base import ParslExecutor
+
+    from lambda_hat.report.drawing import Drawn
 
 Config = TypeVar("Config", BuildConfig, SampleConfig)
 
@@ -183,18 +186,19 @@ class Flow:
             require_scheduler(self.site.kind).check_server()
         self.make_folders()
         tries = Tries(self, submit)
-        stopped = False
+        stopped = in_a_hurry = False
         if plan.runs or plan.elsewhere:
             with self.stop.on_signals():
                 try:
                     tries.run(plan)
                 except Stopped:
-                    stopped = True
+                    stopped = in_a_hurry = True
                 except OutOfTime:
+                    in_a_hurry = True
                     self.say("the allocation ends soon: stopped; what is finished is kept")
                     if self.plan(None).runs:
                         self.on_out_of_time()
-        status = self.report(time.monotonic() - started, tries)
+        status = self.report(time.monotonic() - started, tries, page=not in_a_hurry)
         return EXIT_INTERRUPTED if stopped else status
 
     def plan(self, rerun: Rerun, own_lease: Path | None = None, look_only: bool = False) -> Plan:
@@ -322,13 +326,14 @@ class Flow:
         self.store.ensure_writable()
         self.results_root.mkdir(parents=True, exist_ok=True)
 
-    def report(self, seconds: float, tries: Tries) -> int:
-        """Collect the table, draw the picture, print the summary; the exit status says how the plan stands."""
+    def report(self, seconds: float, tries: Tries, page: bool) -> int:
+        """Collect the table, draw the pictures, with `page` make that as well, print the summary; the exit status says
+        how the plan stands."""
         # pandas, pyarrow and matplotlib take longer to import than a small study to plan.
         from lambda_hat.calibration import update_costs
-        from lambda_hat.pictures import draw_all
-        from lambda_hat.report import print_summary, rank_usage
+        from lambda_hat.report import draw_pictures, write_pictures
         from lambda_hat.results import RunRef, collect, write_table
+        from lambda_hat.summary import print_summary, rank_usage
 
         refs = [RunRef(r.target_id, r.run_id, self.study.targets[r.target_id], r.cfg) for r in self.study.runs]
         table = collect(self.store, refs)
@@ -338,18 +343,39 @@ class Flow:
             update_costs(self.store, table, [(shapes[ref.target_id], ref.cfg) for ref in refs])
         try:
             where = {"table": write_table(table, self.results_root)}
-            where |= draw_all(table, self.results_root)
+            pictures = draw_pictures(table)
+            where |= write_pictures(pictures, self.results_root)
         except OSError as error:
             raise StoreError(f"{self.results_root}: cannot be written: {error.strerror or error}") from None
+        if page:
+            where |= self._write_report(table, pictures)
         where["store"] = self.store.root
         usage = rank_usage(tries.pack_dirs)
         print_summary(table, self.console, seconds=seconds, usage=usage, where=where, tries=tries.tally.line())
         statuses = set(table.column("status").to_pylist())
         self._say_failures(table.to_pylist())
+        if not page:
+            self.say(f"no time for the page of the study; {self._report_command()} makes it")
         if "pending" in statuses:
             self.say("some runs are unfinished: run the same command again to continue")
             return EXIT_UNFINISHED
         return EXIT_FAILED if statuses & {"failed", "blocked"} else EXIT_OK
+
+    def _write_report(self, table: pa.Table, pictures: dict[str, Drawn]) -> dict[str, Path]:
+        """The page of the study: where it lies, empty where it could not be made, which is said and no more: the study
+        itself stands in the table."""
+        from lambda_hat.report import write_report
+
+        try:
+            return {"report": write_report(self.store, table, self.results_root, pictures).page}
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            self.say(f"no report: {why}; {self._report_command()} tries again, and shows more")
+            return {}
+
+    def _report_command(self) -> str:
+        words = [f"--store={os.path.relpath(self.store.root)}", f"--results={os.path.relpath(self.results_root)}"]
+        return shlex.join(["lambda-hat", "report", *words])
 
     def _say_failures(self, rows: list[dict]) -> None:
         trouble = [row for row in rows if row["status"] in ("failed", "blocked")]
