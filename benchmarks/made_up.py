@@ -117,19 +117,16 @@ def _finish(store: Store, study: Study, run: PlannedRun, context: dict[str, Any]
     meta = _meta(build)
     posterior = posterior_for(run.cfg, meta["n"], meta["dim"])
     step = getattr(build, "step", None)
-    # λ_t of a quadratic of full rank with curvatures of 1; something that grows with the step for a checkpoint.
-    truth = (
-        meta["dim"] / 2 * posterior.n_beta / (posterior.n_beta + posterior.gamma) if step is None else 2 + step / 150
-    )
+    if step is None:
+        # λ_t of a quadratic of full rank with curvatures of 1.
+        truth = meta["dim"] / 2 * posterior.n_beta / (posterior.n_beta + posterior.gamma)
+    else:
+        truth = 2 + step / 150
     llc = _draws(run, truth, num_draws)
     exact = truth if meta["true_llc"] is not None else None
     analysis = _analysis(run.cfg, llc, exact)
-    analysis |= meta | {
-        "beta": posterior.n_beta / meta["n"],
-        "gamma": posterior.gamma,
-        "n_beta": posterior.n_beta,
-        **context,
-    }
+    analysis |= meta | context
+    analysis |= {"beta": posterior.n_beta / meta["n"], "gamma": posterior.gamma, "n_beta": posterior.n_beta}
     directory = store.run_dir(run.target_id, run.run_id)
     trace = _trace(llc / posterior.n_beta + meta["loss_at_w_star"], meta["loss_at_w_star"], posterior.n_beta)
     publish_run(directory, run.cfg, write_config(directory, run.cfg), trace, analysis)

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple
-
 import pytest
 
 from benchmarks.made_up import CHECKPOINTS, SAMPLERS, finish, write_study
-from lambda_hat.report import Report, write_report
+from lambda_hat.report import write_report
 from lambda_hat.results import collect, runs_of
 from lambda_hat.store import Store
 from lambda_hat.workflow_config import compose_study
-
-SCRIPT = "<script>window.pwned = 1</script>"
-ODD = {"target": {"factory": "mymodel:f", "kwargs": {"name": SCRIPT, "cost": "$1 and $2"}}}
-"""A label that is a danger to a page, and no formula in a figure."""
-TWO_RUNS = [{"name": "hmc", "sweep": {"seed": [0, 1]}}]
-
-
-class Made(NamedTuple):
-    """A study, and what was made of it."""
-
-    folder: Path
-    experiments: Path
-    store: Store
-    report: Report
-
-    @property
-    def page(self) -> str:
-        return self.report.page.read_text()
+from tests.report.studies import ODD, TWO_RUNS, Made
 
 
 @pytest.fixture(scope="session")

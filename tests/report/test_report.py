@@ -1,4 +1,4 @@
-"""The page: everything is on it, nothing is fetched, nothing that a study names is run; whatever is missing, it is made."""
+"""The page: it has everything, fetches nothing, runs nothing that a study names, and is made whatever is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lambda_hat.report.table import MOST_ROWS, view_of
 from lambda_hat.report.verdicts import MAX_RHAT, WORST_FIRST
 from lambda_hat.results import collect, runs_in_store, runs_of, to_frame
 from lambda_hat.store import write_record
-from tests.report.conftest import SCRIPT
+from tests.report.studies import SCRIPT
 
 FETCHING = {"script", "img", "link", "iframe", "source", "video", "audio", "object", "embed", "input"}
 
@@ -116,8 +116,8 @@ def test_verdicts_are_those_of_the_diagnostics():
 def test_the_worst_runs_are_looked_at_first():
     rows = [
         ("tgt_1", "hmc", "ok"), ("tgt_1", "hmc", "drifting"), ("tgt_1", "sgld", "diverged"), ("tgt_2", "hmc", "ok"),
-        ("tgt_2", "sgld", "unmixed"), ("tgt_2", "sgld", "unmixed"), ("tgt_2", "nuts", "unmixed"), ("tgt_3", "hmc", "ok"),
-        ("tgt_3", "nuts", "ok"),
+        ("tgt_2", "sgld", "unmixed"), ("tgt_2", "sgld", "unmixed"), ("tgt_2", "nuts", "unmixed"),
+        ("tgt_3", "hmc", "ok"), ("tgt_3", "nuts", "ok"),
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["target_id", "sampler", "verdict"]).assign(status="finished")
     chosen = choose_runs(frame)
