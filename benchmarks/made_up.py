@@ -88,7 +88,7 @@ def _without_syncs() -> Iterator[None]:
 def _meta(build: BuildConfig) -> dict[str, Any]:
     step = getattr(build, "step", None)
     # A custom target has neither before it is built.
-    n, dim = build.n or 1000, build.dim or 4
+    n, dim = 1000 if build.n is None else build.n, 4 if build.dim is None else build.dim
     known = dim / 2 if build.kind == "quadratic" else None
     loss = 0.0 if step is None else float(0.5 * np.exp(-step / 150) + 0.01)
     return {"n": n, "dim": dim, "loss_at_w_star": loss, "true_llc": known, "true_multiplicity": None}
