@@ -81,7 +81,7 @@ def parse_options(description: str, argv: list[str] | None, *, packed: bool) -> 
         )
     parser.add_argument("--site", metavar="S", help="a name in conf/site, or a .yaml or .py file (default local)")
     parser.add_argument("--store", metavar="DIR", help="targets, runs and packs (default runs)")
-    parser.add_argument("--results", metavar="DIR", help="the table and the picture (default results)")
+    parser.add_argument("--results", metavar="DIR", help="the table, the report and its figures (default results)")
     parser.add_argument(
         "--deadline",
         metavar="WHEN",
@@ -198,8 +198,13 @@ class Flow:
                     self.say("the allocation ends soon: stopped; what is finished is kept")
                     if self.plan(None).runs:
                         self.on_out_of_time()
-        status = self.report(time.monotonic() - started, tries, page=not in_a_hurry)
+        status = self.report(time.monotonic() - started, tries, page=not (in_a_hurry or self.is_late))
         return EXIT_INTERRUPTED if stopped else status
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time at which packs drain is over."""
+        return self.stop_at is not None and time.time() >= self.stop_at
 
     def plan(self, rerun: Rerun, own_lease: Path | None = None, look_only: bool = False) -> Plan:
         """The study held against the store as it is now."""

@@ -66,7 +66,7 @@ def view_of(frame: pd.DataFrame) -> pd.DataFrame:
         "run": frame["target_id"] + "/" + frame["run_id"],
         "reason": reason,
     }
-    columns |= {name: frame[source].astype("Float64").astype(float).map(_rounded) for name, source in NUMBERS.items()}
+    columns |= {name: frame[source].astype(float).map(_rounded) for name, source in NUMBERS.items()}
     view = pd.DataFrame({name: columns[name] for name in ORDER})
     if len(view) > MOST_ROWS:
         worst = verdict.map(rank_of).astype(int).sort_values(kind="stable").index[:MOST_ROWS]
