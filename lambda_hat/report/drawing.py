@@ -81,15 +81,18 @@ def colours(names: Iterable[str]) -> dict[str, tuple]:
     return {name: shades(index) for index, name in enumerate(distinct)}
 
 
-def exact_lines(axis: Axes, group: pd.DataFrame) -> None:
-    """The exact values of a target's runs as lines, where they are known."""
+def exact_lines(axis: Axes, group: pd.DataFrame, x: pd.Series) -> None:
+    """The exact values of a target's runs, where they are known: a line, or a dash at each run's place `x` where they
+    differ, as λ_t does with β and γ."""
     for column, label, style in (
         ("true_llc_t", "exact λ$_t$ at this n", {"color": "black"}),
         ("true_llc", "λ (n → ∞)", {"color": "grey", "linestyle": ":"}),
     ):
         known = group[column].dropna()
-        if len(known):
+        if known.nunique() == 1:
             axis.axhline(known.iloc[0], linewidth=1, label=label, **style)
+        elif len(known):
+            axis.plot(x[known.index], known, marker="_", markersize=12, label=label, **(style | {"linestyle": "none"}))
 
 
 def tame(axis: Axes, values: pd.Series) -> None:

@@ -50,7 +50,7 @@ def draw_estimates(frame: pd.DataFrame) -> Drawn | None:
         doubtful = group[group["verdict"] != "ok"]
         if len(doubtful):
             axis.plot(doubtful["run_id"].map(place), doubtful["llc_mean"], "x", color="black", label=NOT_OK, zorder=3)
-        exact_lines(axis, group)
+        exact_lines(axis, group, group["run_id"].map(place))
         tame(axis, group["llc_mean"])
         axis.set_title(plain(group["target"].iloc[0]), fontsize=9)
         axis.set_xticks([])

@@ -81,7 +81,7 @@ def _draw(frame: pd.DataFrame, key: str, words: str) -> Drawn:
         doubtful = group[group["verdict"] != "ok"]
         if len(doubtful):
             axis.plot(doubtful["x"], doubtful["llc_mean"], "x", color="black", label=NOT_OK, zorder=3)
-        exact_lines(axis, group)
+        exact_lines(axis, group, group["x"])
         positive = group["x"][group["x"] > 0]
         if len(positive) == len(group) and len(group) and positive.max() > DECADE * positive.min():
             axis.set_xscale("log")
