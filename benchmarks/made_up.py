@@ -49,7 +49,7 @@ def write_study(
     folder: Path, dims: Sequence[int], samplers: Sequence[dict] = SAMPLERS, others: Sequence[dict] = (CHECKPOINTS,)
 ) -> Path:
     """An experiments file: quadratics of these dimensions and `others` times `samplers`."""
-    quadratics = {"target": "quadratic", "sweep": {"target.dim": list(dims)}}
+    quadratics = {"target": "quadratic", "overrides": {"target": {"rank": None}}, "sweep": {"target.dim": list(dims)}}
     content = {
         "store_root": str(folder / "runs"),
         "results_root": str(folder / "results"),

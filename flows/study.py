@@ -47,12 +47,9 @@ from lambda_hat.workflow_config import CONF_DIR, PlannedRun, Study, compose_stud
 from mpi.launch import Launch, Launcher, build_prefix, find_launcher, launch_environment
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from parsl import Config as ParslConfig
     from parsl import DataFlowKernel
     from parsl.executors.base import ParslExecutor
-
-    from lambda_hat.report.drawing import Drawn
 
 Config = TypeVar("Config", BuildConfig, SampleConfig)
 
@@ -336,7 +333,7 @@ class Flow:
         how the plan stands."""
         # pandas, pyarrow and matplotlib take longer to import than a small study to plan.
         from lambda_hat.calibration import update_costs
-        from lambda_hat.report import draw_pictures, write_pictures
+        from lambda_hat.report import draw_pictures, write_pictures, write_report
         from lambda_hat.results import RunRef, collect, write_table
         from lambda_hat.summary import print_summary, rank_usage
 
@@ -353,7 +350,7 @@ class Flow:
         except OSError as error:
             raise StoreError(f"{self.results_root}: cannot be written: {error.strerror or error}") from None
         if page:
-            where |= self._write_report(table, pictures)
+            where |= self._guarded(lambda: write_report(self.store, table, self.results_root, pictures).page)
         where["store"] = self.store.root
         usage = rank_usage(tries.pack_dirs)
         print_summary(table, self.console, seconds=seconds, usage=usage, where=where, tries=tries.tally.line())
@@ -366,13 +363,11 @@ class Flow:
             return EXIT_UNFINISHED
         return EXIT_FAILED if statuses & {"failed", "blocked"} else EXIT_OK
 
-    def _write_report(self, table: pa.Table, pictures: dict[str, Drawn]) -> dict[str, Path]:
-        """The page of the study: where it lies, empty where it could not be made, which is said and no more: the study
+    def _guarded(self, make_page: Callable[[], Path]) -> dict[str, Path]:
+        """Where the page of the study lies; empty where it could not be made, which is said and no more: the study
         itself stands in the table."""
-        from lambda_hat.report import write_report
-
         try:
-            return {"report": write_report(self.store, table, self.results_root, pictures).page}
+            return {"report": make_page()}
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             self.say(f"no report: {why}; {self._report_command()} tries again, and shows more")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lambda_hat.errors import LambdaHatError
 from lambda_hat.foreign import import_arviz
-from lambda_hat.report.drawing import Drawn, drawn, panels
+from lambda_hat.report.drawing import MARGIN, Drawn, arrange, drawn, panels
 from lambda_hat.report.verdicts import WORST_FIRST, rank_of
 from lambda_hat.trace import load_trace
 
@@ -103,7 +103,7 @@ def _draw(row: dict[str, Any], llc: np.ndarray) -> Drawn:
         axis.set_xlabel(below, fontsize=8)
         axis.set_ylabel("")
         axis.tick_params(labelsize=7)
-    figure.tight_layout()
+    arrange(figure, (running, density, trace, ranks), MARGIN._replace(left=0.45))
     name = f"chains_{row['target_id']}_{row['run_id']}"
     title = f"{row['target']}: {row['run_id'].removeprefix('run_').replace('_', ' ')}"
     return drawn(figure, name, title, _caption(row, exact))
@@ -139,7 +139,7 @@ def _by_arviz(llc: np.ndarray, density: Axes, trace: Axes, ranks: Axes) -> None:
             data,
             axes=np.array([[density, trace]]),
             chain_prop={"color": shades},
-            trace_kwargs={"linewidth": 0.5},
+            trace_kwargs={"linewidth": 0.6, "alpha": 0.7},
             plot_kwargs={"linewidth": 1},
         )
         arviz.plot_rank(data, ax=ranks, colors=shades)

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from lambda_hat.report.drawing import NOT_OK, SAMPLER_COLOURS, Drawn, drawn, finished, legend, panels
+from lambda_hat.report.drawing import (
+    NOT_OK,
+    SAMPLER_COLOURS,
+    Drawn,
+    drawn,
+    finished,
+    legend,
+    panels,
+    without_minor_ticks,
+)
 from lambda_hat.report.verdicts import MAX_RHAT
 
 if TYPE_CHECKING:
@@ -27,11 +36,11 @@ def draw_convergence(frame: pd.DataFrame) -> Drawn | None:
     # A distance on a logarithmic axis: chains in perfect agreement are shown at its lower end.
     _strip(rhat, frame.assign(y=(frame["rhat_max"] - 1).clip(lower=1e-4)), samplers)
     rhat.axhline(MAX_RHAT - 1, color="black", linewidth=1, linestyle="--", label=f"R-hat {MAX_RHAT}")
-    rhat.set_ylabel("R-hat - 1", fontsize=9)
+    rhat.set_title("R-hat - 1", fontsize=9)
     _strip(bulk, frame.assign(y=frame["ess_bulk_min"]), samplers)
-    bulk.set_ylabel("bulk ESS", fontsize=9)
+    bulk.set_title("bulk ESS", fontsize=9)
     _strip(tail, frame.assign(y=frame["ess_tail_min"]), samplers)
-    tail.set_ylabel("tail ESS", fontsize=9)
+    tail.set_title("tail ESS", fontsize=9)
     legend(figure, (rhat, bulk, tail))
     caption = (
         "Each dot is one run. R-hat: how far the chains disagree; above the dashed line the verdict is unmixed. ESS: "
@@ -51,17 +60,18 @@ def draw_cost(frame: pd.DataFrame) -> Drawn | None:
     figure, axes = panels(3 if len(known) else 2)
     samplers = sorted(frame["sampler"].unique())
     _strip(axes[0], frame.assign(y=frame["fge"] / frame["ess_bulk_min"]), samplers)
-    axes[0].set_ylabel("full gradients per effective sample", fontsize=9)
+    axes[0].set_title("full gradients per effective sample", fontsize=9)
     _strip(axes[1], frame.assign(y=frame["seconds_sample"] / frame["ess_bulk_min"]), samplers)
-    axes[1].set_ylabel("seconds per effective sample", fontsize=9)
+    axes[1].set_title("seconds per effective sample", fontsize=9)
     if len(known):
         for sampler, part in known.groupby("sampler"):
             axes[2].plot(part["fge"], part["rel_error"].abs(), "o", markersize=3, color=SAMPLER_COLOURS[sampler])
         _crosses(axes[2], known.assign(x=known["fge"], y=known["rel_error"].abs()))
         axes[2].set_xscale("log")
         axes[2].set_yscale("log")
+        without_minor_ticks(axes[2])
         axes[2].set_xlabel("full gradients of the run", fontsize=9)
-        axes[2].set_ylabel("|relative error|", fontsize=9)
+        axes[2].set_title("|relative error|", fontsize=9)
     legend(figure, axes)
     caption = (
         "Each dot is one run. A gradient on a minibatch counts by its share of the data; seconds are without compiling."
@@ -81,6 +91,7 @@ def _strip(axis: Axes, frame: pd.DataFrame, samplers: Sequence[str]) -> None:
         _crosses(axis, part.assign(x=x))
     if len(frame):
         axis.set_yscale("log")
+    without_minor_ticks(axis)
     axis.set_xticks(range(len(samplers)), samplers, rotation=30 if len(samplers) > 3 else 0)
     axis.set_xlim(-0.6, len(samplers) - 0.4)
 
@@ -94,4 +105,4 @@ def _spread(place: int, count: int) -> list[float]:
 def _crosses(axis: Axes, frame: pd.DataFrame) -> None:
     doubtful = frame[frame["verdict"] != "ok"]
     if len(doubtful):
-        axis.plot(doubtful["x"], doubtful["y"], "x", color="black", markersize=5, label=NOT_OK, zorder=3)
+        axis.plot(doubtful["x"], doubtful["y"], "x", color="black", markersize=4, label=NOT_OK, zorder=3)

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -21,13 +21,25 @@ MOST_PANELS = 30
 COLUMNS = 3
 LETTERS_PER_INCH = 9
 """Of a legend."""
-PANEL = (4.2, 2.9)
-"""Inches."""
+PANEL = (4.2, 2.7)
+"""Inches, with its margins."""
 TITLE_LETTERS = 44
 """What a panel's title has room for."""
 NOT_OK = "verdict not ok"
 SAMPLER_COLOURS = {name: f"C{index}" for index, name in enumerate(sorted(SAMPLE_SCHEMAS))}
 """The same in every figure of every study."""
+
+
+class Margin(NamedTuple):
+    """Inches around the axes of a panel, for its labels."""
+
+    left: float = 0.65
+    right: float = 0.12
+    bottom: float = 0.48
+    top: float = 0.3
+
+
+MARGIN = Margin()
 
 
 @dataclass(frozen=True)
@@ -128,15 +140,41 @@ def word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend below all panels, which make room for it."""
+def without_minor_ticks(axis: Axes) -> None:
+    """Take away the ticks within the decades of logarithmic axes: small panels have no room for them, and placing them
+    takes most of the time of drawing."""
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_minor_locator(NullLocator())
+        scale.set_minor_formatter(NullFormatter())
+
+
+def legend(figure: Figure, axes: Sequence[Axes], margin: Margin = MARGIN) -> None:
+    """One legend below all panels, for which the figure becomes taller, and the panels in their places."""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     letters = int(LETTERS_PER_INCH * figure.get_figwidth())
     columns = max(1, min(len(handles), letters // max(map(len, handles), default=1)))
-    lines = math.ceil(len(handles) / columns)
+    room = 0.1 + 0.2 * math.ceil(len(handles) / columns)
+    figure.set_figheight(figure.get_figheight() + room)
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=columns, fontsize=9, frameon=False)
-    figure.tight_layout(rect=(0, (0.15 + 0.2 * lines) / figure.get_figheight(), 1, 1))
+    arrange(figure, axes, margin, room)
+
+
+def arrange(figure: Figure, axes: Sequence[Axes], margin: Margin = MARGIN, room: float = 0.0) -> None:
+    """Put the panels into their places, `room` inches above the bottom. Matplotlib's own layouts, which look at every
+    label, take as long as all the rest of a figure."""
+    grid, (width, height) = axes[0].get_gridspec(), figure.get_size_inches()
+    sides, ends = margin.left + margin.right, margin.bottom + margin.top
+    figure.subplots_adjust(
+        left=margin.left / width,
+        right=1 - margin.right / width,
+        bottom=(margin.bottom + room) / height,
+        top=1 - margin.top / height,
+        wspace=sides * grid.ncols / (width - sides * grid.ncols),
+        hspace=ends * grid.nrows / (height - room - ends * grid.nrows),
+    )
 
 
 def drawn(figure: Figure, name: str, title: str, caption: str) -> Drawn:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from lambda_hat.report.drawing import (
     COLUMNS,
+    MARGIN,
     MOST_PANELS,
     NOT_OK,
     SAMPLER_COLOURS,
@@ -58,7 +59,7 @@ def draw_estimates(frame: pd.DataFrame) -> Drawn | None:
         axis.margins(y=0.15)
     for axis in axes[::COLUMNS]:
         axis.set_ylabel("λ̂ ± 2 s.e.", fontsize=9)
-    legend(figure, axes)
+    legend(figure, axes, MARGIN._replace(bottom=0.15))
     caption = "A dot is one run with two standard errors; a cross over it, a verdict other than ok."
     if len(targets) > len(shown):
         caption += f" The first {len(shown)} of {len(targets)} targets; the table has all."

@@ -8,7 +8,6 @@ import pandas as pd
 
 from lambda_hat.report.drawing import (
     COLUMNS,
-    MOST_PANELS,
     NOT_OK,
     Drawn,
     colours,
@@ -20,11 +19,13 @@ from lambda_hat.report.drawing import (
     plain,
     setting_labels,
     tame,
+    without_minor_ticks,
 )
 
 SWEPT = {"step_size": "step size ε", "gamma": "localisation γ", "beta": "inverse temperature β"}
 DECADE = 10.0
 """Values that span more are shown on a logarithmic axis."""
+MOST_TARGETS = 12
 MOST_SETTINGS = 12
 """Lines of a panel that can be told apart."""
 SET_BY = {
@@ -58,7 +59,7 @@ def _swept(frame: pd.DataFrame) -> pd.DataFrame:
 def _draw(frame: pd.DataFrame, key: str, words: str) -> Drawn:
     frame = frame.assign(setting=setting_labels(frame, without=("cfg.seed", *SET_BY[key])))
     targets = list(dict.fromkeys(frame["target_id"]))
-    shown = targets[:MOST_PANELS]
+    shown = targets[:MOST_TARGETS]
     settings = list(dict.fromkeys(frame["setting"]))
     frame = frame[frame["setting"].isin(settings[:MOST_SETTINGS])]
     shades = colours(frame["setting"])
@@ -86,6 +87,7 @@ def _draw(frame: pd.DataFrame, key: str, words: str) -> Drawn:
         if len(positive) == len(group) and len(group) and positive.max() > DECADE * positive.min():
             axis.set_xscale("log")
         tame(axis, group["llc_mean"])
+        without_minor_ticks(axis)
         axis.set_title(plain(group["target"].iloc[0] if len(group) else ""), fontsize=9)
         axis.set_xlabel(words, fontsize=9)
     for axis in axes[::COLUMNS]:

@@ -16,7 +16,7 @@ MOST_ROWS = 10_000
 """Some two megabytes."""
 DIGITS = 4
 TABLE_ID = "runs"
-TEXTS = ("target", "sampler", "setting", "verdict", "λ_t?", "reason")
+LONG = ("target", "setting", "run", "reason")
 FEW = ("target", "sampler", "verdict", "λ_t?")
 """Columns of few values, which are chosen from a list."""
 NUMBERS = {
@@ -37,10 +37,12 @@ NUMBERS = {
     "seconds": "seconds_sample",
 }
 ORDER = (
-    "target", "step", "sampler", "setting", "λ̂", "± s.e.", "λ_t", "λ", "rel. error", "λ_t?", "verdict", "R-hat",
+    "target", "step", "sampler", "setting", "verdict", "λ̂", "± s.e.", "λ_t", "λ_t?", "rel. error", "λ", "R-hat",
     "bulk ESS", "acceptance", "n", "dim", "β", "γ", "full gradients", "seconds", "run", "reason",
 )  # fmt: skip
 _MARK = "function (cell, data) { cell.dataset.value = data; }"
+_WHOLE = "function (cell) { cell.title = cell.textContent; }"
+"""What a narrow column cuts off is shown under the pointer."""
 _NUMBER = """function (data, type) {
   const none = data === null || Number.isNaN(data);
   return type === 'sort' ? (none ? -Infinity : data) : (none ? '' : data);
@@ -96,6 +98,7 @@ def interactive(view: pd.DataFrame) -> str:
     definitions: list[dict[str, Any]] = [
         {"targets": places(numbers), "render": JavascriptFunction(_NUMBER)},
         {"targets": places(["verdict", "λ_t?"]), "createdCell": JavascriptFunction(_MARK)},
+        {"targets": places(list(LONG)), "createdCell": JavascriptFunction(_WHOLE), "className": "long"},
         {"targets": places(list(FEW)), "columnControl": ["order", ["searchList"]]},
     ]
     return itables.to_html_datatable(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lambda_hat.report.drawing import SAMPLER_COLOURS, Drawn, drawn, legend, panels, plain
+from lambda_hat.report.drawing import SAMPLER_COLOURS, Drawn, Margin, drawn, legend, panels, plain
 from lambda_hat.store import read_events
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ SESSION_GAP = 120.0
 """Seconds without any rank after which the time axis begins anew."""
 MOST_SESSIONS = 3
 MOST_LINES = 40
-LINE_INCHES = 0.2
+LINE_INCHES = 0.22
+LETTER_INCHES = 0.065
+WIDTH = 11.0
 
 
 @dataclass(frozen=True)
@@ -148,14 +150,16 @@ def draw_timeline(lives: list[RankLife]) -> Drawn | None:
         return None
     shown = [_lines(session) for session in sessions[-MOST_SESSIONS:]]
     heights = [min(len(lines), MOST_LINES) for lines in shown]
-    figure, axes = panels(len(shown), 1, (10.0 / (1.5 if len(shown) == 1 else 1.0), 1.0))
-    figure.set_figheight(sum(heights) * LINE_INCHES + 0.8 * len(shown) + 0.6)
+    figure, axes = panels(len(shown), 1)
+    letters = max(len(_name(line)) for lines in shown for line in lines[:MOST_LINES])
+    margin = Margin(left=0.3 + letters * LETTER_INCHES, right=0.5)
+    ends = margin.bottom + margin.top
+    figure.set_size_inches(WIDTH, sum(heights) * LINE_INCHES + ends * len(shown))
     # Panels in proportion to their lines.
-    grid = axes[0].get_gridspec()
-    grid.set_height_ratios([height + 1 for height in heights])
+    axes[0].get_gridspec().set_height_ratios(heights)
     for axis, lines in zip(axes, shown, strict=True):
         _draw_session(axis, lines)
-    legend(figure, axes)
+    legend(figure, axes, margin)
     busy, alive = sum(life.busy for life in lives), sum(life.ended - life.begun for life in lives)
     caption = (
         f"{len(lives)} rank processes were in runs and builds {busy / alive if alive else 0:.0%} of "
@@ -205,12 +209,16 @@ def _draw_session(axis: Axes, lines: list[list[RankLife]]) -> None:
         share = f"{min(busy / alive, 1.0):.0%}" if alive else ""
         axis.text(1.005, place, share, transform=axis.get_yaxis_transform(), fontsize=7, va="center")
     shown = lines[:MOST_LINES]
-    axis.set_yticks(range(len(shown)), [plain(f"{line[0].host} rank {line[0].rank}", 30) for line in shown])
+    axis.set_yticks(range(len(shown)), [_name(line) for line in shown])
     axis.tick_params(labelsize=7)
     axis.set_ylim(len(shown) - 0.4, -0.6)
     axis.set_xlim(0, max((end - origin) / scale, 1e-3))
     when = datetime.datetime.fromtimestamp(origin, datetime.UTC)
     axis.set_xlabel(f"{unit} since {when:%Y-%m-%d %H:%M:%S} UTC", fontsize=8)
+
+
+def _name(line: list[RankLife]) -> str:
+    return plain(f"{line[0].host} rank {line[0].rank}", 30)
 
 
 def _unit(seconds: float) -> tuple[float, str]:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from lambda_hat.report.drawing import (
     COLUMNS,
+    MARGIN,
     MOST_PANELS,
     NOT_OK,
     Drawn,
@@ -59,7 +60,7 @@ def draw_training(frame: pd.DataFrame) -> Drawn | None:
         axis.set_xlabel("training step", fontsize=9)
     for axis in axes[::COLUMNS]:
         axis.set_ylabel("λ̂ ± 2 s.e.", fontsize=9)
-    legend(figure, axes)
+    legend(figure, axes, MARGIN._replace(right=0.75))
     caption = "The band is two standard errors; a cross, a verdict other than ok; the dotted line, the training loss."
     if len(trainings) > len(shown):
         caption += f" The first {len(shown)} of {len(trainings)} trainings; the table has all."
