@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 MOST_PANELS = 30
 """Of a figure with one panel per target; beyond it a page shows nothing that can be read."""
 COLUMNS = 3
+LIMIT = 1e50
+"""Scales overflow where values are much larger."""
+DRAWN = [
+    "llc_mean", "llc_std_error", "rhat_max", "ess_bulk_min", "ess_tail_min", "fge", "seconds_sample", "rel_error",
+    "loss_at_w_star", "true_llc", "true_llc_t",
+]  # fmt: skip
 LETTERS_PER_INCH = 9
 """Of a legend."""
 PANEL = (4.2, 2.7)
@@ -54,8 +60,10 @@ class Drawn:
 
 
 def finished(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that have an estimate."""
-    return frame[(frame["status"] == "finished") & frame["llc_mean"].notna()]
+    """The rows that have an estimate, with what is drawn of them held within what axes can show."""
+    done = frame[(frame["status"] == "finished") & frame["llc_mean"].notna()].copy()
+    done[DRAWN] = done[DRAWN].clip(-LIMIT, LIMIT)
+    return done
 
 
 def plain(text: str, most: int = TITLE_LETTERS) -> str:
@@ -73,9 +81,9 @@ def panels(count: int, columns: int = COLUMNS, panel: tuple[float, float] = PANE
 
     columns = min(columns, count)
     lines = math.ceil(count / columns)
-    size = 1.5 if count == 1 else 1.0
+    wider, taller = (2.0, 1.5) if count == 1 else (1.0, 1.0)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(size * panel[0] * columns, size * panel[1] * lines), squeeze=False
+        lines, columns, figsize=(wider * panel[0] * columns, taller * panel[1] * lines), squeeze=False
     )
     for axis in axes.flat[count:]:
         axis.set_visible(False)
@@ -153,6 +161,8 @@ def without_minor_ticks(axis: Axes) -> None:
 def legend(figure: Figure, axes: Sequence[Axes], margin: Margin = MARGIN) -> None:
     """One legend below all panels, for which the figure becomes taller, and the panels in their places."""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if NOT_OK in handles:
+        handles[NOT_OK] = handles.pop(NOT_OK)
     letters = int(LETTERS_PER_INCH * figure.get_figwidth())
     columns = max(1, min(len(handles), letters // max(map(len, handles), default=1)))
     room = 0.1 + 0.2 * math.ceil(len(handles) / columns)

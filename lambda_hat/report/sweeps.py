@@ -94,9 +94,7 @@ def _draw(frame: pd.DataFrame, key: str, words: str) -> Drawn:
         axis.set_ylabel("λ̂ ± 2 s.e.", fontsize=9)
     legend(figure, axes)
     caption = "A dot is one run with two standard errors, a line the mean over seeds; a cross, a verdict other than ok."
-    if len(targets) > len(shown) or len(settings) > MOST_SETTINGS:
-        caption += (
-            f" The first {len(shown)} of {len(targets)} targets and {min(len(settings), MOST_SETTINGS)} of "
-            f"{len(settings)} settings; the table has all."
-        )
+    for what, most, count in (("targets", MOST_TARGETS, len(targets)), ("settings", MOST_SETTINGS, len(settings))):
+        if count > most:
+            caption += f" The first {most} of {count} {what}; the table has all."
     return drawn(figure, f"sweep_{key}", f"λ̂ against the {words}", caption)
