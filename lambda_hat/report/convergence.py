@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from lambda_hat.report.drawing import (
+    LIMIT,
     NOT_OK,
     SAMPLER_COLOURS,
     Drawn,
@@ -83,7 +84,7 @@ def draw_cost(frame: pd.DataFrame) -> Drawn | None:
 
 def _strip(axis: Axes, frame: pd.DataFrame, samplers: Sequence[str]) -> None:
     """One column of dots per sampler, at `y` on a logarithmic axis."""
-    frame = frame[frame["y"].notna() & (frame["y"] > 0) & (frame["y"] < float("inf"))]
+    frame = frame[frame["y"].between(1 / LIMIT, LIMIT)]
     for place, sampler in enumerate(samplers):
         part = frame[frame["sampler"] == sampler]
         x = _spread(place, len(part))

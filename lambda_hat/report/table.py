@@ -99,7 +99,7 @@ def interactive(view: pd.DataFrame) -> str:
         {"targets": places(numbers), "render": JavascriptFunction(_NUMBER)},
         {"targets": places(["verdict", "λ_t?"]), "createdCell": JavascriptFunction(_MARK)},
         {"targets": places(list(LONG)), "createdCell": JavascriptFunction(_WHOLE), "className": "long"},
-        {"targets": places(list(FEW)), "columnControl": ["order", ["searchList"]]},
+        {"targets": places(list(FEW)), "columnControl": [["searchList"]]},
     ]
     return itables.to_html_datatable(
         view,
@@ -119,8 +119,7 @@ def interactive(view: pd.DataFrame) -> str:
         pageLength=25,
         scrollX=True,
         deferRender=True,
-        ordering={"indicators": False, "handler": True},
-        columnControl=["order", "searchDropdown"],
+        columnControl=["searchDropdown"],
         columnDefs=[definition for definition in definitions if definition["targets"]],
     )
 

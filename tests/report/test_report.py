@@ -89,7 +89,7 @@ def test_the_page_counts_and_explains(whole):
     assert "rank-0000.log ends with: rank 0 of 4 non-finite gradient at the first step" in text
     assert "12 of 70 finished runs: of each target and sampler the one with the worst verdict" in text
     assert "step_size: 1e-06, 1e-05, 0.0001, 0.001, 0.01" in text
-    assert re.search(r"jax 0\.10\.1", text)
+    assert re.search(r"jax\s?0\.10\.1", text)
     assert "What is missing" not in text
 
 
