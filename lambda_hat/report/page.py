@@ -70,7 +70,7 @@ def render(material: Material, sections: Sequence[Section], missing: Sequence[st
 def _table_section(shown: int, runs: int) -> Section:
     some = "" if shown == runs else f"The {shown} runs with the worst verdicts, of {runs}. "
     words = (
-        "Click a heading to sort, the lens beside it to filter, and type into the box to search. λ_t? says whether an "
+        "Click a heading to sort, the symbol beside it to filter, and type into the box to search. λ_t? says whether an "
         "estimate agrees with its exact value within 3 standard errors (sgld, sghmc, sgnht, mclmc: + 5 %). "
         "results/llc_runs.parquet has every column."
     )
@@ -79,4 +79,6 @@ def _table_section(shown: int, runs: int) -> Section:
 
 def _failures_section(reasons: int) -> Section:
     some = f"The {MOST_REASONS} most frequent of {reasons} reasons. " if reasons > MOST_REASONS else ""
-    return Section("failures", "Failures", intro=f"{some}--rerun failed tries just these again.")
+    return Section(
+        "failures", "Failures", intro=f"{some}The study's command with --rerun failed tries just these again."
+    )
