@@ -70,8 +70,8 @@ def render(material: Material, sections: Sequence[Section], missing: Sequence[st
 def _table_section(shown: int, runs: int) -> Section:
     some = "" if shown == runs else f"The {shown} runs with the worst verdicts, of {runs}. "
     words = (
-        "Click a heading to sort, the symbol beside it to filter, and type into the box to search. λ_t? says whether an "
-        "estimate agrees with its exact value within 3 standard errors (sgld, sghmc, sgnht, mclmc: + 5 %). "
+        "Click a heading to sort, the symbol beside it to filter, and type into the box to search. λ_t? says whether "
+        "an estimate agrees with its exact value within 3 standard errors (sgld, sghmc, sgnht, mclmc: + 5 %). "
         "results/llc_runs.parquet has every column."
     )
     return Section("table", "Runs", intro=some + words)
