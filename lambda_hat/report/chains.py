@@ -112,7 +112,7 @@ def _draw(row: dict[str, Any], llc: np.ndarray) -> Drawn:
 def _caption(row: dict[str, Any], exact: float | None) -> str:
     parts = [] if _missing(row["llc_mean"]) else [f"λ̂ = {row['llc_mean']:.4g} ± {row['llc_std_error']:.2g}"]
     if not _missing(exact):
-        parts.append(f"exact {exact:.4g} (dashed)")
+        parts.append(f"exact {'λ' if _missing(row['true_llc_t']) else 'λ_t'} = {exact:.4g} (dashed)")
     return f"{', '.join(parts) or 'no estimate'}. {row['verdict']}: {row['verdict_sentence']}"
 
 

@@ -29,6 +29,8 @@ LETTERS_PER_INCH = 9
 """Of a legend."""
 PANEL = (4.2, 2.7)
 """Inches, with its margins."""
+SEVERAL = 30.0
+"""Of a logarithmic axis: two of its decades are on it."""
 TITLE_LETTERS = 44
 """What a panel's title has room for."""
 NOT_OK = "verdict not ok"
@@ -149,13 +151,14 @@ def word(value: Any) -> str:
 
 
 def without_minor_ticks(axis: Axes) -> None:
-    """Take away the ticks within the decades of logarithmic axes: small panels have no room for them, and placing them
-    takes most of the time of drawing."""
+    """Take away the ticks within the decades of logarithmic axes that span several: small panels have no room for
+    them, and placing them takes most of the time of drawing."""
     from matplotlib.ticker import NullFormatter, NullLocator
 
-    for scale in (axis.xaxis, axis.yaxis):
-        scale.set_minor_locator(NullLocator())
-        scale.set_minor_formatter(NullFormatter())
+    for scale, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+        if scale.get_scale() == "log" and high > SEVERAL * low:
+            scale.set_minor_locator(NullLocator())
+            scale.set_minor_formatter(NullFormatter())
 
 
 def legend(figure: Figure, axes: Sequence[Axes], margin: Margin = MARGIN) -> None:
