@@ -185,7 +185,7 @@ def driver_rows(folder: Path, sizes: dict[int, float], repeat: int) -> Iterator[
 
 
 def collect_rows(folder: Path, num_runs: int, repeat: int) -> Iterator[list[object]]:
-    from lambda_hat.pictures import draw_all
+    from lambda_hat.report import draw_pictures, write_pictures
     from lambda_hat.results import RunRef, collect, write_table
 
     composed = compose_study(study(folder, max(num_runs // SETTINGS_PER_TARGET, 1), SETTINGS_PER_TARGET))
@@ -197,7 +197,7 @@ def collect_rows(folder: Path, num_runs: int, repeat: int) -> Iterator[list[obje
         rows = collect(Store(composed.settings.store_root), refs)
         write_table(rows, folder)
         written = time.perf_counter()
-        draw_all(rows, folder)
+        write_pictures(draw_pictures(rows), folder)
         figures["into the Parquet table"].append(written - begun)
         figures["the pictures"].append(time.perf_counter() - written)
     wanted = {"into the Parquet table": "at most 10 s for 10,000"}

@@ -47,7 +47,7 @@ class Outcome:
     advanced: bool = False
     """A run finished, or got beyond its earlier checkpoint."""
     causes: Counter[str] = field(default_factory=Counter)
-    """Why runs were left unfinished: keys of `lambda_hat.report.CAUSES`."""
+    """Why runs were left unfinished: keys of `lambda_hat.summary.CAUSES`."""
     out_of_time: bool = False
     """Something stopped because its deadline came."""
     refusals: list[str] = field(default_factory=list)

@@ -78,7 +78,7 @@ def parse_options(description: str, argv: list[str] | None, *, packed: bool) -> 
         )
     parser.add_argument("--site", metavar="S", help="a name in conf/site, or a .yaml or .py file (default local)")
     parser.add_argument("--store", metavar="DIR", help="targets, runs and packs (default runs)")
-    parser.add_argument("--results", metavar="DIR", help="the table and the picture (default results)")
+    parser.add_argument("--results", metavar="DIR", help="the table, the report and its figures (default results)")
     parser.add_argument(
         "--deadline",
         metavar="WHEN",
@@ -183,19 +183,25 @@ class Flow:
             require_scheduler(self.site.kind).check_server()
         self.make_folders()
         tries = Tries(self, submit)
-        stopped = False
+        stopped = in_a_hurry = False
         if plan.runs or plan.elsewhere:
             with self.stop.on_signals():
                 try:
                     tries.run(plan)
                 except Stopped:
-                    stopped = True
+                    stopped = in_a_hurry = True
                 except OutOfTime:
+                    in_a_hurry = True
                     self.say("the allocation ends soon: stopped; what is finished is kept")
                     if self.plan(None).runs:
                         self.on_out_of_time()
-        status = self.report(time.monotonic() - started, tries)
+        status = self.report(time.monotonic() - started, tries, page=not (in_a_hurry or self.is_late))
         return EXIT_INTERRUPTED if stopped else status
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time at which packs drain is over."""
+        return self.stop_at is not None and time.time() >= self.stop_at
 
     def plan(self, rerun: Rerun, own_lease: Path | None = None, look_only: bool = False) -> Plan:
         """The study held against the store as it is now."""
@@ -327,13 +333,14 @@ class Flow:
         self.store.ensure_writable()
         self.results_root.mkdir(parents=True, exist_ok=True)
 
-    def report(self, seconds: float, tries: Tries) -> int:
-        """Collect the table, draw the picture, print the summary; the exit status says how the plan stands."""
+    def report(self, seconds: float, tries: Tries, page: bool) -> int:
+        """Collect the table, draw the pictures, with `page` make that as well, print the summary; the exit status says
+        how the plan stands."""
         # pandas, pyarrow and matplotlib take longer to import than a small study to plan.
         from lambda_hat.calibration import update_costs
-        from lambda_hat.pictures import draw_all
-        from lambda_hat.report import print_summary, rank_usage
+        from lambda_hat.report import draw_pictures, write_pictures, write_report
         from lambda_hat.results import RunRef, collect, write_table
+        from lambda_hat.summary import print_summary, rank_usage
 
         refs = [RunRef(r.target_id, r.run_id, self.study.targets[r.target_id], r.cfg) for r in self.study.runs]
         table = collect(self.store, refs)
@@ -343,18 +350,37 @@ class Flow:
             update_costs(self.store, table, [(shapes[ref.target_id], ref.cfg) for ref in refs])
         try:
             where = {"table": write_table(table, self.results_root)}
-            where |= draw_all(table, self.results_root)
+            pictures = draw_pictures(table)
+            where |= write_pictures(pictures, self.results_root)
         except OSError as error:
             raise StoreError(f"{self.results_root}: cannot be written: {error.strerror or error}") from None
+        if page:
+            where |= self._guarded(lambda: write_report(self.store, table, self.results_root, pictures).page)
         where["store"] = self.store.root
         usage = rank_usage(tries.pack_dirs)
         print_summary(table, self.console, seconds=seconds, usage=usage, where=where, tries=tries.tally.line())
         statuses = set(table.column("status").to_pylist())
         self._say_failures(table.to_pylist())
+        if not page:
+            self.say(f"no time for the page of the study; {self._report_command()} makes it")
         if "pending" in statuses:
             self.say("some runs are unfinished: run the same command again to continue")
             return EXIT_UNFINISHED
         return EXIT_FAILED if statuses & {"failed", "blocked"} else EXIT_OK
+
+    def _guarded(self, make_page: Callable[[], Path]) -> dict[str, Path]:
+        """Where the page of the study lies; empty where it could not be made, which is said and no more: the study
+        itself stands in the table."""
+        try:
+            return {"report": make_page()}
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            self.say(f"no report: {why}; {self._report_command()} tries again, and shows more")
+            return {}
+
+    def _report_command(self) -> str:
+        words = [f"--store={os.path.relpath(self.store.root)}", f"--results={os.path.relpath(self.results_root)}"]
+        return shlex.join(["lambda-hat", "report", *words])
 
     def _say_failures(self, rows: list[dict]) -> None:
         trouble = [row for row in rows if row["status"] in ("failed", "blocked")]

@@ -18,7 +18,7 @@ from flows.rounds import POLL, Outcome, OutOfTime, Round
 from flows.stopping import STOP_SECONDS, Stopped, kill_under
 from lambda_hat.errors import LaunchError, StoreUnwritable
 from lambda_hat.lease import Lease, live_leases, tidy_leases
-from lambda_hat.report import tries_line
+from lambda_hat.summary import tries_line
 from lambda_hat.workflow_config import PlannedRun
 
 if TYPE_CHECKING:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 __version__ = "0.1.0"
-__all__ = ["LLCEstimate", "estimate_llc"]
+__all__ = ["LLCEstimate", "estimate_llc", "load_results", "load_trace"]
+
+_WHERE = {"LLCEstimate": "api", "estimate_llc": "api", "load_results": "results", "load_trace": "trace"}
 
 
 def __getattr__(name: str):
-    # On first use, since the driver of a study imports this package and must not wait for jax.
-    if name in __all__:
-        from lambda_hat import api
-
-        return getattr(api, name)
+    # On first use, since the driver of a study imports this package and must not wait for jax or pandas.
+    if name in _WHERE:
+        return getattr(import_module(f"lambda_hat.{_WHERE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +15,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lambda_hat.config import SAMPLE_SCHEMAS, BuildConfig, SampleConfig
-from lambda_hat.errors import LambdaHatError
+from lambda_hat.errors import ConfigError, CorruptArtifact, LambdaHatError, StoreError
 from lambda_hat.id_utils import canonical_json, identity_payload, trajectory_id
 from lambda_hat.omegaconf_support import load_build_config, load_sample_config
 from lambda_hat.paths import moving_dim
 from lambda_hat.posterior import posterior_for
-from lambda_hat.store import Store, error_line, read_record, remove_litter, write_bytes_atomic
+from lambda_hat.store import Store, error_line, existing_store, read_record, remove_litter, write_bytes_atomic
+from lambda_hat.workflow_config import compose_study
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SCHEMA", "TABLE_NAME", "RunRef", "collect", "error_line", "runs_in_store", "to_frame", "write_table"]
+__all__ = [
+    "SCHEMA",
+    "TABLE_NAME",
+    "RunRef",
+    "collect",
+    "error_line",
+    "load_results",
+    "runs_in_store",
+    "runs_of",
+    "to_frame",
+    "write_table",
+]
 
 TABLE_NAME = "llc_runs.parquet"
 
@@ -134,6 +148,19 @@ def runs_in_store(store: Store) -> list[RunRef]:
     return refs
 
 
+def runs_of(store_root: Path, experiments: Path | None) -> tuple[Store, list[RunRef]]:
+    """The store and its runs, or those of the study in the file `experiments`.
+
+    Raises StoreError where there is no store, ConfigError where the study cannot be composed.
+    """
+    if experiments is None:
+        store = existing_store(store_root)
+        return store, runs_in_store(store)
+    study = compose_study(experiments)
+    refs = [RunRef(r.target_id, r.run_id, study.targets[r.target_id], r.cfg) for r in study.runs]
+    return Store(store_root), refs
+
+
 def collect(store: Store, refs: Iterable[RunRef]) -> pa.Table:
     """The table with one row per run of `refs`, whatever its state."""
     targets: dict[str, _TargetState] = {}
@@ -161,6 +188,28 @@ def to_frame(table: pa.Table) -> pd.DataFrame:
 
     integers = {pa.int64(): pd.Int64Dtype()}
     return table.to_pandas(types_mapper=integers.get)
+
+
+def load_results(directory: str | os.PathLike[str] = "results") -> pd.DataFrame:
+    """The table of a study, `llc_runs.parquet` in its results folder, as pandas: a row per run, finished or not.
+
+    Columns are those of SCHEMA; whole numbers that may be missing are nullable integers.
+    Raises StoreError where the folder has no table, CorruptArtifact where it is no such table.
+    """
+    if not isinstance(directory, (str, os.PathLike)):
+        raise ConfigError(f"load_results: got {type(directory).__name__}, expected a results folder, such as 'results'")
+    path = Path(directory).expanduser() / TABLE_NAME
+    remedy = f"lambda-hat results --store runs --results {shlex.quote(str(directory))} collects it from the store"
+    try:
+        # Of a buffer, so that a column is not taken for a partition by the name of a folder.
+        table = pq.read_table(pa.BufferReader(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"{path}: no table there; {remedy}") from None
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except pa.ArrowException as error:
+        raise CorruptArtifact(f"{path}: not a Parquet file ({error}); {remedy}") from None
+    return to_frame(table)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from lambda_hat.config import (
 )
 from lambda_hat.cores import bind_process
 from lambda_hat.errors import ConfigError, LambdaHatError
-from lambda_hat.report import BIASED_SAMPLERS
+from lambda_hat.summary import BIASED_SAMPLERS
 
 DEFAULT_SAMPLERS = ("nuts", "sgld")
 MAX_STD_ERRORS, MAX_ERROR = 3.0, 0.02

@@ -12,7 +12,8 @@ from lambda_hat.errors import BuildFailed, ConfigError
 from lambda_hat.execute import build_into, sample_into
 from lambda_hat.id_utils import checkpoint_ids, run_id_for, target_id_for, trajectory_id
 from lambda_hat.omegaconf_support import load_build_config
-from lambda_hat.pictures import _setting_labels, draw_all
+from lambda_hat.report import draw_pictures
+from lambda_hat.report.drawing import setting_labels
 from lambda_hat.results import collect, runs_in_store
 from lambda_hat.store import Store, read_json
 from lambda_hat.targets import build_checkpoints, build_target, load_target
@@ -123,9 +124,9 @@ def test_the_table_and_the_picture_show_the_training(tmp_path):
     table = collect(store, runs_in_store(store))
     assert sorted(table.column("step").to_pylist()) == [20, 40, 50]
     assert set(table.column("trajectory").to_pylist()) == {trajectory_id(ids[first])}
-    pictures = draw_all(table, tmp_path)
+    pictures = draw_pictures(table)
     assert set(pictures) == {"training"}
-    assert pictures["training"].read_bytes().startswith(b"\x89PNG")
+    assert pictures["training"].png.startswith(b"\x89PNG")
 
 
 def test_settings_are_told_apart_by_what_differs():
@@ -137,5 +138,5 @@ def test_settings_are_told_apart_by_what_differs():
             "cfg.thin": [2, 2, 2, 5],
         }
     )
-    labels = _setting_labels(frame)
+    labels = setting_labels(frame)
     assert labels.tolist() == ["hmc, restrict none", "hmc, restrict layers/0/*", "hmc, restrict none", "sgld"]

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from lambda_hat.config import HmcConfig, MlpBuild, QuadraticBuild, SgldConfig
 from lambda_hat.id_utils import run_id_for, target_id_for
-from lambda_hat.pictures import draw_estimates
-from lambda_hat.report import agreement, print_summary
-from lambda_hat.results import SCHEMA, RunRef, collect, runs_in_store, write_table
+from lambda_hat.report.estimates import draw_estimates
+from lambda_hat.results import SCHEMA, RunRef, collect, runs_in_store, to_frame, write_table
 from lambda_hat.store import Store, publish_run, publish_target, write_config, write_json_atomic
+from lambda_hat.summary import agreement, print_summary
 
 ASKED_FOR = """target_id run_id sampler status reason llc_mean llc_std_error llc_per_chain rhat_max ess_bulk_min
 acceptance num_divergent loss_at_w_star loss_mean n dim beta gamma n_beta true_llc true_llc_t rel_error verdict fge
@@ -144,8 +144,7 @@ def test_summary_and_picture(store, tmp_path):
     _finish(store, refs[0])
     _finish(store, refs[1], verdict="diverged", llc_mean=None, llc_std_error=None, true_llc_t=None)
     table = collect(store, refs)
-    picture = draw_estimates(table, tmp_path / "llc.png")
-    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert draw_estimates(to_frame(table)).png[:4] == b"\x89PNG"
     console = Console(width=200, record=True, file=io.StringIO())
     usage = {"ranks": 2, "busy": 6.0, "total": 8.0}
     print_summary(table, console, seconds=1.0, usage=usage, where={"table": tmp_path})
@@ -161,4 +160,4 @@ def test_summary_and_picture(store, tmp_path):
         str(tmp_path),
     ):
         assert expected in text
-    assert draw_estimates(collect(store, refs[2:]), tmp_path / "none.png") is None
+    assert draw_estimates(to_frame(collect(store, refs[2:]))) is None

@@ -1,4 +1,5 @@
-"""`lambda-hat`: build a target, sample a run, collect the table, list and verify the store, validate the samplers."""
+"""`lambda-hat`: build a target, sample a run, collect the table, make the report, list and verify the store, validate
+the samplers."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lambda_hat
-from lambda_hat.entrypoints import build_target, sample, validate, verify
+from lambda_hat.entrypoints import build_target, report, sample, validate, verify
 from lambda_hat.errors import EXIT_OK, LambdaHatError, run_command
-from lambda_hat.store import Store, existing_store
+from lambda_hat.store import existing_store
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--experiments", type=Path, metavar="FILE", help="a row per run of this study, instead of per run in the store"
     )
     results.set_defaults(run=_results)
+
+    page = commands.add_parser("report", help="make a page of tables and figures from the store, at any time")
+    report.add_arguments(page)
+    page.set_defaults(run=report.run)
 
     ls = commands.add_parser("ls", help="what the store holds")
     ls.add_argument("--store", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
@@ -56,20 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _results(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from lambda_hat.pictures import draw_all
-    from lambda_hat.results import RunRef, collect, runs_in_store, write_table
-    from lambda_hat.workflow_config import compose_study
+    from lambda_hat.report import draw_pictures, write_pictures
+    from lambda_hat.results import collect, runs_of, write_table
 
-    if args.experiments:
-        study = compose_study(args.experiments)
-        store = Store(args.store)
-        refs = [RunRef(r.target_id, r.run_id, study.targets[r.target_id], r.cfg) for r in study.runs]
-    else:
-        store = existing_store(args.store)
-        refs = runs_in_store(store)
+    store, refs = runs_of(args.store, args.experiments)
     table = collect(store, refs)
     path = write_table(table, args.results)
-    pictures = draw_all(table, args.results)
+    pictures = write_pictures(draw_pictures(table), args.results)
     statuses = table.column("status").to_pylist()
     Console().print(
         f"{path}: {len(refs)} runs, {statuses.count('finished')} finished"

@@ -12,7 +12,7 @@ from typing import Any
 
 from lambda_hat.config import SAMPLE_SCHEMAS
 from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ConfigError, nearest
-from lambda_hat.report import BIASED_SAMPLERS
+from lambda_hat.summary import BIASED_SAMPLERS
 from lambda_hat.validate import (
     DEFAULT_SAMPLERS,
     MAX_BIASED_ERROR,

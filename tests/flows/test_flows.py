@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,8 @@ def test_packed(tmp_path, folder):
     assert table["pack_id"].nunique() == 2
     assert set(table["rank"]) <= {0, 1}
     assert (here / "results" / "llc.png").is_file()
+    assert f"report    {here / 'results' / 'report.html'}" in done.stdout
+    assert (here / "results" / "report.html").is_file()
     for target in (here / "runs" / "targets").iterdir():
         assert (target / "build.log").is_file()
         assert (target / "build.err").is_file()
@@ -67,8 +70,13 @@ def test_packed(tmp_path, folder):
     assert json.loads(lease.read_bytes())["state"] == "ended"
 
     before = analyses(here / "runs")
+    # A report that cannot be made takes nothing down.
+    shutil.rmtree(here / "results" / "figures")
+    (here / "results" / "figures").write_text("")
     again = flow("packed.py", *words, cwd=here)
     assert again.returncode == 0
+    assert "no report: FileExistsError: " in again.stdout
+    assert "; lambda-hat report --store=runs --results=results tries again, and shows more" in again.stdout
     assert "everything is cached; no sampler is started" in again.stdout
     assert analyses(here / "runs") == before
 

@@ -29,10 +29,10 @@ from lambda_hat.execute import build_into, sample_into
 from lambda_hat.files import file_entry, read_record, write_record
 from lambda_hat.lease import Lease, dead_leases, lease_over, lease_state, live_leases, mark_ended, tidy_leases
 from lambda_hat.preflight import read_reports
-from lambda_hat.report import rank_usage
 from lambda_hat.results import collect, runs_in_store, to_frame
 from lambda_hat.samplers.chunks import Kept, encode, leaves_of, read_checkpoint
 from lambda_hat.store import EventLog, Store, read_events, write_config, write_json_atomic
+from lambda_hat.summary import rank_usage
 from lambda_hat.targets import load_target
 from lambda_hat.workflow_config import PlannedRun, Study, compose_study
 from mpi.pack import pack_of_study, read_pack

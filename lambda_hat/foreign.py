@@ -1,0 +1,58 @@
+"""Packages that read or write the user's folders when they are imported, kept from doing so."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+
+
+@contextlib.contextmanager
+def matplotlib_without_trace() -> Iterator[None]:
+    """Keep matplotlib, where this process has not imported it yet, from leaving folders in the user's home."""
+    if "matplotlib" in sys.modules or os.environ.get("MPLCONFIGDIR"):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="lh.") as folder, _variable("MPLCONFIGDIR", folder):
+        yield
+
+
+def import_arviz() -> ModuleType:
+    """ArviZ, without its daily warning and the folder in the user's home that it keeps for it."""
+    if "arviz" not in sys.modules:
+        # First, and by itself: its cache of fonts does belong there.
+        import matplotlib.pyplot  # noqa: F401
+
+        with (
+            tempfile.TemporaryDirectory(prefix="lh.") as folder,
+            _variable("XDG_CACHE_HOME", folder),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", FutureWarning)
+            import arviz  # noqa: F401
+    return sys.modules["arviz"]
+
+
+def import_itables() -> ModuleType:
+    """itables with its own defaults, whatever `itables.toml` or `pyproject.toml` lies around."""
+    if "itables" not in sys.modules:
+        with _variable("ITABLES_CONFIG", ""):
+            import itables  # noqa: F401
+    return sys.modules["itables"]
+
+
+@contextlib.contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

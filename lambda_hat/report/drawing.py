@@ -1,0 +1,200 @@
+"""What the figures share: panels, colours, labels, and how a figure becomes a PNG."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+
+from lambda_hat.config import SAMPLE_SCHEMAS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_PANELS = 30
+"""Of a figure with one panel per target; beyond it a page shows nothing that can be read."""
+COLUMNS = 3
+LIMIT = 1e50
+"""Scales overflow where values are much larger."""
+DRAWN = [
+    "llc_mean", "llc_std_error", "rhat_max", "ess_bulk_min", "ess_tail_min", "fge", "seconds_sample", "rel_error",
+    "loss_at_w_star", "true_llc", "true_llc_t",
+]  # fmt: skip
+LETTERS_PER_INCH = 9
+"""Of a legend."""
+PANEL = (4.2, 2.7)
+"""Inches, with its margins."""
+SEVERAL = 30.0
+"""Of a logarithmic axis: two of its decades are on it."""
+TITLE_LETTERS = 44
+"""What a panel's title has room for."""
+NOT_OK = "verdict not ok"
+SAMPLER_COLOURS = {name: f"C{index}" for index, name in enumerate(sorted(SAMPLE_SCHEMAS))}
+"""The same in every figure of every study."""
+
+
+class Margin(NamedTuple):
+    """Inches around the axes of a panel, for its labels."""
+
+    left: float = 0.65
+    right: float = 0.12
+    bottom: float = 0.48
+    top: float = 0.3
+
+
+MARGIN = Margin()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure as a PNG, with its words."""
+
+    name: str
+    """The file's stem."""
+    title: str
+    caption: str
+    png: bytes
+
+
+def finished(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have an estimate, with what is drawn of them held within what axes can show."""
+    done = frame[(frame["status"] == "finished") & frame["llc_mean"].notna()].copy()
+    done[DRAWN] = done[DRAWN].clip(-LIMIT, LIMIT)
+    return done
+
+
+def plain(text: str, most: int = TITLE_LETTERS) -> str:
+    """`text` for a figure, cut to `most` letters: a dollar in a name begins no formula."""
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    return text.replace("$", r"\$")
+
+
+def panels(count: int, columns: int = COLUMNS, panel: tuple[float, float] = PANEL) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels in rows; a single one is larger."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = min(columns, count)
+    lines = math.ceil(count / columns)
+    wider, taller = (2.0, 1.5) if count == 1 else (1.0, 1.0)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(wider * panel[0] * columns, taller * panel[1] * lines), squeeze=False
+    )
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    for axis in axes.flat[:count]:
+        axis.tick_params(labelsize=8)
+    return figure, list(axes.flat[:count])
+
+
+def colours(names: Iterable[str]) -> dict[str, tuple]:
+    """A colour per distinct name, the same for the same set of names."""
+    import matplotlib.pyplot as plt
+
+    distinct = sorted(set(names))
+    shades = plt.get_cmap("tab10" if len(distinct) <= 10 else "turbo", max(10, len(distinct)))
+    return {name: shades(index) for index, name in enumerate(distinct)}
+
+
+def exact_lines(axis: Axes, group: pd.DataFrame, x: pd.Series) -> None:
+    """The exact values of a target's runs, where they are known: a line, or a dash at each run's place `x` where they
+    differ, as λ_t does with β and γ."""
+    for column, label, style in (
+        ("true_llc_t", "exact λ$_t$ at this n", {"color": "black"}),
+        ("true_llc", "λ (n → ∞)", {"color": "grey", "linestyle": ":"}),
+    ):
+        known = group[column].dropna()
+        if known.nunique() == 1:
+            axis.axhline(known.iloc[0], linewidth=1, label=label, **style)
+        elif len(known):
+            axis.plot(x[known.index], known, marker="_", markersize=12, label=label, **(style | {"linestyle": "none"}))
+
+
+def tame(axis: Axes, values: pd.Series) -> None:
+    """A linear scale about 0 that bends where estimates are hugely negative, as they are far from a minimum, and would
+    hide the rest."""
+    if values.min() < -max(values.max(), 0.0) and values.min() < 0:
+        axis.set_yscale("symlog", linthresh=max(1.0, values.max()))
+        axis.axhline(0, color="black", linewidth=0.5)
+
+
+def setting_labels(frame: pd.DataFrame, without: Sequence[str] = ()) -> pd.Series:
+    """For every run its sampler, and the keys in which that sampler's runs differ: equal for equal settings.
+
+    without: columns that are left out.
+    """
+    labels = frame["sampler"].astype(str)
+    for _, part in frame.groupby("sampler"):
+        for column in (name for name in frame.columns if name.startswith("cfg.") and name not in without):
+            words = part[column].map(word)
+            if words.nunique() > 1:
+                labels[part.index] += ", " + column.removeprefix("cfg.") + " " + words
+    return labels
+
+
+def word(value: Any) -> str:
+    """A configuration's value in a label."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def without_minor_ticks(axis: Axes) -> None:
+    """Take away the ticks within the decades of logarithmic axes that span several: small panels have no room for
+    them, and placing them takes most of the time of drawing."""
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    for scale, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+        if scale.get_scale() == "log" and high > SEVERAL * low:
+            scale.set_minor_locator(NullLocator())
+            scale.set_minor_formatter(NullFormatter())
+
+
+def legend(figure: Figure, axes: Sequence[Axes], margin: Margin = MARGIN) -> None:
+    """One legend below all panels, for which the figure becomes taller, and the panels in their places."""
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if NOT_OK in handles:
+        handles[NOT_OK] = handles.pop(NOT_OK)
+    letters = int(LETTERS_PER_INCH * figure.get_figwidth())
+    columns = max(1, min(len(handles), letters // max(map(len, handles), default=1)))
+    room = 0.1 + 0.2 * math.ceil(len(handles) / columns)
+    figure.set_figheight(figure.get_figheight() + room)
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=columns, fontsize=9, frameon=False)
+    arrange(figure, axes, margin, room)
+
+
+def arrange(figure: Figure, axes: Sequence[Axes], margin: Margin = MARGIN, room: float = 0.0) -> None:
+    """Put the panels into their places, `room` inches above the bottom. Matplotlib's own layouts, which look at every
+    label, take as long as all the rest of a figure."""
+    grid, (width, height) = axes[0].get_gridspec(), figure.get_size_inches()
+    sides, ends = margin.left + margin.right, margin.bottom + margin.top
+    figure.subplots_adjust(
+        left=margin.left / width,
+        right=1 - margin.right / width,
+        bottom=(margin.bottom + room) / height,
+        top=1 - margin.top / height,
+        wspace=sides * grid.ncols / (width - sides * grid.ncols),
+        hspace=ends * grid.nrows / (height - room - ends * grid.nrows),
+    )
+
+
+def drawn(figure: Figure, name: str, title: str, caption: str) -> Drawn:
+    """The figure as a PNG; it is closed."""
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return Drawn(name, title, caption, buffer.getvalue())

@@ -1,0 +1,90 @@
+"""What failed: by reason, with where it was recorded and how the log of its process ends."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lambda_hat.store import Store, read_json_or_none
+
+MOST_REASONS = 20
+MOST_NAMED = 5
+TAIL_LINES = 12
+TAIL_BYTES = 16 * 1024
+"""Of a log: enough for its last lines, however long it is."""
+LINE_LETTERS = 400
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Runs that failed, or are blocked, for one reason."""
+
+    status: str
+    reason: str
+    runs: list[str]
+    """The first of them, target and run."""
+    count: int
+    record: Path
+    """The `error.json` of the first."""
+    log: Path
+    tail: str
+    """How that log ends, empty where it is gone."""
+    traceback: str
+
+
+def failures_of(store: Store, rows: Iterable[dict[str, Any]]) -> list[Failure]:
+    """The failed and blocked rows of the table by reason, the most frequent first."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["status"] in ("failed", "blocked"):
+            groups.setdefault((row["status"], _without_place(str(row["reason"]))), []).append(row)
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+    return [_failure(store, status, reason, group) for (status, reason), group in ordered]
+
+
+def _failure(store: Store, status: str, reason: str, group: list[dict[str, Any]]) -> Failure:
+    first = group[0]
+    target_id, run_id = first["target_id"], first["run_id"]
+    failed = status == "failed"
+    directory = store.run_dir(target_id, run_id) if failed else store.target_dir(target_id)
+    log = log_of(store, directory) if failed else directory / "build.err"
+    record = read_json_or_none(directory / "error.json")
+    traceback = record.get("traceback") if isinstance(record, dict) else None
+    return Failure(
+        status=status,
+        reason=reason,
+        runs=[f"{row['target_id']}/{row['run_id']}" for row in group[:MOST_NAMED]],
+        count=len(group),
+        record=directory / "error.json",
+        log=log,
+        tail=tail_of(log),
+        traceback=traceback if isinstance(traceback, str) else "",
+    )
+
+
+def log_of(store: Store, run_dir: Path) -> Path:
+    """Where the process wrote that a failed run was sampled by: its rank's log, or its own without packs."""
+    record = read_json_or_none(run_dir / "error.json")
+    if isinstance(record, dict) and isinstance(record.get("rank"), int) and isinstance(record.get("pack_id"), str):
+        return store.pack_dir(record["pack_id"]) / f"rank-{record['rank']:04d}.log"
+    return run_dir / "sample.err"
+
+
+def tail_of(log: Path) -> str:
+    """The last lines of a log; empty where there are none."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(line[:LINE_LETTERS] for line in text.rstrip().splitlines()[-TAIL_LINES:])
+
+
+def _without_place(reason: str) -> str:
+    """The reason alone: runs that fail alike fail on many ranks."""
+    return re.sub(r" \(rank \d+ on [^)]*\)$", "", reason)

@@ -1,0 +1,233 @@
+"""What the ranks did and when, from the event logs that they left in the store."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lambda_hat.report.drawing import SAMPLER_COLOURS, Drawn, Margin, drawn, legend, panels, plain
+from lambda_hat.store import read_events
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Key = tuple[str, str]
+"""Target and run."""
+
+BUILD = "build of a target"
+START_UP = "start-up"
+OTHER = "other sampler"
+COLOURS = {**SAMPLER_COLOURS, BUILD: "#555555", START_UP: "#dddddd", OTHER: "#000000"}
+BADLY = ("failed", "blocked")
+LATEST = 4e9
+"""Seconds since the epoch; a time beyond is a line that the disk has damaged."""
+SESSION_GAP = 120.0
+"""Seconds without any rank after which the time axis begins anew."""
+MOST_SESSIONS = 3
+MOST_LINES = 40
+LINE_INCHES = 0.22
+LETTER_INCHES = 0.065
+WIDTH = 11.0
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something that a rank did, in seconds since the epoch."""
+
+    begun: float
+    ended: float
+    what: str
+    """A key of COLOURS."""
+    status: str
+    """As the rank recorded it; `unfinished` where it recorded no end."""
+
+
+@dataclass
+class RankLife:
+    """One rank of one pack."""
+
+    pack_id: str
+    host: str
+    rank: int
+    begun: float
+    ended: float
+    spans: list[Span] = field(default_factory=list)
+    busy: float = 0.0
+    """Seconds inside builds and runs."""
+
+
+def read_lives(pack_dirs: Iterable[Path], runs: Collection[Key]) -> list[RankLife]:
+    """The ranks of those packs that had some of `runs` in hand, in the order in which they began."""
+    lives = []
+    for directory in pack_dirs:
+        pack = [life for log in sorted(directory.glob("rank-*.jsonl")) for life in _lives_of(log, directory.name)]
+        if any(key in runs for _, keys in pack for key in keys):
+            lives += [life for life, _ in pack]
+    return sorted(lives, key=lambda life: (life.begun, life.host, life.rank))
+
+
+def _lives_of(log: Path, pack_id: str) -> Iterator[tuple[RankLife, set[Key]]]:
+    """The processes that wrote a log, and the runs that each began."""
+    found: list[tuple[RankLife, set[Key]]] = []
+    begun: dict[tuple, tuple[float, str]] = {}
+    for event in read_events(log)[0]:
+        time, kind = event.get("time"), event["event"]
+        if not isinstance(time, (int, float)) or not 0 < time < LATEST:
+            continue
+        if kind == "start" or not found:
+            _close(found, begun)
+            rank, host = event.get("rank"), event.get("host")
+            rank = rank if isinstance(rank, int) else 0
+            found.append((RankLife(pack_id, host if isinstance(host, str) else "?", rank, time, time), set()))
+        life, keys = found[-1]
+        life.ended = max(life.ended, time)
+        key = tuple(str(event.get(name)) for name in ("target_id", "run_id"))
+        if kind == "ready":
+            life.spans.append(Span(life.begun, time, START_UP, "finished"))
+        elif kind in ("run_start", "build_start"):
+            begun[key] = (time, _what(kind, event))
+            if kind == "run_start":
+                keys.add(key)
+        elif kind in ("run_end", "build_end") and key in begun:
+            since, what = begun.pop(key)
+            life.spans.append(Span(since, time, what, str(event.get("status"))))
+        elif kind == "end":
+            _close(found, begun)
+            if isinstance(event.get("busy"), (int, float)):
+                life.busy = event["busy"]
+    _close(found, begun)
+    for life, _ in found:
+        life.busy = life.busy or _covered(life.spans)
+    yield from found
+
+
+def _close(found: list[tuple[RankLife, set[Key]]], begun: dict[tuple, tuple[float, str]]) -> None:
+    """What has begun and not ended lasted as long as its process is known to have lived."""
+    for since, what in begun.values():
+        life = found[-1][0]
+        life.spans.append(Span(since, max(since, life.ended), what, "unfinished"))
+    begun.clear()
+
+
+def _what(kind: str, event: dict[str, Any]) -> str:
+    if kind == "build_start":
+        return BUILD
+    sampler = str(event.get("run_id")).removeprefix("run_").rpartition("_")[0]
+    return sampler if sampler in SAMPLER_COLOURS else OTHER
+
+
+def _covered(spans: Iterable[Span]) -> float:
+    """Seconds that are inside of any run or build: lanes run side by side."""
+    seconds, until = 0.0, 0.0
+    for span in sorted((s for s in spans if s.what != START_UP), key=lambda s: s.begun):
+        seconds += max(0.0, span.ended - max(span.begun, until))
+        until = max(until, span.ended)
+    return seconds
+
+
+def sessions_of(lives: list[RankLife]) -> list[list[RankLife]]:
+    """The lives in groups with no rank alive for SESSION_GAP between them."""
+    sessions: list[list[RankLife]] = []
+    until = 0.0
+    for life in sorted(lives, key=lambda each: each.begun):
+        if not sessions or life.begun > until + SESSION_GAP:
+            sessions.append([])
+        sessions[-1].append(life)
+        until = max(until, life.ended)
+    return sessions
+
+
+def draw_timeline(lives: list[RankLife]) -> Drawn | None:
+    """A Gantt chart: a line per rank, by host, over the time since the first of them began. None where there is none.
+
+    The latest MOST_SESSIONS are shown; ranks of successive packs on one host share their lines.
+    """
+    sessions = sessions_of(lives)
+    if not sessions:
+        return None
+    shown = [_lines(session) for session in sessions[-MOST_SESSIONS:]]
+    heights = [min(len(lines), MOST_LINES) for lines in shown]
+    figure, axes = panels(len(shown), 1)
+    letters = max(len(_name(line)) for lines in shown for line in lines[:MOST_LINES])
+    margin = Margin(left=0.3 + letters * LETTER_INCHES, right=0.5)
+    ends = margin.bottom + margin.top
+    figure.set_size_inches(WIDTH, sum(heights) * LINE_INCHES + ends * len(shown))
+    # Panels in proportion to their lines.
+    axes[0].get_gridspec().set_height_ratios(heights)
+    for axis, lines in zip(axes, shown, strict=True):
+        _draw_session(axis, lines)
+    legend(figure, axes, margin)
+    busy, alive = sum(life.busy for life in lives), sum(life.ended - life.begun for life in lives)
+    caption = (
+        f"{len(lives)} rank processes were in runs and builds {busy / alive if alive else 0:.0%} of "
+        f"{_duration(alive)} in all, start-up included. A line is a rank of a host, the figure at its right how busy "
+        "it was, a cross a run or build that failed; what has no recorded end is hatched."
+    )
+    if len(sessions) > len(shown):
+        caption += f" The latest {len(shown)} of {len(sessions)} stretches of time."
+    if any(len(lines) > MOST_LINES for lines in shown):
+        caption += f" The first {MOST_LINES} lines of each."
+    return drawn(figure, "ranks", "What ran where, and when", caption)
+
+
+def _lines(session: list[RankLife]) -> list[list[RankLife]]:
+    """The lives by line: those of one host and rank that do not overlap share one."""
+    lines: dict[tuple[str, int, int], list[RankLife]] = {}
+    for life in session:
+        slot = 0
+        while (line := lines.get((life.host, life.rank, slot))) and line[-1].ended > life.begun:
+            slot += 1
+        lines.setdefault((life.host, life.rank, slot), []).append(life)
+    return [lines[key] for key in sorted(lines)]
+
+
+def _draw_session(axis: Axes, lines: list[list[RankLife]]) -> None:
+    origin = min(line[0].begun for line in lines)
+    end = max(life.ended for line in lines for life in line)
+    scale, unit = _unit(end - origin)
+    for place, line in enumerate(lines[:MOST_LINES]):
+        spans = [span for life in line for span in life.spans]
+        for what in dict.fromkeys(span.what for span in spans):
+            for unfinished in (False, True):
+                bars = [
+                    ((s.begun - origin) / scale, (s.ended - s.begun) / scale)
+                    for s in spans
+                    if s.what == what and (s.status == "unfinished") == unfinished
+                ]
+                style = {"hatch": "////"} if unfinished else {"label": what}
+                if bars:
+                    axis.broken_barh(
+                        bars, (place - 0.4, 0.8), facecolor=COLOURS[what], edgecolor="white", linewidth=0.3, **style
+                    )
+        bad = [(s.ended - origin) / scale for s in spans if s.status in BADLY]
+        if bad:
+            axis.plot(bad, [place] * len(bad), "x", color="black", markersize=5, label="failed", zorder=3)
+        busy, alive = sum(life.busy for life in line), sum(life.ended - life.begun for life in line)
+        share = f"{min(busy / alive, 1.0):.0%}" if alive else ""
+        axis.text(1.005, place, share, transform=axis.get_yaxis_transform(), fontsize=7, va="center")
+    shown = lines[:MOST_LINES]
+    axis.set_yticks(range(len(shown)), [_name(line) for line in shown])
+    axis.tick_params(labelsize=7)
+    axis.set_ylim(len(shown) - 0.4, -0.6)
+    axis.set_xlim(0, max((end - origin) / scale, 1e-3))
+    when = datetime.datetime.fromtimestamp(origin, datetime.UTC)
+    axis.set_xlabel(f"{unit} since {when:%Y-%m-%d %H:%M:%S} UTC", fontsize=8)
+
+
+def _name(line: list[RankLife]) -> str:
+    return plain(f"{line[0].host} rank {line[0].rank}", 30)
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    for size, name in ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
+        if seconds > 3 * size:
+            return size, name
+    return 1.0, "seconds"
+
+
+def _duration(seconds: float) -> str:
+    size, name = _unit(seconds)
+    return f"{seconds / size:.1f} {name}"

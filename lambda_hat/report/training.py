@@ -1,0 +1,67 @@
+"""λ̂ along a training, checkpoint by checkpoint."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from lambda_hat.report.drawing import (
+    COLUMNS,
+    MARGIN,
+    MOST_PANELS,
+    NOT_OK,
+    Drawn,
+    colours,
+    drawn,
+    finished,
+    legend,
+    panels,
+    plain,
+    setting_labels,
+    tame,
+)
+
+NAME = "llc_training"
+
+
+def draw_training(frame: pd.DataFrame) -> Drawn | None:
+    """λ̂ against the training step with a band of two standard errors, one panel per training, beside the training
+    loss; crosses mark estimates whose verdict is not ok. None where no checkpoint is finished.
+    """
+    frame = finished(frame)
+    frame = frame[frame["trajectory"].notna()]
+    if frame.empty:
+        return None
+    trainings = list(dict.fromkeys(frame["trajectory"]))
+    shown = trainings[:MOST_PANELS]
+    figure, axes = panels(len(shown))
+    # One line per sampler setting: the runs of a setting differ in their target alone.
+    frame = frame.assign(setting=setting_labels(frame))
+    shades = colours(frame["setting"])
+    for axis, trajectory in zip(axes, shown, strict=True):
+        group = frame[frame["trajectory"] == trajectory]
+        for setting, part in group.groupby("setting"):
+            part = part.sort_values("step")
+            steps = part["step"].astype(float)
+            low, high = (part["llc_mean"] + sign * 2 * part["llc_std_error"] for sign in (-1, 1))
+            axis.fill_between(steps, low, high, color=shades[setting], alpha=0.25, linewidth=0)
+            axis.plot(steps, part["llc_mean"], "o-", color=shades[setting], markersize=3, label=plain(setting, 120))
+            doubtful = part[part["verdict"] != "ok"]
+            if len(doubtful):
+                axis.plot(doubtful["step"].astype(float), doubtful["llc_mean"], "x", color="black", label=NOT_OK)
+        tame(axis, group["llc_mean"])
+        loss = group.drop_duplicates("step").sort_values("step")
+        beside = axis.twinx()
+        beside.plot(loss["step"].astype(float), loss["loss_at_w_star"], color="grey", linewidth=1, linestyle=":")
+        if (loss["loss_at_w_star"] > 0).all():
+            beside.set_yscale("log")
+        beside.set_ylabel("training loss (dotted)", fontsize=8, color="grey")
+        beside.tick_params(labelsize=7, colors="grey", which="both")
+        axis.set_title(plain(group["target"].iloc[0].partition(" step ")[0]), fontsize=9)
+        axis.set_xlabel("training step", fontsize=9)
+    for axis in axes[::COLUMNS]:
+        axis.set_ylabel("λ̂ ± 2 s.e.", fontsize=9)
+    legend(figure, axes, MARGIN._replace(right=0.75))
+    caption = "The band is two standard errors; a cross, a verdict other than ok; the dotted line, the training loss."
+    if len(trainings) > len(shown):
+        caption += f" The first {len(shown)} of {len(trainings)} trainings; the table has all."
+    return drawn(figure, NAME, "Along training", caption)
