@@ -21,12 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.deaths import deaths_of
-from flows.follow import PackLog
 from flows.plan import make_plan
 from lambda_hat import claims
 from lambda_hat.entrypoints import verify
 from lambda_hat.execute import build_into, sample_into
 from lambda_hat.files import file_entry, read_record, write_record
+from lambda_hat.follow import PackLog
 from lambda_hat.lease import Lease, dead_leases, lease_over, lease_state, live_leases, mark_ended, tidy_leases
 from lambda_hat.preflight import read_reports
 from lambda_hat.report import rank_usage
