@@ -89,6 +89,7 @@ def record_of(flow: Flow, plan: Plan, submitted: dict[str, str] | None = None) -
         name=new_name(),
         command=[sys.executable, *sys.argv],
         directory=os.getcwd(),
+        store=str(flow.store.root),
         driver=whoami(),
         started=time.time(),
         site=flow.site.kind,

@@ -66,6 +66,8 @@ class StudyRecord:
     command: list[str]
     """Interpreter, script and words, as they were typed in `directory`."""
     directory: str
+    store: str
+    """Where the store was then."""
     driver: dict[str, Any]
     """Its process, as `lambda_hat.lease.whoami` has it."""
     started: float
@@ -91,9 +93,20 @@ class StudyRecord:
     written: float = field(default=0.0, compare=False)
     """When the record was written, by the file system's clock."""
 
-    def shown_command(self, *more: str) -> str:
-        """The command as a person types it, with the words `more` after it."""
-        return shlex.join(["python", *self.command[1:], *more])
+    def again(self, rerun: str | None = None) -> list[str]:
+        """The command that goes on with the study, whatever `--rerun` it had. rerun: the one that it is to have."""
+        words, kept = iter(self.command[2:]), []
+        for word in words:
+            if word == "--rerun":
+                next(words, None)
+            elif not word.startswith("--rerun="):
+                kept.append(word)
+        return [*self.command[:2], *([] if rerun is None else ["--rerun", rerun]), *kept]
+
+
+def shown(command: Sequence[str]) -> str:
+    """A command as a person types it."""
+    return shlex.join(["python", *command[1:]])
 
 
 def new_name() -> str:
@@ -183,6 +196,7 @@ def _record(name: str, content: Any, written: float) -> StudyRecord:
         name=name,
         command=command,
         directory=_is(content["directory"], str),
+        store=_is(content["store"], str),
         driver=_is(content["driver"], dict),
         started=float(content["started"]),
         site=_is(content["site"], str),

@@ -15,8 +15,8 @@ THIRD_PARTY = {
     "omegaconf", "optax", "pandas", "parsl", "pyarrow", "rich", "safetensors", "scipy", "xarray", "yaml",
 }  # fmt: skip
 L0 = {
-    "claims", "config", "cores", "cost", "drain", "errors", "files", "follow", "id_utils", "integrity", "lanes", "lease",
-    "memory", "omegaconf_support", "packing", "paths", "plain_yaml", "preflight", "store", "studies",
+    "claims", "config", "cores", "cost", "drain", "errors", "files", "follow", "id_utils", "integrity", "lanes",
+    "lease", "memory", "omegaconf_support", "packing", "paths", "plain_yaml", "preflight", "store", "studies",
     "workflow_config",
 }  # fmt: skip
 LAYERS = {
