@@ -339,9 +339,22 @@ class StudyFollower:
                 )
 
     def _look_at_targets(self) -> None:
+        builds = set(self.record.builds)
         for target_id in self.record.targets:
-            if self._targets.get(target_id, "missing") == "missing":
-                self._targets[target_id] = self._store.target_status(target_id)
+            if self._targets.get(target_id) == "built":
+                continue
+            status = self._store.target_status(target_id)
+            error = self._store.target_dir(target_id) / "error.json"
+            # A failure that is older than the plan is what the plan tries again.
+            old = status == "failed" and target_id in builds and not self._is_new(error)
+            self._targets[target_id] = "missing" if old else status
+
+    def _is_new(self, path: Path) -> bool:
+        """Whether a file was written since the plan was made; both by the file system's clock."""
+        try:
+            return path.stat().st_mtime >= self.record.written
+        except OSError:
+            return False
 
     def _in_flight(self, now: float) -> Iterator[Running]:
         for pack in self._packs.values():
@@ -375,12 +388,11 @@ class StudyFollower:
         try:
             names = frozenset(os.listdir(directory))
             for name, status in _ENDS:
-                if name in names:
+                # What is older than the plan is what the plan wants anew.
+                if name in names and (run.group != TO_SAMPLE or self._is_new(directory / name)):
                     written = (directory / name).stat().st_mtime
-                    # What is older than the plan is what the plan wants anew.
-                    if run.group != TO_SAMPLE or written >= self.record.written:
-                        self._settled[run.key] = _Settled(status, written, None, run.group == TO_SAMPLE)
-                        return frozenset()
+                    self._settled[run.key] = _Settled(status, written, None, run.group == TO_SAMPLE)
+                    return frozenset()
         except OSError:
             return frozenset()
         return names

@@ -140,7 +140,9 @@ def write_study(root: Path, record: StudyRecord) -> StudyLog:
     path = root / STUDIES / f"{record.name}.json"
     try:
         write_bytes_atomic(path, json.dumps(content, separators=(",", ":")).encode())
-    except StoreError:
+        # `lambda-hat rerun` starts what it says: nobody else is to write it, whatever the umask.
+        path.chmod(path.stat().st_mode & ~0o022)
+    except (StoreError, OSError):
         return StudyLog()
     return StudyLog(path.with_suffix(".jsonl"))
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 THIRD_PARTY = {
     "arviz", "arviz_stats", "blackjax", "equinox", "h5netcdf", "jax", "jaxtyping", "matplotlib", "mpi4py", "numpy",
-    "omegaconf", "optax", "pandas", "parsl", "pyarrow", "rich", "safetensors", "scipy", "xarray", "yaml",
+    "omegaconf", "optax", "pandas", "parsl", "plotille", "pyarrow", "rich", "safetensors", "scipy", "xarray", "yaml",
 }  # fmt: skip
 L0 = {
     "claims", "config", "cores", "cost", "drain", "errors", "files", "follow", "id_utils", "integrity", "lanes",
@@ -25,7 +25,19 @@ LAYERS = {
     2: {"samplers"},
     3: {"llc", "diagnostics", "mixing", "waic"},
     4: {"api", "execute"},
-    5: {"calibration", "entrypoints", "pictures", "report", "results", "validate"},
+    5: {
+        "calibration",
+        "entrypoints",
+        "find_run",
+        "pictures",
+        "report",
+        "results",
+        "run_logs",
+        "status",
+        "terminal",
+        "terminal_plot",
+        "validate",
+    },
 }
 MAY_IMPORT = {
     0: {"omegaconf", "yaml"},
@@ -33,9 +45,12 @@ MAY_IMPORT = {
     2: {"blackjax", "jax", "jaxtyping", "numpy"},
     3: {"numpy"},
     4: {"h5netcdf", "jax", "numpy", "xarray"},
-    5: {"matplotlib", "pandas", "pyarrow", "rich"},
+    5: {"matplotlib", "pandas", "plotille", "pyarrow", "rich"},
 }
-JAX_FREE_LATER = {"calibration", "pictures", "posterior", "report", "results", "validate"}
+JAX_FREE_LATER = {
+    "calibration", "find_run", "pictures", "posterior", "report", "results", "run_logs", "status", "terminal",
+    "terminal_plot", "validate",
+}  # fmt: skip
 """Above L0, yet imported by the driver: they may not reach jax either."""
 
 

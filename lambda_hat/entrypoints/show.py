@@ -1,0 +1,300 @@
+"""`lambda-hat show`: everything about one run, on one screen."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lambda_hat.config import BuildConfig, SampleConfig
+from lambda_hat.errors import EXIT_OK, LambdaHatError
+from lambda_hat.find_run import RunPlace, find_run
+from lambda_hat.omegaconf_support import build_dataclass, load_build_config, load_sample_config, schema_for
+from lambda_hat.status import Studies
+from lambda_hat.store import read_json_or_none, read_record
+from lambda_hat.terminal import duration, moment, printable, printable_lines
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+TRACEBACK_LINES = 15
+NOT_SHOWN = ("target_id", "name", "format")
+"""Keys of a configuration that stand elsewhere."""
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUN and --store."""
+    parser.add_argument(
+        "run_words",
+        nargs="+",
+        metavar="RUN",
+        help="its id or the beginning of it or of its hash, as run_sgld_3f05ab03, sgld 3f05 or 3f05; or its folder",
+    )
+    parser.add_argument("--store", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+
+
+add_arguments = add_run_arguments
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show one run, whatever its state; 0."""
+    from rich.console import Console
+
+    place = find_run(args.store, args.run_words)
+    console = Console(highlight=False)
+    for part in _parts(place, console):
+        console.print(part, soft_wrap=isinstance(part, str))
+    return EXIT_OK
+
+
+def _parts(place: RunPlace, console: Console) -> Iterator[RenderableType]:
+    from rich.table import Table
+
+    cfg, build = _config_of(place), _build_of(place)
+    analysis, error = _analysis_of(place), read_json_or_none(place.run_dir / "error.json")
+    facts = Table.grid(padding=(0, 1))
+    facts.add_column(no_wrap=True, min_width=9, style="bold")
+    facts.add_column(overflow="fold")
+    for name, text in _facts(place, cfg, build, analysis, error if isinstance(error, dict) else None):
+        facts.add_row(name, text)
+    yield facts
+    if isinstance(analysis, dict):
+        yield from _plot(place.run_dir / "trace.nc", analysis, console)
+
+
+def _facts(
+    place: RunPlace,
+    cfg: SampleConfig | None,
+    build: BuildConfig | None,
+    analysis: dict[str, Any] | str | None,
+    error: dict[str, Any] | None,
+) -> Iterator[tuple[str, Text]]:
+    from rich.text import Text
+
+    yield "run", Text(place.run_id, style="bold")
+    yield "target", Text(printable(f"{place.target_id}" + (f" ({build.label})" if build else "")))
+    yield "folder", Text(printable(str(place.run_dir)))
+    if cfg is not None:
+        yield from _config_rows(cfg)
+    if isinstance(analysis, dict):
+        yield from _result_rows(analysis)
+    elif analysis is not None:
+        yield "result", Text(f"cannot be read: {printable(analysis)}; lambda-hat verify sets it aside", style="red")
+    elif error is not None:
+        yield from _error_rows(error)
+    else:
+        state = state_without_end(place) or "waiting: not sampled yet"
+        yield "state", Text(printable(state), style="cyan" if state.startswith("running") else "yellow")
+    deaths = deaths_of(place.run_dir)
+    if deaths:
+        yield (
+            "deaths",
+            Text(f"{len(deaths)} ranks died while they sampled it; lambda-hat logs says more", style="yellow"),
+        )
+
+
+def _config_rows(cfg: SampleConfig) -> Iterator[tuple[str, Text]]:
+    from rich.text import Text
+
+    values = {key: value for key, value in _flat(cfg) if key not in NOT_SHOWN}
+    defaults = dict(_flat(type(cfg)()))
+    changed = {key: value for key, value in values.items() if value != defaults[key]}
+    name = "changed"
+    for key, value in changed.items():
+        yield name, Text.assemble(f"{key} = {_shown(value)}", (f"   (default {_shown(defaults[key])})", "dim"))
+        name = ""
+    if not changed:
+        yield name, Text("nothing: every value is the default")
+    others = ", ".join(f"{key} = {_shown(value)}" for key, value in values.items() if key not in changed)
+    yield "defaults", Text(printable(others), style="dim")
+
+
+def _result_rows(analysis: dict[str, Any]) -> Iterator[tuple[str, Text]]:
+    from rich.text import Text
+
+    estimate = Text(f"{_number(analysis.get('llc_mean'))} ± {_number(analysis.get('llc_std_error'))}", style="bold")
+    known = [f"{name} = {_number(analysis[key])}" for key, name in EXACT.items() if analysis.get(key) is not None]
+    yield "λ̂", estimate + Text(f"   exact: {', '.join(known)}" if known else "   no exact value is known")
+    verdict = str(analysis.get("verdict"))
+    style = "green" if verdict == "ok" else "red" if verdict == "diverged" else "yellow"
+    yield "verdict", Text.assemble((printable(verdict), style), f": {printable(str(analysis.get('verdict_sentence')))}")
+    chains = analysis.get("llc_per_chain")
+    if isinstance(chains, list):
+        yield "chains", Text(", ".join(map(_number, chains)))
+    mixing = {"R-hat": "rhat_max", "bulk ESS": "ess_bulk_min", "tail ESS": "ess_tail_min"}
+    mixing |= {"acceptance": "acceptance", "MALA acceptance": "mala_acceptance"}
+    told = [f"{name} {_number(analysis[key])}" for name, key in mixing.items() if analysis.get(key) is not None]
+    yield "mixing", Text(", ".join(told))
+    if analysis.get("singular_fluctuation") is not None:
+        error = _number(analysis.get("singular_fluctuation_std_error"))
+        yield "ν̂", Text(f"{_number(analysis['singular_fluctuation'])} ± {error}, WAIC {_number(analysis.get('waic'))}")
+    steps = analysis.get("step_size")
+    if isinstance(steps, list) and steps:
+        yield "step size", Text(", ".join(map(_number, dict.fromkeys(steps))))
+    posterior = ("n", "dim", "n_beta", "beta", "gamma", "loss_at_w_star")
+    yield "posterior", Text(", ".join(f"{key} = {_number(analysis.get(key))}" for key in posterior))
+    notes = analysis.get("notes")
+    for note in notes if isinstance(notes, list) else ():
+        yield "note", Text(printable(str(note)), style="yellow")
+    yield "seconds", Text(_seconds(analysis))
+    yield "where", Text(printable(_where(analysis)))
+
+
+EXACT = {"true_llc_t": "λ_t", "true_llc": "λ"}
+
+
+def _seconds(analysis: dict[str, Any]) -> str:
+    parts = []
+    for key, what in (("seconds_total", "in all"), ("seconds_compile", "compiling"), ("seconds_sample", "sampling")):
+        if isinstance(analysis.get(key), (int, float)):
+            parts.append(f"{duration(analysis[key])} {what}")
+    gradients = analysis.get("num_gradients")
+    return ", ".join([*parts, *([f"{gradients:,} gradients"] if isinstance(gradients, int) else [])])
+
+
+def _where(record: dict[str, Any]) -> str:
+    words = [f"rank {record['rank']} of {record.get('pack_id')} on" if "rank" in record else "on"]
+    words.append(f"{record.get('host')},")
+    if "cores" in record:
+        words.append(f"{record['cores']} {'core' if record['cores'] == 1 else 'cores'} of")
+    words.append(f"{record.get('backend', 'unknown')}")
+    if record.get("device") not in (None, record.get("backend")):
+        words.append(f"({record.get('device')})")
+    began = record.get("started", record.get("time"))
+    when = f", {moment(began, time.time())}" if isinstance(began, (int, float)) else ""
+    return " ".join(words) + when
+
+
+def _error_rows(error: dict[str, Any]) -> Iterator[tuple[str, Text]]:
+    from rich.text import Text
+
+    yield "failed", Text(printable(f"{error.get('type')}: {error.get('message')}"), style="red")
+    if "host" in error:
+        yield (
+            "where",
+            Text(printable(_where(error) if "backend" in error else f"rank {error.get('rank')} on {error['host']}")),
+        )
+    traceback = error.get("traceback")
+    if isinstance(traceback, str):
+        lines = printable_lines(traceback.rstrip()).splitlines()
+        more = ["..."] if len(lines) > TRACEBACK_LINES else []
+        yield "traceback", Text("\n".join([*more, *lines[-TRACEBACK_LINES:]]), style="dim")
+
+
+def _plot(trace: Path, analysis: dict[str, Any], console: Console) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    from lambda_hat.terminal_plot import EXACT_COLOUR, plot_running, running_llc
+
+    try:
+        running = running_llc(trace)
+    except (OSError, KeyError, ValueError) as error:
+        yield Text(f"\n{trace}: cannot be drawn: {printable(str(error))}", style="yellow")
+        return
+    exact = next((analysis[key] for key in EXACT if isinstance(analysis.get(key), (int, float))), None)
+    coloured = console.is_terminal and console.color_system is not None
+    picture = plot_running(running, exact, width=min(console.width, 100), coloured=coloured)
+    if picture:
+        title = Text("\nrunning λ̂ of every chain", style="bold")
+        if exact is not None:
+            title.append(f", and the exact value {exact:.4g}", style=EXACT_COLOUR if coloured else "")
+        yield title
+        yield Text.from_ansi(picture)
+
+
+def _config_of(place: RunPlace) -> SampleConfig | None:
+    """What the run's folder says, or for a run without one its pack."""
+    path = place.run_dir / "config.yaml"
+    if path.is_file():
+        try:
+            return load_sample_config(path)
+        except LambdaHatError:
+            return None
+    follower = _follower_of(place)
+    pack = None if follower is None else follower.pack_of(place.key)
+    content = None if pack is None else read_json_or_none(pack / "pack.json")
+    runs = content.get("runs") if isinstance(content, dict) else None
+    for entry in runs if isinstance(runs, list) else ():
+        if isinstance(entry, dict) and (entry.get("target_id"), entry.get("run_id")) == place.key:
+            return _config_in(entry)
+    return None
+
+
+def _config_in(entry: dict[str, Any]) -> SampleConfig | None:
+    from lambda_hat.config import SAMPLE_SCHEMAS
+
+    try:
+        schema = schema_for(SAMPLE_SCHEMAS, entry["config"]["name"], "name")
+        return build_dataclass(schema, [(place_of(entry), entry["config"])])
+    except (LambdaHatError, KeyError, TypeError):
+        return None
+
+
+def place_of(entry: dict[str, Any]) -> str:
+    return f"{entry['target_id']}/{entry['run_id']}"
+
+
+def _build_of(place: RunPlace) -> BuildConfig | None:
+    try:
+        return load_build_config(place.target_dir / "config.yaml")
+    except (LambdaHatError, OSError):
+        return None
+
+
+def _analysis_of(place: RunPlace) -> dict[str, Any] | str | None:
+    """The result; a sentence where it cannot be read, None where there is none."""
+    try:
+        return read_record(place.run_dir / "analysis.json")
+    except FileNotFoundError:
+        return None
+    except LambdaHatError as error:
+        return str(error)
+
+
+def _follower_of(place: RunPlace):
+    """The study that a run without an end belongs to, after a look at it; None where there is none."""
+    if place.store is None:
+        return None
+    for follower in Studies(place.store).current():
+        follower.look()
+        if follower.state_of(place.key) is not None:
+            return follower
+    return None
+
+
+def state_without_end(place: RunPlace) -> str | None:
+    """How a run that is neither finished nor failed stands, in words; None where no study knows."""
+    follower = _follower_of(place)
+    return None if follower is None else follower.state_of(place.key)
+
+
+def deaths_of(run_dir: Path) -> list[dict[str, Any]]:
+    """The deaths of ranks that sampled a run."""
+    content = read_json_or_none(run_dir / "deaths.json")
+    return [death for death in content if isinstance(death, dict)] if isinstance(content, list) else []
+
+
+def _flat(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in vars(cfg).items():
+        if dataclasses.is_dataclass(value):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else printable(str(value))
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
