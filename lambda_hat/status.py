@@ -43,7 +43,10 @@ SILENT_START = 120.0
 """Seconds for which a driver on another host may have no lease yet, or none any more, before it counts as dead: it
 plans, or collects the table."""
 MOST_FAILURES = 10
+MOST_TARGETS = 2
+"""Targets that are named as what runs wait for."""
 CHECKPOINT = "checkpoint.npz"
+FOR_TARGET = "waits for its target"
 MOST_RECORDS = 100
 """Records that are looked through for the drivers that run."""
 
@@ -314,7 +317,11 @@ class StudyFollower:
                 rank = "" if busy.rank is None else f"rank {busy.rank} on "
                 return f"running on {rank}{busy.host} for {busy.seconds:.0f} s, expected {busy.expected:.0f} s"
         why = self._why(run, self._seen.found.get(key, frozenset()), self._seen.quiet)
-        return "blocked: its target could not be built" if why is None else f"waiting: {why}"
+        if why is FOR_TARGET:
+            why = f"waits for target {self._named(run.target_id)}{self._why_target(run.target_id, self._seen.quiet)}"
+        if why is None:
+            return "blocked: its target could not be built"
+        return why if why.startswith("waits") else f"waiting: {why}"
 
     def pack_of(self, key: Key) -> Path | None:
         """The folder of the last pack that a run was put into."""
@@ -414,15 +421,32 @@ class StudyFollower:
 
     def _unsettled(self, busy: set[Key], found: dict[Key, frozenset[str]], quiet: bool) -> tuple[dict[str, int], int]:
         """Why runs wait, the most frequent reason first, and how many will not be sampled for want of their target."""
-        reasons: Counter[str | None] = Counter()
+        reasons: Counter[str] = Counter()
+        targets: dict[str, Counter[str]] = {}
+        blocked = 0
         for run in self.record.runs:
-            if run.key not in self._settled and run.key not in busy:
-                reasons[self._why(run, found.get(run.key, frozenset()), quiet)] += 1
-        blocked = reasons.pop(None, 0)
-        return {why: count for why, count in reasons.most_common() if why is not None}, blocked
+            if run.key in self._settled or run.key in busy:
+                continue
+            why = self._why(run, found.get(run.key, frozenset()), quiet)
+            if why is None:
+                blocked += 1
+            elif why is FOR_TARGET:
+                targets.setdefault(self._why_target(run.target_id, quiet), Counter())[run.target_id] += 1
+            else:
+                reasons[why] += 1
+        for why, counts in targets.items():
+            named = ", ".join(self._named(target_id) for target_id in list(counts)[:MOST_TARGETS])
+            more = f" and {len(counts) - MOST_TARGETS} more" if len(counts) > MOST_TARGETS else ""
+            what = "target" if len(counts) == 1 else "targets"
+            reasons[f"waits for {what} {named}{more}{why}"] += counts.total()
+        return dict(reasons.most_common()), blocked
+
+    def _named(self, target_id: str) -> str:
+        label = self.record.targets.get(target_id)
+        return f"{target_id} ({label})" if label else target_id
 
     def _why(self, run: Planned, names: frozenset[str], quiet: bool) -> str | None:
-        """Why a run waits; None where it does so for a target that could not be built."""
+        """Why a run waits, FOR_TARGET where it does so for its target, and None where that could not be built."""
         target = self._targets.get(run.target_id, "built")
         if run.group == ELSEWHERE:
             return "sampled by another driver"
@@ -431,7 +455,7 @@ class StudyFollower:
         if run.group == FAILED:
             return "failed earlier, and its record is gone"
         if target != "built":
-            return self._why_target(run.target_id, quiet)
+            return FOR_TARGET
         pack = self._pack_of.get(run.key)
         if pack is not None and pack.log.begun and not pack.over and not quiet:
             return "in a pack that is running"
@@ -450,13 +474,14 @@ class StudyFollower:
         return f"in no pack yet{kept}" if pack is None else f"in a pack that has not started{kept}"
 
     def _why_target(self, target_id: str, quiet: bool) -> str:
+        """Why a target is not built yet, to be said after its name; empty where nothing is known."""
         if target_id not in self._target_reasons:
-            sentence = f"waits for target {target_id} ({self.record.targets[target_id]})"
+            why = ""
             if not quiet and "build.log" in (self._store.entries(target_id) or ()):
-                sentence += ", which is being built"
+                why = ", being built"
             elif not quiet and (waits := self._no_allocation("tasks")) is not None:
-                sentence += f": {waits}"
-            self._target_reasons[target_id] = sentence
+                why = f": {waits}"
+            self._target_reasons[target_id] = why
         return self._target_reasons[target_id]
 
     def _no_allocation(self, label: str) -> str | None:

@@ -4,6 +4,25 @@ from __future__ import annotations
 
 import datetime
 import unicodedata
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+
+def print_all(console: Console, parts: Iterable[RenderableType]) -> None:
+    """Print to the console's file; where it is no terminal, without the blanks that fill lines up."""
+    if console.is_terminal:
+        for part in parts:
+            console.print(part)
+        return
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part)
+    text = "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    console.file.write(text)
+    console.file.flush()
 
 
 def printable(text: str) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 from pathlib import Path
 
 from lambda_hat.entrypoints.status import command_line
 from lambda_hat.errors import EXIT_OK, ConfigError, StoreError
 from lambda_hat.status import Studies, newest_record
 from lambda_hat.store import Store, existing_store
-from lambda_hat.studies import STUDIES, StudyRecord
+from lambda_hat.studies import STUDIES, StudyRecord, shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
             return EXIT_OK
     check(store, record)
     command = record.again("failed") + (["--dry-run"] if args.dry_run else [])
-    print(f"in {record.directory}: {shlex.join(['python', *command[1:]])}", flush=True)
+    print(f"in {record.directory}: {shown(command)}", flush=True)
     os.chdir(record.directory)
     os.execv(command[0], command)
 
@@ -75,5 +74,5 @@ def check(store: Store, record: StudyRecord) -> None:
         if not there:
             raise StoreError(
                 f"{lost}: the {what} that this study was started with is gone; start it with another one: "
-                f"{os.path.relpath(sys.executable)} {shlex.join(record.again('failed')[1:])}"
+                f"{shown(record.again('failed'))}"
             )

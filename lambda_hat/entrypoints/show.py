@@ -13,9 +13,10 @@ from lambda_hat.config import BuildConfig, SampleConfig
 from lambda_hat.errors import EXIT_OK, LambdaHatError
 from lambda_hat.find_run import RunPlace, find_run
 from lambda_hat.omegaconf_support import build_dataclass, load_build_config, load_sample_config, schema_for
+from lambda_hat.report import agreement
 from lambda_hat.status import Studies
 from lambda_hat.store import read_json_or_none, read_record
-from lambda_hat.terminal import duration, moment, printable, printable_lines
+from lambda_hat.terminal import duration, moment, print_all, printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -46,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     place = find_run(args.store, args.run_words)
     console = Console(highlight=False)
-    for part in _parts(place, console):
-        console.print(part, soft_wrap=isinstance(part, str))
+    print_all(console, _parts(place, console))
     return EXIT_OK
 
 
@@ -91,26 +91,36 @@ def _facts(
         yield "state", Text(printable(state), style="cyan" if state.startswith("running") else "yellow")
     deaths = deaths_of(place.run_dir)
     if deaths:
-        yield (
-            "deaths",
-            Text(f"{len(deaths)} ranks died while they sampled it; lambda-hat logs says more", style="yellow"),
-        )
+        words = "a rank" if len(deaths) == 1 else f"{len(deaths)} ranks"
+        yield "deaths", Text(f"{words} died while sampling it; lambda-hat logs says more", style="yellow")
+    if cfg is not None:
+        yield _default_row(cfg)
 
 
 def _config_rows(cfg: SampleConfig) -> Iterator[tuple[str, Text]]:
     from rich.text import Text
 
-    values = {key: value for key, value in _flat(cfg) if key not in NOT_SHOWN}
-    defaults = dict(_flat(type(cfg)()))
-    changed = {key: value for key, value in values.items() if value != defaults[key]}
+    changed, defaults = _changed(cfg), dict(_flat(type(cfg)()))
     name = "changed"
     for key, value in changed.items():
         yield name, Text.assemble(f"{key} = {_shown(value)}", (f"   (default {_shown(defaults[key])})", "dim"))
         name = ""
     if not changed:
         yield name, Text("nothing: every value is the default")
-    others = ", ".join(f"{key} = {_shown(value)}" for key, value in values.items() if key not in changed)
-    yield "defaults", Text(printable(others), style="dim")
+
+
+def _default_row(cfg: SampleConfig) -> tuple[str, Text]:
+    from rich.text import Text
+
+    changed = _changed(cfg)
+    others = (f"{key} = {_shown(value)}" for key, value in _flat(cfg) if key not in NOT_SHOWN and key not in changed)
+    return "defaults", Text(printable(", ".join(others)), style="dim")
+
+
+def _changed(cfg: SampleConfig) -> dict[str, Any]:
+    """The values that are not the sampler's defaults."""
+    defaults = dict(_flat(type(cfg)()))
+    return {key: value for key, value in _flat(cfg) if key not in NOT_SHOWN and value != defaults[key]}
 
 
 def _result_rows(analysis: dict[str, Any]) -> Iterator[tuple[str, Text]]:
@@ -118,7 +128,12 @@ def _result_rows(analysis: dict[str, Any]) -> Iterator[tuple[str, Text]]:
 
     estimate = Text(f"{_number(analysis.get('llc_mean'))} ± {_number(analysis.get('llc_std_error'))}", style="bold")
     known = [f"{name} = {_number(analysis[key])}" for key, name in EXACT.items() if analysis.get(key) is not None]
-    yield "λ̂", estimate + Text(f"   exact: {', '.join(known)}" if known else "   no exact value is known")
+    judged = agreement(analysis) if EXACT.keys() | {"sampler", "llc_mean", "llc_std_error"} <= analysis.keys() else None
+    estimate.append(f"   exact: {', '.join(known)}" if known else "   no exact value is known", style="not bold")
+    if judged is not None:
+        told = {"agrees": (", which agrees", "not bold green"), "off": (", which is off", "not bold red")}
+        estimate.append(*told[judged])
+    yield "λ̂", estimate
     verdict = str(analysis.get("verdict"))
     style = "green" if verdict == "ok" else "red" if verdict == "diverged" else "yellow"
     yield "verdict", Text.assemble((printable(verdict), style), f": {printable(str(analysis.get('verdict_sentence')))}")
@@ -193,7 +208,7 @@ def _plot(trace: Path, analysis: dict[str, Any], console: Console) -> Iterator[R
     try:
         running = running_llc(trace)
     except (OSError, KeyError, ValueError) as error:
-        yield Text(f"\n{trace}: cannot be drawn: {printable(str(error))}", style="yellow")
+        yield Text(f"\n{trace}: cannot be drawn: {printable(str(error))}; lambda-hat verify", style="yellow")
         return
     exact = next((analysis[key] for key in EXACT if isinstance(analysis.get(key), (int, float))), None)
     coloured = console.is_terminal and console.color_system is not None

@@ -21,7 +21,7 @@ from lambda_hat.errors import (
 from lambda_hat.status import Driver, Running, Studies, StudyStatus, newest_record
 from lambda_hat.store import Store, existing_store
 from lambda_hat.studies import StudyRecord, shown
-from lambda_hat.terminal import duration, moment, printable, run_name
+from lambda_hat.terminal import duration, moment, print_all, printable, run_name
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -62,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
     store = existing_store(args.store)
     studies, console = Studies(store), Console(highlight=False)
     if args.watch is None:
-        for view in views(store, studies.look()):
-            console.print(view)
+        print_all(console, views(store, studies.look(), console.is_terminal))
         return EXIT_OK
     try:
         watch(store, studies, console, args.watch)
@@ -80,8 +79,7 @@ def watch(store: Store, studies: Studies, console: Console, period: float) -> No
     found = studies.look()
     if not console.is_terminal:
         while True:
-            for view in views(store, found):
-                console.print(view)
+            print_all(console, views(store, found))
             if all(status.driver.over for status in found):
                 return
             time.sleep(period)
@@ -89,29 +87,29 @@ def watch(store: Store, studies: Studies, console: Console, period: float) -> No
             found = studies.look()
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
-            live.update(Group(*views(store, found)), refresh=True)
+            live.update(Group(*views(store, found, bars=True)), refresh=True)
             if all(status.driver.over for status in found):
                 return
             time.sleep(period)
             found = studies.look()
 
 
-def views(store: Store, found: list[StudyStatus]) -> Iterator[RenderableType]:
-    """What to print of some studies, one after the other."""
+def views(store: Store, found: list[StudyStatus], bars: bool = False) -> Iterator[RenderableType]:
+    """What to print of some studies, one after the other. bars: with a bar of progress."""
     for number, status in enumerate(found):
         if number:
             yield ""
-        yield from view(store, status, time.time())
+        yield from view(store, status, time.time(), bars)
 
 
-def view(store: Store, status: StudyStatus, now: float) -> Iterator[RenderableType]:
+def view(store: Store, status: StudyStatus, now: float, bars: bool) -> Iterator[RenderableType]:
     """What to print of one study."""
     from rich.table import Table
 
     facts = Table.grid(padding=(0, 1))
     facts.add_column(no_wrap=True, min_width=8, style="bold")
     facts.add_column(overflow="fold")
-    for name, text in _facts(store, status, now):
+    for name, text in _facts(store, status, now, bars):
         facts.add_row(name, text)
     yield facts
     for table in (_jobs(status, now), _running(status), _waiting(status), _failures(status)):
@@ -124,14 +122,18 @@ def view(store: Store, status: StudyStatus, now: float) -> Iterator[RenderableTy
     yield from hints
 
 
-def _facts(store: Store, status: StudyStatus, now: float) -> Iterator[tuple[str, RenderableType]]:
+def _facts(store: Store, status: StudyStatus, now: float, bars: bool) -> Iterator[tuple[str, RenderableType]]:
     from rich.progress_bar import ProgressBar
     from rich.text import Text
 
     record, driver = status.record, status.driver
     yield "store", Text(printable(str(store.root)))
     yield "study", Text(printable(shown(record.command)))
-    yield "driver", _driver_words(record, driver, now)
+    words = _driver_words(record, driver, now)
+    yield (
+        "driver",
+        words.append("; its ranks are stopping", style="") if driver.over and status.ranks_at_work else words,
+    )
     if status.note is not None:
         yield "", Text(printable(status.note), style="yellow")
     if record.targets or record.cached_targets:
@@ -148,10 +150,11 @@ def _facts(store: Store, status: StudyStatus, now: float) -> Iterator[tuple[str,
     if record.cached_runs:
         words.append(f" ({record.cached_runs} finished before this start)", style="dim")
     yield "runs", words
-    if status.total:
+    if status.total and bars:
         yield "", ProgressBar(status.total, status.finished + status.failed + status.blocked, width=BAR_WIDTH)
     if status.runs_per_minute is not None:
-        yield "pace", Text(f"{status.runs_per_minute:.3g} runs per minute")
+        pace = status.runs_per_minute
+        yield "pace", Text(f"{pace:,.0f} runs per minute" if pace >= 99.5 else f"{pace:.1f} runs per minute")
     if status.seconds_left is not None:
         yield "left", Text(f"about {duration(status.seconds_left)}")
 
@@ -196,7 +199,9 @@ def _jobs(status: StudyStatus, now: float) -> RenderableType | None:
 
     if not status.jobs:
         return None
-    table = _table("job", "for", "nodes", "walltime", "what the scheduler says", "for", folds="what the scheduler says")
+    table = _table(
+        "job", "kind", "nodes", "walltime", "what the scheduler says", "for", folds="what the scheduler says"
+    )
     for job in status.jobs:
         style = "cyan" if job.runs else "yellow"
         table.add_row(
