@@ -114,9 +114,8 @@ def _section(lines: list[str], key: Key, group: list[Key], number: int | None) -
     own = [index for index, item in ends if item == name]
     if number >= len(own):
         return []
-    before = max(
-        (index for index, item in ends if index < own[number] and (item not in names or item == name)), default=-1
-    )
+    earlier = (index for index, item in ends if index < own[number] and (item not in names or item == name))
+    before = max(earlier, default=-1)
     section = lines[before + 1 : own[number] + 1]
     # Of the other lanes' ends only what was printed is of interest, and the run's own line.
     return [line for line in section if not (match := _END.match(line)) or match[1] == name]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,8 @@ class HandMade:
         """Write a record of the study, and begin its log."""
         labels = {target_id: build.label for target_id, build in zip(self.targets, self.builds, strict=True)}
         fields = {
-            "name": "20261126-031502-abcd", "command": [sys.executable, "flows/packed.py", "--experiments", "study.yaml"],
-            "directory": str(self.store.root.parent), "store": str(self.store.root), "driver": self.driver,
+            "name": "20261126-031502-abcd",
+            "command": [sys.executable, "flows/packed.py", "--experiments", "study.yaml"], "directory": str(self.store.root.parent), "store": str(self.store.root), "driver": self.driver,
             "started": time.time() - 60, "site": "local", "packed": True, "ranks": 2, "cached_targets": 0,
             "cached_runs": 0, "targets": labels, "builds": list(self.targets),
             "runs": [Planned(*key, 10.0, TO_SAMPLE) for key in self.keys],
@@ -93,16 +94,7 @@ class HandMade:
     def pack(self, *places: int) -> Path:
         """Submit a pack of these runs."""
         directory = self.store.pack_dir(f"pack_{self.record.name}-0-{len(list(self.store.packs_dir.iterdir())):04d}")
-        runs = [
-            {
-                "target_id": self.keys[place][0],
-                "run_id": self.keys[place][1],
-                "config": dict(self.configs[place].__dict__),
-            }
-            for place in places
-        ]
-        for run in runs:
-            run["config"]["runtime"] = run["config"]["runtime"].__dict__
+        runs = [{**self.names(place), "config": asdict(self.configs[place])} for place in places]
         write_json_atomic(directory / "pack.json", {"format": 1, "pack_id": directory.name, "runs": runs})
         self.log.append("pack", pack_id=directory.name, runs=list(places))
         return directory

@@ -189,10 +189,7 @@ def _error_rows(error: dict[str, Any]) -> Iterator[tuple[str, Text]]:
 
     yield "failed", Text(printable(f"{error.get('type')}: {error.get('message')}"), style="red")
     if "host" in error:
-        yield (
-            "where",
-            Text(printable(_where(error) if "backend" in error else f"rank {error.get('rank')} on {error['host']}")),
-        )
+        yield "where", Text(printable(_where(error)))
     traceback = error.get("traceback")
     if isinstance(traceback, str):
         lines = printable_lines(traceback.rstrip()).splitlines()

@@ -129,11 +129,8 @@ def _facts(store: Store, status: StudyStatus, now: float, bars: bool) -> Iterato
     record, driver = status.record, status.driver
     yield "store", Text(printable(str(store.root)))
     yield "study", Text(printable(shown(record.command)))
-    words = _driver_words(record, driver, now)
-    yield (
-        "driver",
-        words.append("; its ranks are stopping", style="") if driver.over and status.ranks_at_work else words,
-    )
+    draining = "; its ranks are stopping" if driver.over and status.ranks_at_work else ""
+    yield "driver", _driver_words(record, driver, now) + Text(draining)
     if status.note is not None:
         yield "", Text(printable(status.note), style="yellow")
     if record.targets or record.cached_targets:
@@ -199,9 +196,8 @@ def _jobs(status: StudyStatus, now: float) -> RenderableType | None:
 
     if not status.jobs:
         return None
-    table = _table(
-        "job", "kind", "nodes", "walltime", "what the scheduler says", "for", folds="what the scheduler says"
-    )
+    said = "what the scheduler says"
+    table = _table("job", "kind", "nodes", "walltime", said, "for", folds=said)
     for job in status.jobs:
         style = "cyan" if job.runs else "yellow"
         table.add_row(
