@@ -222,6 +222,8 @@ class StudyFollower:
         elif kind == "pack":
             keys = [self.record.runs[place].key for place in event["runs"]]
             name = os.path.basename(event["pack_id"])
+            if not name.startswith("pack_"):
+                raise ValueError("not a pack")
             self._packs[name] = pack = _Pack(PackLog(self._store.pack_dir(name)), keys)
             self._pack_of.update(dict.fromkeys(keys, pack))
         elif kind == "pack_end":

@@ -37,7 +37,7 @@ def gone() -> dict[str, Any]:
     return json.loads(subprocess.check_output([sys.executable, "-c", code], text=True))
 
 
-ELSEWHERE = {**whoami(), "host": "login2", "place": "login2/1/2"}
+OTHER_HOST = {**whoami(), "host": "login2", "place": "login2/1/2"}
 """A process on another host."""
 
 
@@ -65,14 +65,15 @@ class HandMade:
         """Write a record of the study, and begin its log."""
         labels = {target_id: build.label for target_id, build in zip(self.targets, self.builds, strict=True)}
         fields = {
-            "name": "20261126-031502-abcd",
-            "command": [sys.executable, "flows/packed.py", "--experiments", "study.yaml"], "directory": str(self.store.root.parent), "store": str(self.store.root), "driver": self.driver,
+            "name": "20261126-031502-abcd", "directory": str(self.store.root.parent), "store": str(self.store.root),
+            "command": [sys.executable, "flows/packed.py", "--experiments", "study.yaml"], "driver": self.driver,
             "started": time.time() - 60, "site": "local", "packed": True, "ranks": 2, "cached_targets": 0,
             "cached_runs": 0, "targets": labels, "builds": list(self.targets),
             "runs": [Planned(*key, 10.0, TO_SAMPLE) for key in self.keys],
         }  # fmt: skip
-        self.log = write_study(self.store.root, StudyRecord(**{**fields, **record}))
-        return StudyRecord(**{**fields, **record})
+        made = StudyRecord(**{**fields, **record})
+        self.log = write_study(self.store.root, made)
+        return made
 
     def lease(self, age: float = 0.0, **record: Any) -> Path:
         """The driver's lease as it was written `age` seconds ago."""
