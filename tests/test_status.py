@@ -311,7 +311,8 @@ def test_damaged_lines_and_folders_are_passed_over(made):
         {"event": "pack"}, {"event": "pack", "pack_id": 3, "runs": [0]},
         {"event": "pack", "pack_id": "pack_x", "runs": [99]}, {"event": "pack", "pack_id": "../..", "runs": [0]},
         {"event": "lease", "lease": None}, {"event": "note"}, {"event": "pack_end", "pack_id": "none"},
-        {"event": "job"}, {"event": "job", "job_id": 1, "state": 2, "time": "x"}, {"event": "end", "status": "x"}, {"event": 1}, [],
+        {"event": "job"}, {"event": "job", "job_id": 1, "state": 2, "time": "x"},
+        {"event": "end", "status": "x"}, {"event": 1}, [],
     ]  # fmt: skip
     with log.open("ab") as file:
         file.write(b"\xff{\n" + b"".join(json.dumps(line).encode() + b"\n" for line in nonsense))

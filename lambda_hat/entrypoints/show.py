@@ -91,8 +91,8 @@ def _facts(
         yield "state", Text(printable(state), style="cyan" if state.startswith("running") else "yellow")
     deaths = deaths_of(place.run_dir)
     if deaths:
-        words = "a rank" if len(deaths) == 1 else f"{len(deaths)} ranks"
-        yield "deaths", Text(f"{words} died while sampling it; lambda-hat logs says more", style="yellow")
+        who = "a rank" if len(deaths) == 1 else f"{len(deaths)} ranks"
+        yield "deaths", Text(f"{who} died while sampling it; lambda-hat logs says more", style="yellow")
     if cfg is not None:
         yield _default_row(cfg)
 
