@@ -6,6 +6,7 @@ it: events, and the names in its folder, say whether it is there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from lambda_hat.claims import holder
 from lambda_hat.errors import StoreError
-from lambda_hat.files import FileSystemClock, read_events
+from lambda_hat.files import FileSystemClock, read_events, read_json_or_none
 from lambda_hat.follow import PackLog
 from lambda_hat.lease import GRACE, STALE_AFTER, LeaseState, is_here, life_sign, live_leases, process_lives
 from lambda_hat.store import Store, TargetStatus, error_line
@@ -33,7 +34,7 @@ from lambda_hat.studies import (
     study_names,
 )
 
-DriverState = Literal["alive", "silent", "died", "ended", "submitted"]
+DriverState = Literal["alive", "silent", "died", "ended", "submitted", "none"]
 SettledStatus = Literal["finished", "failed"]
 
 PACE_SECONDS = 900.0
@@ -56,7 +57,7 @@ class Driver(NamedTuple):
 
     state: DriverState
     """alive; silent: not heard of lately, what it started may still be at work; died; ended: by itself; submitted: a
-    job is to be the driver, and has not begun."""
+    job is to be the driver, and has not begun; none: a pack was started by itself."""
     status: int | None = None
     """Its exit status, where it ended."""
     reason: str | None = None
@@ -65,11 +66,13 @@ class Driver(NamedTuple):
     """When that was (seconds since the epoch)."""
     silent_for: float = 0.0
     """Seconds since its last sign of life, where it is on another host."""
+    at_work: bool = True
+    """Where there is none, whether something else is."""
 
     @property
     def over(self) -> bool:
         """Whether nothing more will come of it."""
-        return self.state in ("died", "ended")
+        return self.state in ("died", "ended") or not self.at_work
 
 
 class Running(NamedTuple):
@@ -243,12 +246,21 @@ class StudyFollower:
         scheduler, label, walltime = words
         return JobState(job_id, scheduler, label, nodes if type(nodes) is int else None, walltime, state, since)
 
+    def follow_pack(self, directory: Path) -> None:
+        """Let all runs be in this pack, which no log tells of."""
+        keys = [run.key for run in self.record.runs]
+        self._packs[directory.name] = pack = _Pack(PackLog(directory), keys)
+        self._pack_of = dict.fromkeys(keys, pack)
+
     def driver(self) -> Driver:
         """What is known of the driver, by what was read so far."""
         if self._end is not None:
             return Driver("ended", self._end["status"], self._end["reason"], self._end["time"])
         if self.record.submitted is not None:
             return Driver("submitted")
+        if not self.record.driver:
+            # Ranks without a driver have a lease of their own.
+            return Driver("none", at_work=bool(live_leases(self._store.packs_dir, self._clock)))
         if is_here(self.record.driver):
             return Driver("alive" if process_lives(self.record.driver) else "died")
         if not self.leases:
@@ -570,7 +582,7 @@ class Studies:
         followers = self.current()
         if not followers:
             raise StoreError(
-                f"{self.store.root}: no study was started here by a driver; start one with "
+                f"{self.store.root}: no study was started here; start one with "
                 "python flows/packed.py --experiments FILE --store DIR, or look with lambda-hat ls --store DIR"
             )
         return [follower.look() for follower in followers]
@@ -589,13 +601,63 @@ class Studies:
             live -= set(follower.leases)
             if not live:
                 break
+        if not seen:
+            alone = self._alone()
+            return [] if alone is None else [alone]
         return [follower for follower in seen if not follower.driver().over] or seen[:1]
+
+    def _alone(self) -> StudyFollower | None:
+        """The newest pack, where `mpi/run_pack.py` was started without a driver."""
+        found = []
+        for path in self.store.packs_dir.glob("pack_*/pack.json"):
+            with contextlib.suppress(OSError):
+                found.append((path.stat().st_mtime, path))
+        if not found:
+            return None
+        written, path = max(found)
+        name = path.parent.name
+        if self._followers.get(name) is None:
+            record = _record_of_pack(self.store, path, written)
+            if record is None:
+                return None
+            self._followers[name] = follower = StudyFollower(self.store, record)
+            follower.follow_pack(path.parent)
+        return self._followers[name]
 
     def _follower(self, name: str) -> StudyFollower | None:
         if self._followers.get(name) is None:
             record = read_study(self.store.root, name)
             self._followers[name] = None if record is None else StudyFollower(self.store, record)
         return self._followers[name]
+
+
+def _record_of_pack(store: Store, path: Path, written: float) -> StudyRecord | None:
+    """A pack as if a driver had recorded it; None where its file is damaged."""
+    content = read_json_or_none(path)
+    try:
+        runs = [
+            Planned(str(run["target_id"]), str(run["run_id"]), float(run["cost"]), TO_SAMPLE) for run in content["runs"]
+        ]
+        builds = [str(build["target_id"]) for build in content["builds"]]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return StudyRecord(
+        name=path.parent.name,
+        command=[],
+        directory=str(store.root),
+        store=str(store.root),
+        driver={},
+        started=written,
+        site="mpirun",
+        packed=True,
+        ranks=None,
+        cached_targets=0,
+        cached_runs=0,
+        targets=dict.fromkeys((run.target_id for run in runs), ""),
+        builds=builds,
+        runs=runs,
+        written=written,
+    )
 
 
 def newest_record(store: Store, runnable: bool = False) -> StudyRecord | None:

@@ -268,8 +268,26 @@ def test_the_studies_that_run_are_shown_else_the_newest(tmp_path):
 def test_a_store_in_which_no_driver_was_started(tmp_path):
     (tmp_path / "targets").mkdir()
     (tmp_path / "packs").mkdir()
-    with pytest.raises(StoreError, match=r"no study was started here by a driver; start one with python flows/packed"):
+    with pytest.raises(StoreError, match=r"no study was started here; start one with python flows/packed\.py"):
         Studies(Store(tmp_path)).look()
+
+
+def test_a_pack_that_was_started_without_a_driver(made):
+    shutil.rmtree(made.store.root / "studies")
+    made.build(0)
+    made.log.close()
+    pack = made.pack(*range(8))
+    content = json.loads((pack / "pack.json").read_text())
+    runs = [{**run, "cost": 10.0} for run in content["runs"]]
+    write_json_atomic(pack / "pack.json", {**content, "runs": runs, "builds": [{"target_id": made.targets[1]}]})
+    with Lease(made.store.packs_dir):
+        made.rank(pack, 0, made.start(0), made.end(0, "finished"), made.start(1))
+        made.rank(pack, 1, {"event": "build_start", "target_id": made.targets[1]})
+        status = look(made)
+        assert (status.driver.state, status.driver.over) == ("none", False)
+        assert (status.finished, len(status.running), status.ranks_at_work) == (1, 1, 2)
+        assert status.targets == {"built": 1, "failed": 0, "missing": 1}
+    assert look(made).driver.over and look(made).running == []
 
 
 # --------------------------------------------------------------------------------------------------------------

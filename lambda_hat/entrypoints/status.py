@@ -128,7 +128,7 @@ def _facts(store: Store, status: StudyStatus, now: float, bars: bool) -> Iterato
 
     record, driver = status.record, status.driver
     yield "store", Text(printable(str(store.root)))
-    yield "study", Text(printable(shown(record.command)))
+    yield "study", Text(printable(shown(record.command)) if record.command else f"{record.name}, without a driver")
     draining = "; its ranks are stopping" if driver.over and status.ranks_at_work else ""
     yield "driver", _driver_words(record, driver, now) + Text(draining)
     if status.note is not None:
@@ -163,6 +163,8 @@ def _driver_words(record: StudyRecord, driver: Driver, now: float) -> Text:
     began = f"started {moment(record.started, now)}"
     if driver.state == "alive":
         return Text(f"at work on {where}, {began}, {duration(max(0.0, now - record.started))} ago")
+    if driver.state == "none":
+        return Text(f"none; its ranks {'are at work' if driver.at_work else 'have ended'}")
     if driver.state == "silent":
         return Text(f"no sign of life for {driver.silent_for:.0f} s from {where}, {began}", style="yellow")
     if driver.state == "died":
@@ -279,7 +281,7 @@ def _hints(store: Store, status: StudyStatus) -> Iterator[RenderableType]:
     from rich.text import Text
 
     record, driver = status.record, status.driver
-    goes_on = driver.over and (driver.state == "died" or driver.status not in (EXIT_OK, EXIT_FAILED))
+    goes_on = driver.over and record.command and (driver.state == "died" or driver.status not in (EXIT_OK, EXIT_FAILED))
     if goes_on:
         who = f"the driver on {printable(str(record.driver.get('host', '?')))} died" if driver.state == "died" else ""
         yield Text(f"{who or 'there is more to do'}; run the same command again to continue:")
@@ -289,7 +291,7 @@ def _hints(store: Store, status: StudyStatus) -> Iterator[RenderableType]:
         if status.failures:
             name = run_name(status.failures[0].key[1])
             yield Text(f"what a failed run wrote:     lambda-hat logs {name}{store_word(store)}")
-        if driver.over:
+        if driver.over and record.command:
             yield Text(f"to try the failed ones again: lambda-hat rerun --failed{store_word(store)}")
 
 
