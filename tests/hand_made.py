@@ -72,8 +72,14 @@ class HandMade:
             "runs": [Planned(*key, 10.0, TO_SAMPLE) for key in self.keys],
         }  # fmt: skip
         made = StudyRecord(**{**fields, **record})
-        self.log = write_study(self.store.root, made)
+        write_study(self.store.root, made).close()
+        self.log = self.store.root / "studies" / f"{made.name}.jsonl"
         return made
+
+    def say(self, event: str, **fields: Any) -> None:
+        """Let the driver write an event."""
+        with EventLog(self.log) as log:
+            log.append(event, **fields)
 
     def lease(self, age: float = 0.0, **record: Any) -> Path:
         """The driver's lease as it was written `age` seconds ago."""
@@ -81,7 +87,7 @@ class HandMade:
         path.write_text(json.dumps({**self.driver, "count": 3, "state": "running", "jobs": [], **record}))
         then = time.time() - age
         os.utime(path, (then, then))
-        self.log.append("lease", lease=path.name)
+        self.say("lease", lease=path.name)
         return path
 
     def build(self, *numbers: int) -> None:
@@ -97,7 +103,7 @@ class HandMade:
         directory = self.store.pack_dir(f"pack_{self.record.name}-0-{len(list(self.store.packs_dir.iterdir())):04d}")
         runs = [{**self.names(place), "config": asdict(self.configs[place])} for place in places]
         write_json_atomic(directory / "pack.json", {"format": 1, "pack_id": directory.name, "runs": runs})
-        self.log.append("pack", pack_id=directory.name, runs=list(places))
+        self.say("pack", pack_id=directory.name, runs=list(places))
         return directory
 
     def rank(self, pack: Path, rank: int, *events: dict[str, Any], size: int = 2) -> None:

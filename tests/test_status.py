@@ -64,7 +64,7 @@ def test_a_follower_reads_what_is_new(made):
     made.rank(pack, 0, made.end(0, "finished"), made.start(1))
     (status,) = studies.look()
     assert (status.finished, [run.key for run in status.running]) == (1, [made.keys[1]])
-    made.log.append("end", status=75)
+    made.say("end", status=75)
     (status,) = studies.look()
     assert (status.driver.state, status.driver.status, status.running) == ("ended", 75, [])
     assert status.waiting == {"in no pack yet": 6, "left by a pack that ended": 1}
@@ -77,16 +77,16 @@ def test_a_follower_reads_what_is_new(made):
 def test_runs_wait_for_their_targets_and_those_for_the_scheduler(made):
     made.build(0)
     made.pack(*range(8))
-    made.log.append("job", job_id="1.pbs", state="submitted", scheduler="PBS", nodes=1, walltime="01:00:00", **TASKS)
-    made.log.append("job", job_id="1.pbs", state="QUEUED (Not Running: no cores)")
-    made.log.append("job", job_id="2.pbs", state="submitted", scheduler="PBS", nodes=2, walltime="02:00:00", **PACKS)
+    made.say("job", job_id="1.pbs", state="submitted", scheduler="PBS", nodes=1, walltime="01:00:00", **TASKS)
+    made.say("job", job_id="1.pbs", state="QUEUED (Not Running: no cores)")
+    made.say("job", job_id="2.pbs", state="submitted", scheduler="PBS", nodes=2, walltime="02:00:00", **PACKS)
     status = look(made)
     label = made.builds[1].label
     assert status.waiting == {
         f"waits for target {made.targets[1]} ({label}): no allocation yet: PBS says QUEUED (Not Running: no cores)": 4,
         "no allocation yet: PBS has the job": 4,
     }
-    made.log.append("job", job_id="2.pbs", state="HELD (by operator)")
+    made.say("job", job_id="2.pbs", state="HELD (by operator)")
     (made.store.target_dir(made.targets[1])).mkdir()
     (made.store.target_dir(made.targets[1]) / "build.log").write_text("")
     assert look(made).waiting == {
@@ -97,9 +97,9 @@ def test_runs_wait_for_their_targets_and_those_for_the_scheduler(made):
         ("1.pbs", "tasks", 1, "QUEUED (Not Running: no cores)"),
         ("2.pbs", "packs", 2, "HELD (by operator)"),
     ]
-    made.log.append("job", job_id="2.pbs", state="RUNNING (node7/0)")
+    made.say("job", job_id="2.pbs", state="RUNNING (node7/0)")
     assert "in a pack that has not started" in look(made).waiting
-    made.log.append("job", job_id="1.pbs", state="ended")
+    made.say("job", job_id="1.pbs", state="ended")
     assert [job.job_id for job in look(made).jobs] == ["2.pbs"]
 
 
@@ -127,7 +127,7 @@ def test_a_run_that_was_paused_goes_on_in_another_pack(made):
     made.rank(
         first, 0, made.start(0), made.end(0, "paused", **paused), {"event": "end", "busy": 1, "seconds": 1}, size=1
     )
-    made.log.append("pack_end", pack_id=first.name, sentence="0 of 3 runs finished")
+    made.say("pack_end", pack_id=first.name, sentence="0 of 3 runs finished")
     made.run_dir(0).mkdir()
     (made.run_dir(0) / "checkpoint.npz").write_bytes(b"state")
     status = look(made)
@@ -168,7 +168,7 @@ def test_a_run_whose_rank_was_killed_between_its_result_and_its_event_is_finishe
     made.rank(pack, 1, made.start(1))
     made.finish(0)
     made.fail(1, type="RankDied", message="twice")
-    made.log.append("pack_end", pack_id=pack.name, sentence="lost")
+    made.say("pack_end", pack_id=pack.name, sentence="lost")
     status = look(made)
     assert (status.finished, status.failed, status.running) == (1, 1, [])
     assert status.failures[0].reason == "RankDied: twice (rank 1 on node7)"
@@ -191,7 +191,7 @@ def test_single_processes_are_seen_by_their_claims(tmp_path):
         write_config(made.run_dir(place), made.configs[place])
     made.finish(0)
     with Lease(made.store.packs_dir) as lease:
-        made.log.append("lease", lease=lease.path.name)
+        made.say("lease", lease=lease.path.name)
         claim = claims.take(made.run_dir(1), lease.path)
         claims.take(made.run_dir(2), lease.path).release()
         status = look(made)
@@ -273,10 +273,9 @@ def test_a_store_in_which_no_driver_was_started(tmp_path):
 
 
 def test_a_pack_that_was_started_without_a_driver(made):
-    shutil.rmtree(made.store.root / "studies")
     made.build(0)
-    made.log.close()
     pack = made.pack(*range(8))
+    shutil.rmtree(made.store.root / "studies")
     content = json.loads((pack / "pack.json").read_text())
     runs = [{**run, "cost": 10.0} for run in content["runs"]]
     write_json_atomic(pack / "pack.json", {**content, "runs": runs, "builds": [{"target_id": made.targets[1]}]})
@@ -312,7 +311,7 @@ def test_time_left_follows_the_expected_seconds_that_were_done(made):
     status = look(made)
     assert status.runs_per_minute == pytest.approx(4.0, rel=0.05)
     assert status.seconds_left == pytest.approx((4 * 10 - 5) / (40 / 60), rel=0.05)
-    made.log.append("end", status=130)
+    made.say("end", status=130)
     assert look(made).seconds_left is None
 
 

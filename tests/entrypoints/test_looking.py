@@ -114,7 +114,7 @@ def test_status_of_a_job_inside_which_the_driver_died(made, command):
     ],
 )
 def test_how_a_driver_ended(made, command, status, words, goes_on):
-    made.log.append("end", status=status)
+    made.say("end", status=status)
     _, said, _ = command("status")
     assert re.search(rf"^driver   ended .*: .*{words}$", said, re.M)
     assert ("run the same command again to continue:" in said) == goes_on
