@@ -103,6 +103,11 @@ class StudyRecord:
                 kept.append(word)
         return [*self.command[:2], *([] if rerun is None else ["--rerun", rerun]), *kept]
 
+    def typed(self, rerun: str | None = None) -> str:
+        """What a person types to go on with the study, from where they are."""
+        command = shown(self.again(rerun))
+        return command if self.directory == os.getcwd() else f"cd {shlex.quote(self.directory)} && {command}"
+
 
 def shown(command: Sequence[str]) -> str:
     """A command as a person types it."""
@@ -222,7 +227,12 @@ def _runs(content: Any) -> Iterator[Planned]:
     for group in GROUPS:
         for target_id, runs in _is(content, dict).get(group, {}).items():
             for run_id, cost in runs:
-                yield Planned(_id(target_id), _id(run_id), float(cost), group)
+                yield planned(target_id, run_id, cost, group)
+
+
+def planned(target_id: Any, run_id: Any, cost: Any, group: str) -> Planned:
+    """A run as a file tells of it. Raises TypeError or ValueError where that is nonsense."""
+    return Planned(_id(target_id), _id(run_id), float(cost), group)
 
 
 def _is(value: Any, kind: type) -> Any:

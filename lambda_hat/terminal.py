@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,17 +14,22 @@ if TYPE_CHECKING:
 
 
 def print_all(console: Console, parts: Iterable[RenderableType]) -> None:
-    """Print to the console's file; where it is no terminal, without the blanks that fill lines up."""
+    """Print to the console's file; where it is no terminal, without the blanks that fill lines up. Plain strings are
+    lines that nothing breaks, for they may be copied."""
     if console.is_terminal:
-        for part in parts:
-            console.print(part)
+        _print(console, parts)
         return
     with console.capture() as captured:
-        for part in parts:
-            console.print(part)
+        _print(console, parts)
     text = "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
     console.file.write(text)
     console.file.flush()
+
+
+def _print(console: Console, parts: Iterable[RenderableType]) -> None:
+    for part in parts:
+        plain = isinstance(part, str)
+        console.print(part, soft_wrap=plain, markup=not plain, highlight=False)
 
 
 def printable(text: str) -> str:
@@ -61,3 +68,8 @@ def moment(seconds: float, now: float) -> str:
 def run_name(run_id: str) -> str:
     """`sgld 3f05ab03`: how a run is shown, and may be typed."""
     return run_id.removeprefix("run_").replace("_", " ") if "_" in run_id else run_id
+
+
+def store_word(root: Path) -> str:
+    """` --store DIR` for a command on this store; empty where that is the default."""
+    return "" if root == Path("runs").absolute() else f" --store {shlex.quote(str(root))}"

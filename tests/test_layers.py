@@ -26,19 +26,10 @@ LAYERS = {
     3: {"llc", "diagnostics", "mixing", "waic"},
     4: {"api", "execute"},
     5: {
-        "calibration",
-        "entrypoints",
-        "find_run",
-        "pictures",
-        "report",
-        "results",
-        "run_logs",
-        "status",
-        "terminal",
-        "terminal_plot",
-        "validate",
+        "calibration", "entrypoints", "find_run", "pictures", "report", "results", "run_facts", "run_logs", "run_view",
+        "status", "terminal", "terminal_plot", "validate",
     },
-}
+}  # fmt: skip
 MAY_IMPORT = {
     0: {"omegaconf", "yaml"},
     1: {"equinox", "jax", "jaxtyping", "numpy", "optax", "safetensors", "scipy"},
@@ -48,8 +39,8 @@ MAY_IMPORT = {
     5: {"matplotlib", "pandas", "plotille", "pyarrow", "rich"},
 }
 JAX_FREE_LATER = {
-    "calibration", "find_run", "pictures", "posterior", "report", "results", "run_logs", "status", "terminal",
-    "terminal_plot", "validate",
+    "calibration", "find_run", "pictures", "posterior", "report", "results", "run_facts", "run_logs", "run_view",
+    "status", "terminal", "terminal_plot", "validate",
 }  # fmt: skip
 """Above L0, yet imported by the driver: they may not reach jax either."""
 

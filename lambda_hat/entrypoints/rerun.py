@@ -7,7 +7,6 @@ import os
 import shlex
 from pathlib import Path
 
-from lambda_hat.entrypoints.status import command_line
 from lambda_hat.errors import EXIT_OK, ConfigError, StoreError
 from lambda_hat.status import Studies, newest_record
 from lambda_hat.store import Store, existing_store
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 def check(store: Store, record: StudyRecord) -> None:
     """Refuse a command that is not this user's, or that cannot be started. Raises StoreError with the remedy."""
     path = store.root / STUDIES / f"{record.name}.json"
-    by_hand = f"if it is the right one, type it yourself: {command_line(record, 'failed')}"
+    by_hand = f"if it is the right one, type it yourself: {record.typed('failed')}"
     try:
         found = path.stat()
     except OSError as error:
@@ -63,7 +62,7 @@ def check(store: Store, record: StudyRecord) -> None:
     if Path(record.store).resolve() != store.root.resolve():
         raise StoreError(
             f"{store.root}: this store was in {record.store} when its command was recorded; type it with the new "
-            f"place: {command_line(record, 'failed')} --store {shlex.quote(str(store.root))}"
+            f"place: {record.typed('failed')} --store {shlex.quote(str(store.root))}"
         )
     script = Path(record.directory, record.command[1])
     for what, there, lost in (

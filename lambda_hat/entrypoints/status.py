@@ -4,41 +4,18 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lambda_hat.errors import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_UNFINISHED,
-    EXIT_USAGE,
-    ConfigError,
-)
-from lambda_hat.status import Driver, Running, Studies, StudyStatus, newest_record
-from lambda_hat.store import Store, existing_store
-from lambda_hat.studies import StudyRecord, shown
-from lambda_hat.terminal import duration, moment, print_all, printable, run_name
+from lambda_hat.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError
+from lambda_hat.status import Studies
+from lambda_hat.store import existing_store
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.text import Text
+    from rich.console import Console
 
 WATCH_SECONDS = 2.0
-MOST_RUNNING = 12
-MOST_REASONS = 8
-BAR_WIDTH = 40
-ENDS = {
-    EXIT_OK: "every run is finished",
-    EXIT_FAILED: "some runs failed",
-    EXIT_USAGE: "it could not go on",
-    EXIT_UNFINISHED: "unfinished",
-    EXIT_INTERRUPTED: "it was stopped",
-}
-"""What the exit statuses of a driver mean."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,29 +34,34 @@ def run(args: argparse.Namespace) -> int:
     """Show the studies whose drivers run, else the newest one; 0, whatever became of it."""
     from rich.console import Console
 
+    from lambda_hat.status.view import views
+    from lambda_hat.terminal import print_all
+
     if args.watch is not None and not (math.isfinite(args.watch) and args.watch > 0):
         raise ConfigError(f"--watch: got {args.watch:g}, expected a number of seconds above 0")
     store = existing_store(args.store)
     studies, console = Studies(store), Console(highlight=False)
     if args.watch is None:
-        print_all(console, views(store, studies.look(), console.is_terminal))
+        print_all(console, views(store, studies.look(), bars=console.is_terminal))
         return EXIT_OK
     try:
-        watch(store, studies, console, args.watch)
+        watch(studies, console, args.watch)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return EXIT_OK
 
 
-def watch(store: Store, studies: Studies, console: Console, period: float) -> None:
+def watch(studies: Studies, console: Console, period: float) -> None:
     """Show the studies again and again until they are over; on a terminal in place, elsewhere one below the other."""
-    from rich.console import Group
     from rich.live import Live
+
+    from lambda_hat.status.view import in_place, views
+    from lambda_hat.terminal import print_all
 
     found = studies.look()
     if not console.is_terminal:
         while True:
-            print_all(console, views(store, found))
+            print_all(console, views(studies.store, found))
             if all(status.driver.over for status in found):
                 return
             time.sleep(period)
@@ -87,220 +69,8 @@ def watch(store: Store, studies: Studies, console: Console, period: float) -> No
             found = studies.look()
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
-            live.update(Group(*views(store, found, bars=True)), refresh=True)
+            live.update(in_place(views(studies.store, found, bars=True)), refresh=True)
             if all(status.driver.over for status in found):
                 return
             time.sleep(period)
             found = studies.look()
-
-
-def views(store: Store, found: list[StudyStatus], bars: bool = False) -> Iterator[RenderableType]:
-    """What to print of some studies, one after the other. bars: with a bar of progress."""
-    for number, status in enumerate(found):
-        if number:
-            yield ""
-        yield from view(store, status, time.time(), bars)
-
-
-def view(store: Store, status: StudyStatus, now: float, bars: bool) -> Iterator[RenderableType]:
-    """What to print of one study."""
-    from rich.table import Table
-
-    facts = Table.grid(padding=(0, 1))
-    facts.add_column(no_wrap=True, min_width=8, style="bold")
-    facts.add_column(overflow="fold")
-    for name, text in _facts(store, status, now, bars):
-        facts.add_row(name, text)
-    yield facts
-    for table in (_jobs(status, now), _running(status), _waiting(status), _failures(status)):
-        if table is not None:
-            yield ""
-            yield table
-    hints = list(_hints(store, status))
-    if hints:
-        yield ""
-    yield from hints
-
-
-def _facts(store: Store, status: StudyStatus, now: float, bars: bool) -> Iterator[tuple[str, RenderableType]]:
-    from rich.progress_bar import ProgressBar
-    from rich.text import Text
-
-    record, driver = status.record, status.driver
-    yield "store", Text(printable(str(store.root)))
-    yield "study", Text(printable(shown(record.command)) if record.command else f"{record.name}, without a driver")
-    draining = "; its ranks are stopping" if driver.over and status.ranks_at_work else ""
-    yield "driver", _driver_words(record, driver, now) + Text(draining)
-    if status.note is not None:
-        yield "", Text(printable(status.note), style="yellow")
-    if record.targets or record.cached_targets:
-        total = sum(status.targets.values())
-        named = {"built": "built", "missing": "to build", "failed": "failed"}
-        yield "targets", _counts(total, {named[key]: count for key, count in status.targets.items()})
-    if sum(status.packs.values()):
-        yield "packs", _counts(sum(status.packs.values()), status.packs)
-    if status.ranks:
-        yield "ranks", Text(f"{status.ranks_at_work} of {status.ranks} at work")
-    counts = {"finished": status.finished, "failed": status.failed, "blocked": status.blocked}
-    counts |= {"running": len(status.running), "waiting": sum(status.waiting.values())}
-    words = _counts(status.total, counts)
-    if record.cached_runs:
-        words.append(f" ({record.cached_runs} finished before this start)", style="dim")
-    yield "runs", words
-    if status.total and bars:
-        yield "", ProgressBar(status.total, status.finished + status.failed + status.blocked, width=BAR_WIDTH)
-    if status.runs_per_minute is not None:
-        pace = status.runs_per_minute
-        yield "pace", Text(f"{pace:,.0f} runs per minute" if pace >= 99.5 else f"{pace:.1f} runs per minute")
-    if status.seconds_left is not None:
-        yield "left", Text(f"about {duration(status.seconds_left)}")
-
-
-def _driver_words(record: StudyRecord, driver: Driver, now: float) -> Text:
-    from rich.text import Text
-
-    where = printable(f"{record.driver.get('host', '?')} (process {record.driver.get('pid', '?')})")
-    began = f"started {moment(record.started, now)}"
-    if driver.state == "alive":
-        return Text(f"at work on {where}, {began}, {duration(max(0.0, now - record.started))} ago")
-    if driver.state == "none":
-        return Text(f"none; its ranks {'are at work' if driver.at_work else 'have ended'}")
-    if driver.state == "silent":
-        return Text(f"no sign of life for {driver.silent_for:.0f} s from {where}, {began}", style="yellow")
-    if driver.state == "died":
-        return Text(f"died on {where}, {began}", style="red")
-    if driver.state == "submitted":
-        assert record.submitted is not None
-        job = {key: printable(text) for key, text in record.submitted.items()}
-        return Text(
-            f"job {job['job_id']} of {job['scheduler']} is to run this study, and has not begun; {job['watch']}"
-        )
-    assert driver.ended is not None
-    words = ENDS.get(driver.status or 0, f"exit status {driver.status}")
-    reason = f": {printable(driver.reason)}" if driver.reason else ""
-    style = "green" if driver.status == EXIT_OK else "yellow"
-    return Text(f"ended {moment(driver.ended, now)}, {began}: {words}{reason}", style=style)
-
-
-COLOURS = {"finished": "green", "built": "green", "failed": "red", "blocked": "red", "running": "cyan"}
-
-
-def _counts(total: int, counts: dict[str, int]) -> Text:
-    from rich.text import Text
-
-    text = Text(f"{total}: ")
-    parts = [Text(f"{count} {word}", style=COLOURS.get(word, "")) for word, count in counts.items() if count]
-    return text + Text(", ").join(parts) if parts else text + Text("none yet")
-
-
-def _jobs(status: StudyStatus, now: float) -> RenderableType | None:
-    from rich.text import Text
-
-    if not status.jobs:
-        return None
-    said = "what the scheduler says"
-    table = _table("job", "kind", "nodes", "walltime", said, "for", folds=said)
-    for job in status.jobs:
-        style = "cyan" if job.runs else "yellow"
-        table.add_row(
-            Text(printable(job.job_id)),
-            Text(printable(job.label)),
-            "" if job.nodes is None else str(job.nodes),
-            Text(printable(job.walltime)),
-            Text(printable(job.state), style=style),
-            duration(max(0.0, now - job.since)),
-        )
-    return table
-
-
-def _running(status: StudyStatus) -> RenderableType | None:
-    from rich.text import Text
-
-    if not status.running:
-        return None
-    ranked = any(run.rank is not None for run in status.running)
-    table = _table("running", "target", *(["rank"] if ranked else []), "host", "for", "expected", folds="target")
-    for run in status.running[:MOST_RUNNING]:
-        late = run.expected > 0 and run.seconds > 3 * run.expected and run.seconds > 60
-        table.add_row(
-            run_name(run.key[1]),
-            Text(_target(status, run)),
-            *([str(run.rank)] if ranked else []),
-            Text(printable(run.host)),
-            Text(duration(run.seconds), style="yellow" if late else ""),
-            duration(run.expected),
-        )
-    if len(status.running) > MOST_RUNNING:
-        table.add_row(f"and {len(status.running) - MOST_RUNNING} more", *[""] * (len(table.columns) - 1))
-    return table
-
-
-def _target(status: StudyStatus, run: Running) -> str:
-    target_id = run.key[0]
-    return printable(f"{target_id} {status.record.targets.get(target_id, '')}".rstrip())
-
-
-def _waiting(status: StudyStatus) -> RenderableType | None:
-    from rich.text import Text
-
-    if not status.waiting:
-        return None
-    table = _table("waiting", "why", folds="why")
-    shown = list(status.waiting.items())[:MOST_REASONS]
-    for why, count in shown:
-        table.add_row(str(count), Text(printable(why)))
-    if len(status.waiting) > MOST_REASONS:
-        rest = sum(status.waiting.values()) - sum(count for _, count in shown)
-        table.add_row(str(rest), "for other reasons")
-    return table
-
-
-def _failures(status: StudyStatus) -> RenderableType | None:
-    from rich.text import Text
-
-    if not status.failures:
-        return None
-    table = _table("failed", "why", folds="why")
-    for failure in status.failures:
-        table.add_row(run_name(failure.key[1]), Text(printable(failure.reason)))
-    if status.failed > len(status.failures):
-        table.add_row("", f"and {status.failed - len(status.failures)} more; the table of results has every reason")
-    return table
-
-
-def _table(*names: str, folds: str):
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    for name in names:
-        table.add_column(name, overflow="fold" if name == folds else "ellipsis", no_wrap=name != folds)
-    return table
-
-
-def _hints(store: Store, status: StudyStatus) -> Iterator[RenderableType]:
-    from rich.text import Text
-
-    record, driver = status.record, status.driver
-    goes_on = driver.over and record.command and (driver.state == "died" or driver.status not in (EXIT_OK, EXIT_FAILED))
-    if goes_on:
-        who = f"the driver on {printable(str(record.driver.get('host', '?')))} died" if driver.state == "died" else ""
-        yield Text(f"{who or 'there is more to do'}; run the same command again to continue:")
-        again = newest_record(store, runnable=True) if record.job_script is not None else record
-        yield Text(f"    {command_line(again or record)}")
-    if status.failed or status.blocked:
-        if status.failures:
-            name = run_name(status.failures[0].key[1])
-            yield Text(f"what a failed run wrote:     lambda-hat logs {name}{store_word(store)}")
-        if driver.over and record.command:
-            yield Text(f"to try the failed ones again: lambda-hat rerun --failed{store_word(store)}")
-
-
-def command_line(record: StudyRecord, rerun: str | None = None) -> str:
-    """What a person types to go on with a study, from where they are."""
-    command = printable(shown(record.again(rerun)))
-    return command if record.directory == str(Path.cwd()) else f"cd {shlex.quote(record.directory)} && {command}"
-
-
-def store_word(store: Store) -> str:
-    """` --store DIR`, where it is not the default."""
-    return "" if store.root == Path("runs").absolute() else f" --store {shlex.quote(str(store.root))}"
