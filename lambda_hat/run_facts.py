@@ -8,6 +8,7 @@ from typing import Any
 from lambda_hat.config import SAMPLE_SCHEMAS, BuildConfig, SampleConfig
 from lambda_hat.errors import LambdaHatError
 from lambda_hat.find_run import RunPlace
+from lambda_hat.integrity import Digests
 from lambda_hat.omegaconf_support import build_dataclass, load_build_config, load_sample_config, schema_for
 from lambda_hat.status import Studies, StudyFollower
 from lambda_hat.store import read_json_or_none, read_record
@@ -72,6 +73,13 @@ def state_without_end(place: RunPlace) -> str | None:
     """How a run that is neither finished nor failed stands, in words; None where no study knows."""
     follower = _follower_of(place)
     return None if follower is None else follower.state_of(place.key)
+
+
+def is_whole(trace: Path, analysis: dict[str, Any]) -> bool:
+    """Whether a run's `trace.nc` is the one that its record vouches for. Raises OSError."""
+    files = analysis.get("files")
+    entry = files.get("trace.nc") if isinstance(files, dict) else None
+    return isinstance(entry, dict) and (entry.get("bytes"), entry.get("sha256")) == Digests()(trace)
 
 
 def deaths_of(run_dir: Path) -> list[dict[str, Any]]:

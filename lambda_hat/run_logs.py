@@ -50,20 +50,22 @@ def attempts(store: Store, key: Key) -> list[Attempt]:
 
 def _attempts_in(events_file: Path, key: Key) -> Iterator[Attempt]:
     log = events_file.with_suffix(".log")
-    host, ends = "?", 0
-    group: list[Key] = []
-    open_start: dict[str, Any] | None = None
     text = _lines_of(log)
+    host, ends = "?", 0
+    group: list[str] = []
+    """Names of the runs that are begun together."""
+    begun: tuple[int, float] | None = None
+    """Rank and time, as long as the run has not ended."""
 
-    def attempt(end: dict[str, Any] | None) -> Attempt:
-        assert open_start is not None
-        lines = _section(text, key, group, ends if end is not None else None)
-        status, seconds, reason = ((end or {}).get(name) for name in ("status", "seconds", "reason"))
+    def attempt(end: dict[str, Any]) -> Attempt:
+        assert begun is not None
+        lines = _section(text, "/".join(key), set(group), ends if end else None)
+        status, seconds, reason = (end.get(name) for name in ("status", "seconds", "reason"))
         return Attempt(
             events_file.parent.name,
-            int(open_start["rank"]),
+            begun[0],
             host,
-            float(open_start["time"]),
+            begun[1],
             None if status is None else str(status),
             float(seconds) if isinstance(seconds, (int, float)) else None,
             None if reason is None else str(reason),
@@ -72,29 +74,25 @@ def _attempts_in(events_file: Path, key: Key) -> Iterator[Attempt]:
         )
 
     for event in read_events(events_file)[0]:
-        kind = event["event"]
-        try:
-            if kind == "start":
-                host = str(event["host"])
-            elif kind == "run_start":
-                this = (event["target_id"], event["run_id"])
-                if event.get("lane"):
-                    group.append(this)
-                else:
-                    if open_start is not None:
-                        yield attempt(None)
-                        open_start = None
-                    group = [this]
-                if this == key:
-                    open_start = event
-            elif kind == "run_end" and (event["target_id"], event["run_id"]) == key and open_start is not None:
-                yield attempt(event)
-                open_start, ends = None, ends + 1
-        except (KeyError, TypeError, ValueError):
-            # A line that the disk has damaged.
-            continue
-    if open_start is not None:
-        yield attempt(None)
+        kind, this = event["event"], (event.get("target_id"), event.get("run_id"))
+        if kind == "start":
+            host = str(event.get("host"))
+        elif kind == "run_start":
+            if not event.get("lane"):
+                if begun is not None:
+                    yield attempt({})
+                    begun = None
+                group = []
+            group.append(f"{this[0]}/{this[1]}")
+            if this == key:
+                # One that is damaged tells neither.
+                rank, moment = (event.get(name) for name in ("rank", "time"))
+                begun = rank if type(rank) is int else 0, moment if isinstance(moment, (int, float)) else 0.0
+        elif kind == "run_end" and this == key and begun is not None:
+            yield attempt(event)
+            begun, ends = None, ends + 1
+    if begun is not None:
+        yield attempt({})
 
 
 def _lines_of(log: Path) -> list[str]:
@@ -104,18 +102,17 @@ def _lines_of(log: Path) -> list[str]:
         return []
 
 
-def _section(lines: list[str], key: Key, group: list[Key], number: int | None) -> list[str]:
-    """The lines of a log for the `number`th end of a run; None: of one that has not ended."""
-    name, names = "/".join(key), {"/".join(each) for each in group}
+def _section(lines: list[str], name: str, group: set[str], number: int | None) -> list[str]:
+    """The lines of a log for the `number`th end of a run; None: of one that has not ended. group: the runs that were
+    sampled beside it."""
     ends = [(index, match[1]) for index, line in enumerate(lines) if (match := _END.match(line))]
     if number is None:
-        last = max((index for index, item in ends if item not in names), default=-1)
+        last = max((index for index, item in ends if item not in group), default=-1)
         return lines[last + 1 :]
     own = [index for index, item in ends if item == name]
     if number >= len(own):
         return []
-    earlier = (index for index, item in ends if index < own[number] and (item not in names or item == name))
-    before = max(earlier, default=-1)
-    section = lines[before + 1 : own[number] + 1]
-    # Of the other lanes' ends only what was printed is of interest, and the run's own line.
+    earlier = (index for index, item in ends if index < own[number] and (item not in group or item == name))
+    section = lines[max(earlier, default=-1) + 1 : own[number] + 1]
+    # Where others of the group ended is their own affair.
     return [line for line in section if not (match := _END.match(line)) or match[1] == name]

@@ -15,10 +15,10 @@ from rich.text import Text
 from lambda_hat.config import BuildConfig, SampleConfig
 from lambda_hat.find_run import RunPlace
 from lambda_hat.report import agreement
-from lambda_hat.run_facts import analysis_of, build_of, config_of, deaths_of, state_without_end
+from lambda_hat.run_facts import analysis_of, build_of, config_of, deaths_of, is_whole, state_without_end
 from lambda_hat.store import read_json_or_none
 from lambda_hat.terminal import duration, moment, printable, printable_lines
-from lambda_hat.terminal_plot import EXACT_COLOUR, plot_running, running_llc
+from lambda_hat.terminal_plot import DAMAGED_TRACE, EXACT_COLOUR, plot_running, running_llc
 
 TRACEBACK_LINES = 15
 NOT_SHOWN = ("target_id", "name", "format")
@@ -94,7 +94,8 @@ def _changed(cfg: SampleConfig) -> dict[str, Any]:
 def _result_rows(analysis: dict[str, Any]) -> Iterator[tuple[str, Text]]:
     estimate = Text(f"{_number(analysis.get('llc_mean'))} ± {_number(analysis.get('llc_std_error'))}", style="bold")
     known = [f"{name} = {_number(analysis[key])}" for key, name in EXACT.items() if analysis.get(key) is not None]
-    judged = agreement(analysis) if EXACT.keys() | {"sampler", "llc_mean", "llc_std_error"} <= analysis.keys() else None
+    known_all = all(_is_number(analysis.get(key)) for key in ("true_llc_t", "llc_mean", "llc_std_error"))
+    judged = agreement(analysis) if known_all and "sampler" in analysis else None
     estimate.append(f"   exact: {', '.join(known)}" if known else "   no exact value is known", style="not bold")
     if judged is not None:
         told = {"agrees": (", which agrees", "not bold green"), "off": (", which is off", "not bold red")}
@@ -115,7 +116,7 @@ def _result_rows(analysis: dict[str, Any]) -> Iterator[tuple[str, Text]]:
         yield "ν̂", Text(f"{_number(analysis['singular_fluctuation'])} ± {error}, WAIC {_number(analysis.get('waic'))}")
     steps = analysis.get("step_size")
     if isinstance(steps, list) and steps:
-        yield "step size", Text(", ".join(map(_number, dict.fromkeys(steps))))
+        yield "step size", Text(", ".join(dict.fromkeys(map(_number, steps))))
     posterior = ("n", "dim", "n_beta", "beta", "gamma", "loss_at_w_star")
     yield "posterior", Text(", ".join(f"{key} = {_number(analysis.get(key))}" for key in posterior))
     notes = analysis.get("notes")
@@ -128,7 +129,7 @@ def _result_rows(analysis: dict[str, Any]) -> Iterator[tuple[str, Text]]:
 def _seconds(analysis: dict[str, Any]) -> str:
     parts = []
     for key, what in (("seconds_total", "in all"), ("seconds_compile", "compiling"), ("seconds_sample", "sampling")):
-        if isinstance(analysis.get(key), (int, float)):
+        if _is_number(analysis.get(key)):
             parts.append(f"{duration(analysis[key])} {what}")
     gradients = analysis.get("num_gradients")
     return ", ".join([*parts, *([f"{gradients:,} gradients"] if isinstance(gradients, int) else [])])
@@ -143,7 +144,7 @@ def _where(record: dict[str, Any]) -> str:
     if record.get("device") not in (None, record.get("backend")):
         words.append(f"({record.get('device')})")
     began = record.get("started", record.get("time"))
-    when = f", {moment(began, time.time())}" if isinstance(began, (int, float)) else ""
+    when = f", {moment(began, time.time())}" if _is_number(began) else ""
     return " ".join(words) + when
 
 
@@ -160,11 +161,13 @@ def _error_rows(error: dict[str, Any]) -> Iterator[tuple[str, Text]]:
 
 def _plot(trace: Path, analysis: dict[str, Any], console: Console) -> Iterator[RenderableType]:
     try:
+        if not is_whole(trace, analysis):
+            raise ValueError("damaged: its checksum does not fit; lambda-hat verify sets it aside")
         running = running_llc(trace)
-    except (OSError, KeyError, ValueError) as error:
-        yield Text(f"\n{trace}: cannot be drawn: {printable(str(error))}; lambda-hat verify", style="yellow")
+    except DAMAGED_TRACE as error:
+        yield Text(f"\n{trace}: cannot be drawn: {printable(str(error))}", style="yellow")
         return
-    exact = next((analysis[key] for key in EXACT if isinstance(analysis.get(key), (int, float))), None)
+    exact = next((analysis[key] for key in EXACT if _is_number(analysis.get(key))), None)
     coloured = console.is_terminal and console.color_system is not None
     picture = plot_running(running, exact, width=min(console.width, 100), coloured=coloured)
     if picture:
@@ -191,7 +194,11 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else printable(str(value))
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < float("inf")
+
+
 def _number(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not _is_number(value):
         return "–"
     return str(value) if isinstance(value, int) else f"{value:.4g}"

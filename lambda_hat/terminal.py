@@ -44,6 +44,8 @@ def printable_lines(text: str) -> str:
 
 def duration(seconds: float) -> str:
     """A number of seconds in its two largest units."""
+    if not abs(seconds) < 1e15:
+        return "?"
     if seconds < 99.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -11,8 +11,11 @@ from lambda_hat.llc import llc_from_losses
 CHAIN_COLOURS = ("blue", "yellow", "magenta", "cyan", "red", "white")
 EXACT_COLOUR = "green"
 HEIGHT = 12
+LARGEST = 1e100
 MARGIN = 24
 """Columns that the axis and its numbers take."""
+DAMAGED_TRACE = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError)
+"""What h5netcdf raises of a file that is no trace."""
 UNSETTLED = 0.05
 """Share of the draws at the beginning whose means the scale does not follow."""
 
@@ -20,7 +23,7 @@ UNSETTLED = 0.05
 def running_llc(trace: Path) -> np.ndarray:
     """The mean of each chain's estimates up to each draw, (chains, draws), from a run's `trace.nc`.
 
-    Raises OSError, KeyError or ValueError where the file is missing, or none of ours.
+    Raises one of DAMAGED_TRACE where the file is missing, or none of ours.
     """
     import h5netcdf
 
@@ -29,12 +32,13 @@ def running_llc(trace: Path) -> np.ndarray:
         at_w_star, n_beta = (float(file.attrs[key]) for key in ("loss_at_w_star", "n_beta"))
     if losses.ndim != 2 or not losses.size:
         raise ValueError(f"loss has the shape {losses.shape}, expected chains and draws")
-    llc = llc_from_losses(losses, at_w_star, n_beta)
-    return np.cumsum(llc, axis=1) / np.arange(1, llc.shape[1] + 1)
+    with np.errstate(all="ignore"):
+        llc = llc_from_losses(losses, at_w_star, n_beta)
+        return np.cumsum(llc, axis=1) / np.arange(1, llc.shape[1] + 1)
 
 
 def plot_running(running: np.ndarray, exact: float | None, width: int, coloured: bool) -> str:
-    """Lines of (chains, draws), and of the exact value; empty where no value is finite.
+    """Lines of (chains, draws), and of the exact value; empty where no value is finite, or one is above LARGEST.
 
     width: in columns. coloured: with the escape codes of a terminal, if stdout is one.
     """
@@ -47,6 +51,8 @@ def plot_running(running: np.ndarray, exact: float | None, width: int, coloured:
         return ""
     levels = levels if exact is None else np.append(levels, exact)
     low, high = float(levels.min()), float(levels.max())
+    if not abs(low) + abs(high) < LARGEST:
+        return ""
     slack = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     figure = plotille.Figure()
     figure.width, figure.height = max(width - MARGIN, 20), HEIGHT
