@@ -59,7 +59,7 @@ class DriverLog:
         for event in events:
             try:
                 self._take(event)
-            except (KeyError, TypeError, ValueError, IndexError):
+            except (KeyError, TypeError, ValueError, IndexError, OverflowError):
                 # A line that the disk has damaged.
                 continue
 

@@ -118,9 +118,8 @@ def stored(tmp_path_factory) -> Stored:
     with write_down(store, study) as log:
         log.append("lease", lease=lease.path.name)
         log.append("round", name="x", builds=0, runs=2)
-        log.append(
-            "job", job_id="7", state="submitted", scheduler="SLURM", nodes=1, walltime="01:00:00", **{"for": "packs"}
-        )
+        job = {"scheduler": "SLURM", "nodes": 1, "walltime": "01:00:00", "for": "packs"}
+        log.append("job", job_id="7", state="submitted", **job)
         log.append("job", job_id="7", state="PENDING (Priority)")
         log.append("pack", pack_id=pack_dir.name, runs=[0, 1])
         log.append("note", sentence="x")
@@ -134,8 +133,8 @@ def write_down(store: Store, study: Study) -> Iterator[StudyLog]:
     """The record of a start, and its log."""
     runs = [Planned(run.target_id, run.run_id, run.cost, TO_SAMPLE) for run in study.runs]
     record = StudyRecord(
-        "20260101-000000-abcd", [sys.executable, "flows/packed.py"], "/", str(store.root), whoami(), time.time(), "slurm",
-        True, 1, 0, 0, {target_id: build.label for target_id, build in study.targets.items()}, [], in_order(runs),
+        "20260101-000000-abcd", [sys.executable, "packed.py"], "/", str(store.root), whoami(), time.time(), "slurm", True,
+        1, 0, 0, {target_id: build.label for target_id, build in study.targets.items()}, [], in_order(runs),
     )  # fmt: skip
     log = write_study(store.root, record)
     yield log
