@@ -9,7 +9,6 @@ import io
 import json
 import os
 import shutil
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -133,7 +132,7 @@ def write_down(store: Store, study: Study) -> Iterator[StudyLog]:
     """The record of a start, and its log."""
     runs = [Planned(run.target_id, run.run_id, run.cost, TO_SAMPLE) for run in study.runs]
     record = StudyRecord(
-        "20260101-000000-abcd", [sys.executable, "packed.py"], "/", str(store.root), whoami(), time.time(), "slurm", True,
+        "20260101-000000-abcd", ["python", "packed.py"], "/", str(store.root), whoami(), time.time(), "slurm", True,
         1, 0, 0, {target_id: build.label for target_id, build in study.targets.items()}, [], in_order(runs),
     )  # fmt: skip
     log = write_study(store.root, record)
