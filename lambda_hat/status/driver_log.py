@@ -51,7 +51,7 @@ class DriverLog:
         self.jobs: dict[str, JobState] = {}
         self.note: str | None = None
         """A sentence that holds until the next round."""
-        self._end: dict[str, Any] | None = None
+        self._end: Driver | None = None
 
     def read(self) -> None:
         """Read what the driver has written since the last call."""
@@ -83,7 +83,8 @@ class DriverLog:
         elif kind == "job":
             self.jobs[str(event["job_id"])] = self._job(event)
         elif kind == "end":
-            self._end = {"status": int(event["status"]), "reason": event.get("reason"), "time": float(event["time"])}
+            reason = None if event.get("reason") is None else str(event["reason"])
+            self._end = Driver("ended", int(event["status"]), reason, float(event["time"]))
 
     def _job(self, event: dict[str, Any]) -> JobState:
         job_id, state, since = str(event["job_id"]), str(event["state"]), float(event["time"])
@@ -91,8 +92,7 @@ class DriverLog:
         if known is not None:
             return known._replace(state=state, since=since)
         nodes = event.get("nodes")
-        words = (str(event.get(key, "")) for key in ("scheduler", "for", "walltime"))
-        scheduler, label, walltime = words
+        scheduler, label, walltime = (str(event.get(key, "")) for key in ("scheduler", "for", "walltime"))
         return JobState(job_id, scheduler, label, nodes if type(nodes) is int else None, walltime, state, since)
 
     def follow_pack(self, directory: Path) -> None:
@@ -104,7 +104,7 @@ class DriverLog:
     def driver(self) -> Driver:
         """What is known of the driver, by what was read so far."""
         if self._end is not None:
-            return Driver("ended", self._end["status"], self._end["reason"], self._end["time"])
+            return self._end
         if self._record.submitted is not None:
             return Driver("submitted")
         if not self._record.driver:

@@ -132,13 +132,11 @@ class StudyFollower:
         for event in pack.log.read():
             key = (event["target_id"], event["run_id"])
             if key in self._planned and event["status"] in ("finished", "failed"):
-                reason = event.get("reason")
-                self._settled[key] = _Settled(
-                    event["status"],
-                    float(event["time"]),
-                    None if reason is None else str(reason),
-                    not event.get("cached"),
-                )
+                # A damaged line may lack what the driver does not need.
+                moment, reason = event.get("time"), event.get("reason")
+                when = float(moment) if isinstance(moment, (int, float)) else 0.0
+                told = None if reason is None else str(reason)
+                self._settled[key] = _Settled(event["status"], when, told, not event.get("cached"))
 
     def _look_at_targets(self) -> None:
         builds = set(self.record.builds)
