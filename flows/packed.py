@@ -125,6 +125,7 @@ def follow_up(flow: Flow) -> None:
         flow.say(f"the next job of the chain was not submitted: {error}")
         return
     flow.say(f"submitted job {job_id} to go on: {following}")
+    flow.journal.append("next_job", job_id=job_id)
 
 
 def show_dry_run(flow: Flow, plan: Plan) -> None:

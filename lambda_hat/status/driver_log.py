@@ -51,6 +51,7 @@ class DriverLog:
         self.jobs: dict[str, JobState] = {}
         self.note: str | None = None
         """A sentence that holds until the next round."""
+        self.next_job: str | None = None
         self._end: Driver | None = None
 
     def read(self) -> None:
@@ -82,6 +83,8 @@ class DriverLog:
             self.packs[event["pack_id"]].ended = True
         elif kind == "job":
             self.jobs[str(event["job_id"])] = self._job(event)
+        elif kind == "next_job":
+            self.next_job = str(event["job_id"])
         elif kind == "end":
             reason = None if event.get("reason") is None else str(event["reason"])
             self._end = Driver("ended", int(event["status"]), reason, float(event["time"]))

@@ -83,6 +83,7 @@ class StudyFollower:
             record=self.record,
             driver=driver,
             note=None if driver.over else self.log.note,
+            next_job=self.log.next_job,
             jobs=[] if driver.state == "ended" else [job for job in self.log.jobs.values() if not job.ended],
             targets=self._target_counts(),
             packs={

@@ -82,6 +82,8 @@ class StudyStatus:
     driver: Driver
     note: str | None
     """What the driver said last, where that still holds."""
+    next_job: str | None
+    """The job that was submitted to go on where this driver's time ran out."""
     jobs: list[JobState]
     """Those that have not ended."""
     targets: dict[str, int]

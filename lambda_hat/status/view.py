@@ -70,6 +70,8 @@ def _facts(store: Store, status: StudyStatus, now: float, bars: bool) -> Iterato
     yield "driver", _driver_words(record, driver, now) + Text(draining)
     if status.note is not None:
         yield "", Text(printable(status.note), style="yellow")
+    if status.next_job is not None:
+        yield "", Text(printable(f"job {status.next_job} was submitted to go on"))
     if record.targets or record.cached_targets:
         total = sum(status.targets.values())
         named = {"built": "built", "missing": "to build", "failed": "failed"}
@@ -201,7 +203,7 @@ def _hints(store: Store, status: StudyStatus) -> Iterator[str]:
     """Lines that are to be copied, so nothing breaks them."""
     record, driver = status.record, status.driver
     goes_on = driver.over and record.command and (driver.state == "died" or driver.status not in (EXIT_OK, EXIT_FAILED))
-    if goes_on:
+    if goes_on and status.next_job is None:
         who = f"the driver on {printable(str(record.driver.get('host', '?')))} died" if driver.state == "died" else ""
         yield f"{who or 'there is more to do'}; run the same command again to continue:"
         again = newest_record(store, runnable=True) if record.job_script is not None else record

@@ -104,6 +104,14 @@ def test_status_of_a_job_inside_which_the_driver_died(made, command):
     assert said.partition("to continue:\n")[2].startswith("    python flows/packed.py --experiments study.yaml\n")
 
 
+def test_a_chain_goes_on_by_itself(made, command):
+    made.write_record(name="20261126-040000-abcd", job_script="/x/job.pbs")
+    made.say("next_job", job_id="13.pbs")
+    made.say("end", status=75)
+    _, said, _ = command("status")
+    assert "job 13.pbs was submitted to go on" in said and "to continue" not in said
+
+
 @pytest.mark.parametrize(
     ("status", "words", "goes_on"),
     [
