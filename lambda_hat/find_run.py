@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lambda_hat.errors import ConfigError
+from lambda_hat.errors import ConfigError, LambdaHatError
 from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.status import newest_record
 from lambda_hat.store import Store, existing_store
@@ -38,12 +39,17 @@ def find_run(root: Path, words: Sequence[str]) -> RunPlace:
 
     Raises ConfigError, with the candidates, where there is none or more than one; StoreError where there is no store.
     """
-    if len(words) == 1 and (place := _by_path(Path(words[0]))) is not None:
-        return place
+    if len(words) == 1:
+        place = _by_path(Path(words[0]))
+        if place is not None:
+            return place
+        if os.sep in words[0] and not words[0].startswith("tgt_"):
+            raise ConfigError(f"{words[0]}: no folder of a run there; expected one with a config.yaml, or a run's name")
     store = existing_store(root)
     shown, keys = " ".join(words), list(_all_runs(store))
-    found = [key for key in keys if _matches(key, words)]
-    whole = [key for key in found if key[1] == found[0][1] and key[1] in words] if found else []
+    target, run = _parts(words)
+    found = [key for key in keys if _matches(key, target, run)]
+    whole = [key for key in found if key[1] in words]
     if len(whole) == 1:
         found = whole
     if len(found) == 1:
@@ -51,11 +57,14 @@ def find_run(root: Path, words: Sequence[str]) -> RunPlace:
         return RunPlace(store, target_id, run_id, store.run_dir(target_id, run_id), store.target_dir(target_id))
     if found:
         raise ConfigError(f"{shown}: {len(found)} runs are called so; give more of the name:{_listed(store, found)}")
-    names = {run_name(run_id).rpartition(" ")[2]: (target_id, run_id) for target_id, run_id in keys}
-    close = [names[name] for name in difflib.get_close_matches(words[-1].rpartition("_")[2], names, n=5, cutoff=0.5)]
-    hint = f"did you mean one of these?{_listed(store, close)}" if close else f"it has {len(keys)} runs; "
-    more = "" if close else f"lambda-hat results --store {store.root} makes a table of them"
-    raise ConfigError(f"{shown}: no such run in {store.root}; {hint}{more}")
+    names = {_digest(run_id): (target_id, run_id) for target_id, run_id in keys}
+    close = [names[name] for name in difflib.get_close_matches(run.rpartition("_")[2], names, n=5, cutoff=0.5)]
+    if close:
+        raise ConfigError(f"{shown}: no such run in {store.root}; did you mean one of these?{_listed(store, close)}")
+    raise ConfigError(
+        f"{shown}: no such run in {store.root}; it has {len(keys)} runs; lambda-hat results --store {store.root} makes a "
+        "table of them"
+    )
 
 
 def _by_path(path: Path) -> RunPlace | None:
@@ -79,28 +88,35 @@ def _all_runs(store: Store) -> Iterator[Key]:
     yield from (run.key for run in (record.runs if record else ()) if run.key not in seen)
 
 
-def _matches(key: Key, words: Sequence[str]) -> bool:
-    """Whether a run may be called so."""
+def _parts(words: Sequence[str]) -> tuple[str, str]:
+    """The beginnings of a target's and a run's id, without `tgt_` and `run_`, that `words` give."""
     text = "_".join("_".join(words).split()).rstrip("/")
     target, slash, run = text.rpartition("/")
     if not slash and text.startswith("tgt_"):
-        # As two words: tgt_1234 sgld 3f05.
-        target, run = "_".join(text.split("_")[:2]), "_".join(text.split("_")[2:])
-    run = run.removeprefix("run_")
+        # As words of their own: tgt_1234 sgld 3f05.
+        parts = text.split("_")
+        target, run = "_".join(parts[:2]), "_".join(parts[2:])
+    return target.removeprefix("tgt_"), run.removeprefix("run_")
+
+
+def _matches(key: Key, target: str, run: str) -> bool:
     name = key[1].removeprefix("run_")
-    return key[0].removeprefix("tgt_").startswith(target.removeprefix("tgt_")) and (
-        name.startswith(run) or name.rpartition("_")[2].startswith(run)
-    )
+    return key[0].removeprefix("tgt_").startswith(target) and (name.startswith(run) or _digest(name).startswith(run))
+
+
+def _digest(run_id: str) -> str:
+    return run_id.rpartition("_")[2]
 
 
 def _listed(store: Store, keys: Sequence[Key]) -> str:
-    lines = [f"\n    {run_name(run_id)} of {target_id}{_label(store, target_id)}" for target_id, run_id in keys]
-    more = [f"\n    and {len(lines) - MOST_CANDIDATES} more"] if len(lines) > MOST_CANDIDATES else []
-    return "".join(lines[:MOST_CANDIDATES] + more)
+    shown = keys[:MOST_CANDIDATES]
+    lines = [f"\n    {run_name(run_id)} of {target_id}{_label(store, target_id)}" for target_id, run_id in shown]
+    more = [f"\n    and {len(keys) - len(shown)} more"] if len(keys) > len(shown) else []
+    return "".join([*lines, *more])
 
 
 def _label(store: Store, target_id: str) -> str:
     try:
         return f" ({printable(load_build_config(store.target_dir(target_id) / 'config.yaml').label)})"
-    except (ConfigError, OSError):
+    except (LambdaHatError, OSError):
         return ""

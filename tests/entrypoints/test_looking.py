@@ -210,6 +210,8 @@ def test_runs_that_are_called_so_or_nearly_are_listed(made, command):
     status, _, complaints = command("logs", wrong)
     assert status == 2
     assert f"{wrong}: no such run in {made.store.root}; did you mean one of these?\n    sgld {digest} of" in complaints
+    status, _, complaints = command("show", "mine/run", "--store", "nowhere")
+    assert (status, complaints.partition(";")[0]) == (2, "error: mine/run: no folder of a run there")
     _, _, complaints = command("show", "zzz")
     assert "zzz: no such run in" in complaints and "it has 8 runs" in complaints
 
