@@ -62,8 +62,8 @@ def find_run(root: Path, words: Sequence[str]) -> RunPlace:
     if close:
         raise ConfigError(f"{shown}: no such run in {store.root}; did you mean one of these?{_listed(store, close)}")
     raise ConfigError(
-        f"{shown}: no such run in {store.root}; it has {len(keys)} runs; lambda-hat results --store {store.root} makes a "
-        "table of them"
+        f"{shown}: no such run in {store.root}; it has {len(keys)} runs; lambda-hat results --store {store.root} "
+        "makes a table of them"
     )
 
 
