@@ -112,6 +112,7 @@ def test_a_target_that_failed_blocks_its_runs_until_it_is_tried_again(made):
     error = made.store.target_dir(made.targets[1]) / "error.json"
     write_json_atomic(error, {"type": "BuildFailed", "message": "no"})
     assert (look(made).blocked, look(made).targets["failed"]) == (4, 1)
+    assert look(made).failures == [((made.targets[1], ""), "BuildFailed: no")]
     # An error that was there before this plan is what this plan tries again.
     os.utime(error, (1e9, 1e9))
     assert (look(made).blocked, look(made).targets["missing"]) == (0, 1)

@@ -98,7 +98,7 @@ class StudyFollower:
             blocked=blocked,
             running=running,
             waiting=waiting,
-            failures=self._failures(),
+            failures=[*self._target_failures(), *self._failures()],
             runs_per_minute=per_minute,
             seconds_left=left,
         )
@@ -285,6 +285,13 @@ class StudyFollower:
         named = sum(status == "built" and target_id not in builds for target_id, status in self._targets.items())
         counts["built"] += max(0, self.record.cached_targets - named)
         return {status: counts[status] for status in ("built", "failed", "missing")}
+
+    def _target_failures(self) -> list[Failure]:
+        failed = [target_id for target_id, status in self._targets.items() if status == "failed"]
+        return [
+            Failure((target_id, ""), error_line(self._store.target_dir(target_id) / "error.json"))
+            for target_id in failed[:MOST_FAILURES]
+        ]
 
     def _failures(self) -> list[Failure]:
         failed = [(settled.time, key) for key, settled in self._settled.items() if settled.status == "failed"]

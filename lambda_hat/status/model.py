@@ -46,9 +46,10 @@ class Running(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A run that failed, and why in one line."""
+    """A run that failed, or a target that could not be built, and why in one line."""
 
     key: Key
+    """Without a run for a target."""
     reason: str
 
 
@@ -103,7 +104,7 @@ class StudyStatus:
     waiting: dict[str, int]
     """Why runs wait, and how many of them."""
     failures: list[Failure]
-    """Some of them, the latest first."""
+    """Some targets, then some runs, the latest first."""
     runs_per_minute: float | None
     seconds_left: float | None
 

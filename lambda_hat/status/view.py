@@ -186,9 +186,11 @@ def _failures(status: StudyStatus) -> RenderableType | None:
         return None
     table = _table("failed", "why", folds="why")
     for failure in status.failures:
-        table.add_row(run_name(failure.key[1]), Text(printable(failure.reason)))
-    if status.failed > len(status.failures):
-        table.add_row("", f"and {status.failed - len(status.failures)} more; the table of results has every reason")
+        target_id, run_id = failure.key
+        table.add_row(run_name(run_id) if run_id else target_id, Text(printable(failure.reason)))
+    shown = sum(failure.key[1] != "" for failure in status.failures)
+    if status.failed > shown:
+        table.add_row("", f"and {status.failed - shown} more runs; the table of results has every reason")
     return table
 
 
@@ -209,8 +211,9 @@ def _hints(store: Store, status: StudyStatus) -> Iterator[str]:
         again = newest_record(store, runnable=True) if record.job_script is not None else record
         yield f"    {printable((again or record).typed())}"
     if status.failed or status.blocked:
-        if status.failures:
-            name = run_name(status.failures[0].key[1])
+        runs = [failure.key[1] for failure in status.failures if failure.key[1]]
+        if runs:
+            name = run_name(runs[0])
             yield f"what a failed run wrote:     lambda-hat logs {name}{store_word(store.root)}"
         if driver.over and record.command:
             yield f"to try the failed ones again: lambda-hat rerun --failed{store_word(store.root)}"

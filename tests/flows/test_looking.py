@@ -52,6 +52,7 @@ def test_a_study_is_seen_from_its_store_alone(make):
     assert re.search(r"^driver   ended \S+, started \S+: some runs failed$", said, re.M)
     assert re.search(r"^targets  2: 1 built, 1 failed$", said, re.M)
     assert re.search(r"^runs     24: 12 finished, 12 blocked", said, re.M)
+    assert re.search(r"^tgt_[0-9a-f]{12} +BuildFailed: ", said, re.M)
     assert "lambda-hat rerun --failed\n" in said
 
     (target_id, run_id) = next(iter(study.analyses())).parts[-3:-1]
