@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
+from collections import Counter
 
 import pytest
 
@@ -314,6 +316,39 @@ def test_time_left_follows_the_expected_seconds_that_were_done(made):
     assert status.seconds_left == pytest.approx((4 * 10 - 5) / (40 / 60), rel=0.05)
     made.say("end", status=130)
     assert look(made).seconds_left is None
+
+
+def test_a_look_opens_no_run_and_lists_no_folder_twice(tmp_path):
+    made = HandMade(tmp_path / "runs", num_runs=10)
+    made.build(0, 1)
+    with Lease(made.store.packs_dir) as lease:
+        made.say("lease", lease=lease.path.name)
+        for begin in (0, 10):
+            pack = made.pack(*range(begin, begin + 10))
+            ends = [
+                event for place in range(begin, begin + 8) for event in (made.start(place), made.end(place, "finished"))
+            ]
+            made.rank(pack, 0, *ends, made.start(begin + 8))
+        for place in (*range(8), *range(10, 18)):
+            made.finish(place)
+        opened: list[str] = []
+        listed: list[str] = []
+        on = True
+
+        def note(event, args):
+            if on and event == "open" and str(args[0]).startswith(str(made.store.targets_dir)):
+                opened.append(args[0])
+            elif on and event in ("os.listdir", "os.scandir"):
+                listed.append(str(args[0]))
+
+        sys.addaudithook(note)
+        status = look(made)
+        on = False
+    assert (status.finished, len(status.running)) == (16, 2)
+    assert opened == []
+    inside = [name for name in listed if name.startswith(str(made.store.root))]
+    assert max(Counter(inside).values()) == 1
+    assert not any("/run_" in name for name in inside)
 
 
 # --------------------------------------------------------------------------------------------------------------
