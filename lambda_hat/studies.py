@@ -21,7 +21,7 @@ import re
 import shlex
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,6 +93,8 @@ class StudyRecord:
     study."""
     written: float = field(default=0.0, compare=False)
     """When the record was written, by the file system's clock."""
+    own: bool = field(default=True, compare=False)
+    """Nobody but this user can have written it."""
 
     def again(self, rerun: str | None = None) -> list[str]:
         """The command that goes on with the study, whatever `--rerun` it had. rerun: the one that it is to have."""
@@ -142,7 +144,7 @@ class StudyLog:
 def write_study(root: Path, record: StudyRecord) -> StudyLog:
     """Write a record into the store at `root`; the log beside it. What cannot be written is done without."""
     content = {"format": STUDY_FORMAT, **vars(record), "runs": _grouped(record.runs)}
-    del content["written"]
+    del content["written"], content["own"]
     path = root / STUDIES / f"{record.name}.json"
     try:
         write_bytes_atomic(path, json.dumps(content, separators=(",", ":")).encode())
@@ -183,16 +185,17 @@ def read_study(root: Path, name: str) -> StudyRecord | None:
     """One record; None where it is gone or damaged, for nothing but looking depends on it."""
     try:
         with (root / STUDIES / f"{name}.json").open("rb") as file:
-            content, written = json_object(file.read()), os.fstat(file.fileno()).st_mtime
+            content, found = json_object(file.read()), os.fstat(file.fileno())
     except OSError:
         return None
     try:
-        return _record(name, content, written)
+        own = found.st_uid == os.geteuid() and not found.st_mode & 0o022
+        return replace(_record(name, content), written=found.st_mtime, own=own)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
-def _record(name: str, content: Any, written: float) -> StudyRecord:
+def _record(name: str, content: Any) -> StudyRecord:
     """Raises KeyError, TypeError, ValueError or AttributeError where `content` is none."""
     if content["format"] != STUDY_FORMAT:
         raise ValueError("another format")
@@ -217,7 +220,6 @@ def _record(name: str, content: Any, written: float) -> StudyRecord:
         runs=list(_runs(content["runs"])),
         job_script=None if job_script is None else _is(job_script, str),
         submitted=None if submitted is None else {key: _is(submitted[key], str) for key in _SUBMITTED},
-        written=written,
     )
 
 

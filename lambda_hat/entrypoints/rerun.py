@@ -53,11 +53,7 @@ def check(store: Store, record: StudyRecord) -> None:
     """Refuse a command that is not this user's, or that cannot be started. Raises StoreError with the remedy."""
     path = store.root / STUDIES / f"{record.name}.json"
     by_hand = f"if it is the right one, type it yourself: {record.typed('failed')}"
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror or error}; run the same command again") from None
-    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+    if not record.own:
         raise StoreError(f"{path}: others can write there, so this command is not started from here; {by_hand}")
     if Path(record.store).resolve() != store.root.resolve():
         raise StoreError(
