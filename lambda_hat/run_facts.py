@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def analysis_of(place: RunPlace) -> dict[str, Any] | str | None:
         return str(error)
 
 
+@functools.lru_cache(maxsize=1)
 def _follower_of(place: RunPlace) -> StudyFollower | None:
     """The study that a run without an end belongs to, after a look at it; None where there is none."""
     if place.store is None:

@@ -43,8 +43,7 @@ def test_a_study_is_seen_from_its_store_alone(make):
     driver.wait()
     said = lambda_hat(study, "status", "--watch")
     assert re.search(rf"^driver   died on \S+ \(process {driver.pid}\)", said, re.M)
-    words = re.search(r"run the same command again to continue:\n((?:.+\n?)+)", said)[1].split()
-    words = shlex.split(" ".join(words))
+    words = shlex.split(re.search(r"run the same command again to continue:\n    (.+)\n", said)[1])
     assert words[0] == "python" and words[-4:] == ["--experiments", "study.yaml", "--pack=6", "--ranks=1"]
     assert study.run(*words[2:], status=1)
 
