@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from lambda_hat.report import agreement
 from lambda_hat.run_facts import analysis_of, build_of, config_of, deaths_of, is_whole, state_without_end
 from lambda_hat.store import read_json_or_none
 from lambda_hat.terminal import duration, moment, printable, printable_lines
-from lambda_hat.terminal_plot import DAMAGED_TRACE, EXACT_COLOUR, plot_running, running_llc
+from lambda_hat.terminal_plot import CHAIN_COLOURS, DAMAGED_TRACE, EXACT_COLOUR, plot_running, running_llc
 
 TRACEBACK_LINES = 15
 NOT_SHOWN = ("target_id", "name", "format")
@@ -106,7 +107,9 @@ def _result_rows(analysis: dict[str, Any]) -> Iterator[tuple[str, Text]]:
     yield "verdict", Text.assemble((printable(verdict), style), f": {printable(str(analysis.get('verdict_sentence')))}")
     chains = analysis.get("llc_per_chain")
     if isinstance(chains, list):
-        yield "chains", Text(", ".join(map(_number, chains)))
+        # Each in the colour of its line below.
+        colours = itertools.cycle(CHAIN_COLOURS)
+        yield "chains", Text(", ").join(Text(_number(chain), style=next(colours)) for chain in chains)
     mixing = {"R-hat": "rhat_max", "bulk ESS": "ess_bulk_min", "tail ESS": "ess_tail_min"}
     mixing |= {"acceptance": "acceptance", "MALA acceptance": "mala_acceptance"}
     told = [f"{name} {_number(analysis[key])}" for name, key in mixing.items() if analysis.get(key) is not None]
@@ -167,13 +170,14 @@ def _plot(trace: Path, analysis: dict[str, Any], console: Console) -> Iterator[R
     except DAMAGED_TRACE as error:
         yield Text(f"\n{trace}: cannot be drawn: {printable(str(error))}", style="yellow")
         return
-    exact = next((analysis[key] for key in EXACT if _is_number(analysis.get(key))), None)
+    known = next((key for key in EXACT if _is_number(analysis.get(key))), None)
+    exact = None if known is None else analysis[known]
     coloured = console.is_terminal and console.color_system is not None
     picture = plot_running(running, exact, width=min(console.width, 100), coloured=coloured)
     if picture:
         title = Text("\nrunning λ̂ of every chain", style="bold")
-        if exact is not None:
-            title.append(f", and the exact value {exact:.4g}", style=EXACT_COLOUR if coloured else "")
+        if known is not None:
+            title.append(f", and the exact {EXACT[known]} = {exact:.4g}", style=EXACT_COLOUR)
         yield title
         yield Text.from_ansi(picture)
 

@@ -235,7 +235,7 @@ def test_show_of_a_finished_run(made, command):
     assert "3.3 s in all, 1.0 s compiling, 2.0 s sampling, 120,000 gradients" in said
     assert "rank 1 of pack_x on node7, 1 core of cpu" in said
     assert "num_draws = 2000" in said.partition("defaults")[2]
-    picture = said.partition("running λ̂ of every chain, and the exact value 1.99\n")[2]
+    picture = said.partition("running λ̂ of every chain, and the exact λ_t = 1.99\n")[2]
     assert len(re.findall("[⠁-⣿]", picture)) > 40
     levels = [float(number) for number in re.findall(r"^ +([\d.]+) \|", picture, re.M)]
     assert min(levels) < 1.99 < max(levels) and max(levels) - min(levels) < 0.5

@@ -57,7 +57,7 @@ def test_a_study_is_seen_from_its_store_alone(make):
     (target_id, run_id) = next(iter(study.analyses())).parts[-3:-1]
     said = lambda_hat(study, "show", run_id)
     assert f"target    {target_id} (quadratic" in said
-    assert "λ̂ " in said and "running λ̂ of every chain, and the exact value" in said
+    assert "λ̂ " in said and "running λ̂ of every chain, and the exact λ_t = " in said
     said = lambda_hat(study, "logs", run_id)
     assert re.search(r"^== rank 0 on \S+, pack_\S+, \S+: finished in .* s$", said, re.M)
     assert re.search(rf"^\[rank 0\] run {target_id}/{run_id}: finished in ", said, re.M)
