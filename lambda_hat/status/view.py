@@ -66,8 +66,10 @@ def _facts(store: Store, status: StudyStatus, now: float, bars: bool) -> Iterato
     record, driver = status.record, status.driver
     yield "store", Text(printable(str(store.root)))
     yield "study", Text(printable(shown(record.command)) if record.command else f"{record.name}, without a driver")
-    draining = "; its ranks are stopping" if driver.over and status.ranks_at_work else ""
-    yield "driver", _driver_words(record, driver, now) + Text(draining)
+    more = "; its ranks are stopping" if driver.over and status.ranks_at_work else ""
+    if driver.state == "alive" and status.total == status.finished + status.failed + status.blocked:
+        more = "; it collects the results"
+    yield "driver", _driver_words(record, driver, now) + Text(more)
     if status.note is not None:
         yield "", Text(printable(status.note), style="yellow")
     if status.next_job is not None:

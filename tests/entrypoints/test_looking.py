@@ -104,6 +104,14 @@ def test_status_of_a_job_inside_which_the_driver_died(made, command):
     assert said.partition("to continue:\n")[2].startswith("    python flows/packed.py --experiments study.yaml\n")
 
 
+def test_a_driver_whose_runs_are_all_there_collects_the_results(made, command):
+    made.driver = whoami()
+    made.write_record(name="20261126-040000-abcd")
+    for place in range(8):
+        made.finish(place)
+    assert "it collects the results" in " ".join(command("status")[1].split())
+
+
 def test_a_chain_goes_on_by_itself(made, command):
     made.write_record(name="20261126-040000-abcd", job_script="/x/job.pbs")
     made.say("next_job", job_id="13.pbs")
