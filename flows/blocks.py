@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.executors import InterchangeLost
+from flows.journal import Journal
 from flows.scheduler import SCHEDULERS
 from flows.sites import BatchSite
 from lambda_hat.errors import LambdaHatError, SchedulerError
@@ -35,8 +36,10 @@ class Blocks:
         executors: Sequence[BlockProviderExecutor],
         say: Callable[[str], None],
         lease: Lease,
+        journal: Journal,
     ):
         self._site, self._executors, self._say, self._lease = site, executors, say, lease
+        self._journal = journal
         self._scheduler = SCHEDULERS[site.kind]
         self._states: dict[str, str] = {}
         self._refused: set[tuple[str, str]] = set()
@@ -102,6 +105,9 @@ class Blocks:
                 provider = executor.provider
                 nodes = "1 node" if provider.nodes_per_block == 1 else f"{provider.nodes_per_block} nodes"
                 self._event(f"job {job_id} submitted for {executor.label}: {nodes}, {provider.walltime}")
+                what = {"scheduler": self._scheduler.title, "for": executor.label}
+                what |= {"nodes": provider.nodes_per_block, "walltime": provider.walltime}
+                self._journal.append("job", job_id=job_id, state="submitted", **what)
                 self._next_look = min(self._next_look, time.monotonic() + FIRST_LOOK)
         for block, status in list(executor.status_facade.items()):
             message = status.message or ""
@@ -111,7 +117,9 @@ class Blocks:
             words = _words_of(message)
             if not executor.job_ids_to_block:
                 raise SchedulerError(f"{self._scheduler.title} refused the block of {executor.label}: {words}")
-            self._say(f"{self._scheduler.title} refused another block of {executor.label}: {words}")
+            sentence = f"{self._scheduler.title} refused another block of {executor.label}: {words}"
+            self._say(sentence)
+            self._journal.append("note", sentence=sentence)
         if executor.bad_state_is_set and not isinstance(executor.executor_exception, InterchangeLost):
             raise SchedulerError(
                 f"{self._site.lost_blocks} blocks of {executor.label} failed one after the other: "
@@ -135,6 +143,7 @@ class Blocks:
             if state != self._states[job_id]:
                 self._states[job_id] = state
                 self._event(f"job {job_id}: {state}")
+                self._journal.append("job", job_id=job_id, state=state)
             if not state.startswith(("RUNNING", "ended")):
                 waiting.append(f"job {job_id} {state}")
         if self.progress is not None:

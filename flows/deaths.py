@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from flows.follow import Key, PackLog
+from lambda_hat.follow import Key, PackLog
 from lambda_hat.store import Store, read_json_or_none, write_json_atomic
 from mpi.launch import dead_ranks
 

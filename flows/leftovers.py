@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.follow import PackLog
 from flows.scheduler import SCHEDULERS
 from flows.stopping import Stop, processes_under
 from lambda_hat.errors import LambdaHatError
+from lambda_hat.follow import PackLog
 from lambda_hat.lease import DeadLease, dead_leases, lease_over, mark_ended
 
 DRAIN_SECONDS = 10.0

@@ -19,6 +19,7 @@ if str(REPO_ROOT) not in sys.path:
 
 from flows.check import check_site  # noqa: E402
 from flows.jobs import SCRIPT_VARIABLE, Job, submit_next  # noqa: E402
+from flows.journal import record_of  # noqa: E402
 from flows.packs import PROGRAM, submit_packs  # noqa: E402
 from flows.plan import Plan  # noqa: E402
 from flows.scheduler import require_scheduler  # noqa: E402
@@ -26,6 +27,7 @@ from flows.sites import BatchSite  # noqa: E402
 from flows.study import Flow, parse_options  # noqa: E402
 from lambda_hat.errors import EXIT_OK, ConfigError, LambdaHatError, run_command  # noqa: E402
 from lambda_hat.store import write_bytes_atomic  # noqa: E402
+from lambda_hat.studies import write_study  # noqa: E402
 from mpi.launch import assume_launcher, find_launcher, launch_line  # noqa: E402
 
 
@@ -91,6 +93,8 @@ def submit_job(flow: Flow, args: argparse.Namespace) -> int:
     except LambdaHatError:
         path.unlink()
         raise
+    job = {"scheduler": scheduler.title, "job_id": job_id, "watch": scheduler.watch_command(job_id)}
+    write_study(flow.store.root, record_of(flow, plan, job)).close()
     flow.say(f"submitted job {job_id}; its log will be {path.with_suffix('')}.{job_id}.log")
     flow.say(f"to look at it: {scheduler.watch_command(job_id)}")
     return EXIT_OK
@@ -121,6 +125,7 @@ def follow_up(flow: Flow) -> None:
         flow.say(f"the next job of the chain was not submitted: {error}")
         return
     flow.say(f"submitted job {job_id} to go on: {following}")
+    flow.journal.append("next_job", job_id=job_id)
 
 
 def show_dry_run(flow: Flow, plan: Plan) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.deaths import forget, record_deaths, suspects_among
-from flows.follow import Key, PackLog
 from flows.rounds import Round, Unresolved, explain, is_lost_block, log_tail
 from lambda_hat.drain import OUT_OF_TIME
 from lambda_hat.errors import EXIT_OK, EXIT_UNFINISHED, EXIT_USAGE
+from lambda_hat.follow import Key, PackLog
 from lambda_hat.store import write_json_atomic
 from lambda_hat.workflow_config import PlannedRun
 
@@ -46,6 +46,7 @@ def submit_packs(flow: Flow, round_: Round) -> None:
         pack_file = pack.directory / "pack.json"
         write_json_atomic(pack_file, pack.record())
         round_.pack_dirs.append(pack.directory)
+        flow.journal.pack(pack.directory.name, runs)
         future = run_pack(
             [*PROGRAM, str(pack_file)],
             site.launcher,
@@ -163,29 +164,32 @@ class Pack:
             outcome.causes["time" if why == OUT_OF_TIME else "drain"] += bool(unfinished)
             outcome.out_of_time |= why == OUT_OF_TIME
             more = f", {lost} lost on the way" if lost > 0 else ""
-            self._round.progress.finished("packs", f"{sentence}{more} ({why})", warn=bool(unfinished))
+            self._say_ended(f"{sentence}{more} ({why})", warn=bool(unfinished))
             return
         if isinstance(failure, Unresolved) or (status == EXIT_OK and lost <= 0):
             outcome.causes["unresolved"] += isinstance(failure, Unresolved)
             more = f", {lost} lost ({failure})" if failure is not None and lost > 0 else ""
-            self._round.progress.finished("packs", f"{sentence}{more}", failed=lost > 0, warn=sum(waiting.values()) > 0)
+            self._say_ended(f"{sentence}{more}", failed=lost > 0, warn=sum(waiting.values()) > 0)
             return
         if status == EXIT_USAGE:
             outcome.refusals.append(last_line(self.directory / "stderr.log").removeprefix("error: "))
         if block_lost:
             outcome.causes["block"] += 1
-            told = f"{sentence}, {lost_with_block(self._round, self.directory, lost)}"
-            self._round.progress.finished("packs", told, failed=True)
+            self._say_ended(f"{sentence}, {lost_with_block(self._round, self.directory, lost)}", failed=True)
             return
         reason = explain(future, self.directory / "error.json", self.directory / "stderr.log")
         if not (self.directory / "stderr.log").is_file() or not (self.directory / "stderr.log").stat().st_size:
             reason += log_tail(self.directory / "stdout.log")
-        self._round.progress.finished("packs", f"{sentence}, {lost} lost: {reason}", failed=True)
+        self._say_ended(f"{sentence}, {lost} lost: {reason}", failed=True)
         # A launcher that was itself killed, or showed no rank, says nothing of any run.
         if status is not None and status > 0 and status not in (EXIT_USAGE, EXIT_NO_SIGN):
             self._blame(f"the launch ended with exit status {status}")
         else:
             outcome.causes["launch"] += 1
+
+    def _say_ended(self, sentence: str, *, failed: bool = False, warn: bool = False) -> None:
+        self._round.progress.finished("packs", sentence, failed=failed, warn=warn)
+        self._flow.journal.append("pack_end", pack_id=self.directory.name, sentence=sentence.partition("\n")[0])
 
     def _waiting(self, unfinished: list[Key], drained: bool) -> dict[str, int]:
         """How many of the unfinished runs were not lost, and what they wait as."""

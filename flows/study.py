@@ -22,6 +22,7 @@ from rich.console import Console
 from flows.blocks import Blocks
 from flows.deadlines import MARGIN, margin, parse_deadline, scheduler_deadline
 from flows.executors import TASKS, fail_where_lost, parsl_config
+from flows.journal import Journal, keep_journal
 from flows.plan import Plan, Rerun, make_plan
 from flows.progress import StudyProgress
 from flows.rounds import OutOfTime, Round, log_tail
@@ -118,6 +119,8 @@ class Flow:
     stop: Stop = field(default_factory=Stop)
     on_out_of_time: Callable[[], None] = lambda: None
     """Called where the study stopped at `stop_at` with runs left."""
+    journal: Journal = field(default_factory=Journal)
+    """What this start writes down for those who ask how it goes."""
     _launcher: Launcher | None = None
     """What starts single processes on the nodes of the allocation that this study is in."""
     _nodes: Iterator[str] = field(default_factory=lambda: iter(()))
@@ -182,6 +185,11 @@ class Flow:
         if isinstance(self.site, BatchSite):
             require_scheduler(self.site.kind).check_server()
         self.make_folders()
+        with keep_journal(self, plan) as self.journal:
+            self.journal.exit_status = self._carry_out(plan, submit, started)
+        return self.journal.exit_status
+
+    def _carry_out(self, plan: Plan, submit: Callable[[Flow, Round], None], started: float) -> int:
         tries = Tries(self, submit)
         stopped = in_a_hurry = False
         if plan.runs or plan.elsewhere:
@@ -226,7 +234,7 @@ class Flow:
                 kernel = _load(config)
             blocks = None
             if isinstance(self.site, BatchSite):
-                blocks = Blocks(self.site, config.executors, self.say, lease)
+                blocks = Blocks(self.site, config.executors, self.say, lease, self.journal)
                 stack.callback(blocks.cancel)
             # Withdrawing the lease first lets everything that still computes end by itself while Parsl shuts down.
             stack.callback(_clean_up, kernel, config.executors)

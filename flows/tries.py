@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,7 +66,7 @@ class Tries:
         flow = self._flow
         self._note(plan)
         tidy_leases(flow.store.packs_dir)
-        with Lease(flow.store.packs_dir) as lease:
+        with self._lease() as lease:
             if end_leftovers(flow.store.packs_dir, flow.say, flow.stop):
                 plan = flow.plan(flow.rerun, lease.path)
                 self._note(plan)
@@ -73,8 +74,14 @@ class Tries:
             left = self._with_workers(plan, lease)
         while left is not None:
             # What still computes for workers that died drains, because their lease has been withdrawn.
-            with Lease(flow.store.packs_dir) as lease:
+            with self._lease() as lease:
                 left = self._with_workers(left, lease)
+
+    @contextlib.contextmanager
+    def _lease(self) -> Iterator[Lease]:
+        with Lease(self._flow.store.packs_dir) as lease:
+            self._flow.journal.append("lease", lease=lease.path.name)
+            yield lease
 
     def _with_workers(self, plan: Plan, lease: Lease) -> Plan | None:
         """Rounds with workers of their own; what is left where others have to be started, else None."""
@@ -123,7 +130,9 @@ class Tries:
                 rebuilt = set(plan.builds) - set(before.builds)
                 self.tally.runs += again
                 self.tally.causes += outcome.causes + Counter(rebuilt=len(rebuilt))
-                flow.say(f"{again} runs were left unfinished; packing them again")
+                sentence = f"{again} runs were left unfinished; packing them again"
+                flow.say(sentence)
+                flow.journal.append("note", sentence=sentence)
             if lost or workers.lack(bool(plan.builds)):
                 return plan
         raise AssertionError("rounds end by themselves")
@@ -140,6 +149,7 @@ class Tries:
     def _round(self, plan: Plan, workers: Workers, attempt: int) -> Outcome:
         flow = self._flow
         round_ = Round(flow, plan, workers.lease, f"{workers.name}-{attempt}")
+        flow.journal.append("round", name=round_.name, builds=len(plan.builds), runs=len(plan.runs))
         workers.progress, round_.blocks = round_.progress, workers.blocks
         round_.watch(workers.look)
         with round_.progress:
@@ -152,6 +162,7 @@ class Tries:
                 round_.wait(flow.give_up_at)
             except Stopped:
                 round_.progress.say("stopping: runs are checkpointed; Ctrl-C again stops at once")
+                flow.journal.append("note", sentence="it was told to stop: runs are checkpointed")
                 workers.lease.withdraw()
                 round_.wind_down(STOP_SECONDS)
                 self.tally.quarantined += round_.outcome.quarantined
@@ -175,6 +186,7 @@ class Tries:
             sentence = f"{runs} runs are being sampled by another driver ({others}): waiting for them"
             if sentence != told:
                 flow.say(sentence)
+                flow.journal.append("note", sentence=sentence)
                 told = sentence
             began = time.monotonic()
             plan = flow.plan(None, lease.path)

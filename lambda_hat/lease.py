@@ -183,6 +183,22 @@ def lease_over(path: Path) -> bool:
     return found.age > STALE_AFTER + GRACE
 
 
+class LifeSign(NamedTuple):
+    """What a lease says of its driver."""
+
+    state: LeaseState
+    age: float
+    """Seconds since the driver last wrote it; infinite where it is gone."""
+    withdrawn: bool
+    """The driver has marked it ended."""
+
+
+def life_sign(path: Path, clock: FileSystemClock) -> LifeSign:
+    """As `lease_state`, in full and for those who ask often. clock: of the lease's folder."""
+    found = _look_at(path, clock)
+    return LifeSign(found.state, found.age, (found.record or {}).get("state") == "ended")
+
+
 def dead_leases(directory: Path) -> list[DeadLease]:
     """The leases of drivers that died without withdrawing: their jobs may wait or idle, and want to be cancelled.
 
@@ -211,9 +227,9 @@ def mark_ended(path: Path) -> None:
     write_bytes_atomic(path, json.dumps({**record, "state": "ended"}).encode())
 
 
-def live_leases(directory: Path) -> list[Path]:
-    """The leases of drivers that run."""
-    return [path for path, look in _all_leases(directory) if look.state == "live"]
+def live_leases(directory: Path, clock: FileSystemClock | None = None) -> list[Path]:
+    """The leases of drivers that run. clock: of the folder, from those who ask often."""
+    return [path for path, look in _all_leases(directory, clock) if look.state == "live"]
 
 
 def tidy_leases(directory: Path) -> int:
@@ -241,8 +257,8 @@ class _Look(NamedTuple):
     state: LeaseState
 
 
-def _all_leases(directory: Path) -> list[tuple[Path, _Look]]:
-    clock = FileSystemClock(directory)
+def _all_leases(directory: Path, clock: FileSystemClock | None = None) -> list[tuple[Path, _Look]]:
+    clock = FileSystemClock(directory) if clock is None else clock
     try:
         names = sorted(name for name in os.listdir(directory) if name.startswith("driver_") and name.endswith(".lease"))
     except (FileNotFoundError, NotADirectoryError):

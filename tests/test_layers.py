@@ -12,12 +12,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 THIRD_PARTY = {
     "arviz", "arviz_stats", "blackjax", "equinox", "h5netcdf", "itables", "jax", "jaxtyping", "jinja2", "markupsafe",
-    "matplotlib", "mpi4py", "numpy", "omegaconf", "optax", "pandas", "parsl", "pyarrow", "rich", "safetensors", "scipy",
-    "selenium", "xarray", "yaml",
+    "matplotlib", "mpi4py", "numpy", "omegaconf", "optax", "pandas", "parsl", "plotille", "pyarrow", "rich",
+    "safetensors", "scipy", "selenium", "xarray", "yaml",
 }  # fmt: skip
 L0 = {
-    "claims", "config", "cores", "cost", "drain", "errors", "files", "id_utils", "integrity", "lanes", "lease",
-    "memory", "omegaconf_support", "packing", "paths", "plain_yaml", "preflight", "store", "workflow_config",
+    "claims", "config", "cores", "cost", "drain", "errors", "files", "follow", "id_utils", "integrity", "lanes",
+    "lease", "memory", "omegaconf_support", "packing", "paths", "plain_yaml", "preflight", "store", "studies",
+    "workflow_config",
 }  # fmt: skip
 LAYERS = {
     0: L0,
@@ -25,17 +26,23 @@ LAYERS = {
     2: {"samplers"},
     3: {"llc", "diagnostics", "mixing", "waic"},
     4: {"api", "execute"},
-    5: {"calibration", "entrypoints", "foreign", "report", "results", "summary", "trace", "validate"},
-}
+    5: {
+        "calibration", "entrypoints", "find_run", "foreign", "report", "results", "run_facts", "run_logs", "run_view",
+        "status", "summary", "terminal", "terminal_plot", "trace", "validate",
+    },
+}  # fmt: skip
 MAY_IMPORT = {
     0: {"omegaconf", "yaml"},
     1: {"equinox", "jax", "jaxtyping", "numpy", "optax", "safetensors", "scipy"},
     2: {"blackjax", "jax", "jaxtyping", "numpy"},
     3: {"numpy"},
     4: {"h5netcdf", "jax", "numpy", "xarray"},
-    5: {"arviz", "itables", "jinja2", "markupsafe", "matplotlib", "pandas", "pyarrow", "rich"},
+    5: {"arviz", "itables", "jinja2", "markupsafe", "matplotlib", "pandas", "plotille", "pyarrow", "rich"},
 }
-JAX_FREE_LATER = {"calibration", "foreign", "posterior", "report", "results", "summary", "trace", "validate"}
+JAX_FREE_LATER = {
+    "calibration", "find_run", "foreign", "posterior", "report", "results", "run_facts", "run_logs", "run_view",
+    "status", "summary", "terminal", "terminal_plot", "trace", "validate",
+}  # fmt: skip
 """Above L0, yet imported by the driver: they may not reach jax either."""
 
 

@@ -1,5 +1,4 @@
-"""`lambda-hat`: build a target, sample a run, collect the table, make the report, list and verify the store, validate
-the samplers."""
+"""`lambda-hat`: look at a study and its runs, make tables and reports, verify the store, validate the samplers, and more."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lambda_hat
-from lambda_hat.entrypoints import build_target, report, sample, validate, verify
+from lambda_hat.entrypoints import build_target, logs, report, rerun, sample, show, status, validate, verify
 from lambda_hat.errors import EXIT_OK, LambdaHatError, run_command
 from lambda_hat.store import existing_store
 
@@ -25,6 +24,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = commands.add_parser("sample", help="sample one run of one target")
     sample.add_arguments(run)
     run.set_defaults(run=sample.run)
+
+    for name, module, about in (
+        ("status", status, "how a study goes: what runs, what waits and why, what failed, how long it will take"),
+        ("show", show, "one run: configuration, result, verdict, where it ran, running estimates"),
+        ("logs", logs, "what was printed while one run was sampled, and why it failed"),
+        ("rerun", rerun, "start the newest study of a store again for what failed"),
+    ):
+        command = commands.add_parser(name, help=about)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
 
     results = commands.add_parser("results", help="collect the table of estimates from the store, at any time")
     results.add_argument("--store", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,7 @@ from tests.cluster.studies import (
     packed,
     packs,
     slow_clock,
+    start_packed,
     write_study,
 )
 
@@ -205,6 +209,32 @@ def test_a_deleted_block_is_told_and_only_what_was_lost_is_sampled_again(pbs, tm
     assert f"{10 - number - kept} lost with their block (job {job_id} ended: " in lost
     assert "they are packed again, what is finished is kept" in lost
     assert f"{10 - number} runs were left unfinished; packing them again" in said
+    wait_for_all(pbs)
+
+
+@pytest.mark.parametrize("pbs", [{"nodes": 1}], indirect=True)
+def test_status_has_the_words_of_pbs_while_there_is_no_allocation(pbs, tmp_path):
+    path = write_study(tmp_path / "study.yaml", targets=[QUADRATIC])
+    words = ["--experiments", path, *LOGIN, "site.ranks_per_node=1", "site.nodes_per_block=2", "site.nodes_per_pack=2"]
+    driver = start_packed(pbs, *words, cwd=tmp_path, log=tmp_path / "said")
+
+    def status() -> str:
+        # Not one of the cluster's commands is on this path.
+        command = [sys.executable, "-m", "lambda_hat.entrypoints.cli", "status"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        return " ".join(done.stdout.split()) if done.returncode == 0 else ""
+
+    try:
+        pbs.wait_for(lambda: "no allocation yet: PBS says QUEUED (Can Never" in status(), PATIENCE)
+        said = status()
+        driver.send_signal(signal.SIGINT)
+        assert driver.wait(60) == 130, (tmp_path / "said").read_text()
+    finally:
+        driver.kill()
+    (job_id,) = (job for job in pbs.jobs() if ".packs." in pbs.job(job)["Job_Name"])
+    assert f"{job_id} packs 2 01:00:00 QUEUED (Can Never Run:" in said
+    assert "2 no allocation yet: PBS says QUEUED (Can Never Run: Insufficient amount of resource: ncpus)" in said
+    assert "it was stopped" in status() and job_id not in status()
     wait_for_all(pbs)
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from flows.deaths import blame, deaths_of, forget, is_suspect, record_deaths, suspects_among, who_died
-from flows.follow import PackLog
+from lambda_hat.follow import PackLog
 from lambda_hat.results import error_line
 from lambda_hat.store import EventLog, Store
 

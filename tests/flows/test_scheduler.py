@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from flows.blocks import Blocks
+from flows.journal import Journal
 from flows.leftovers import end_leftovers
 from flows.progress import StudyProgress
 from flows.scheduler import Pbs, Slurm, require_scheduler
@@ -103,7 +104,7 @@ def blocks(lease, capsys):
     from rich.console import Console
 
     executor = FakeExecutor()
-    watched = Blocks(SlurmSite(poll_seconds=1), [executor], print, lease)
+    watched = Blocks(SlurmSite(poll_seconds=1), [executor], print, lease, Journal())
     watched.progress = StudyProgress(Console(width=200), targets=0, packs=1, runs=1)
     return watched, executor
 
@@ -171,7 +172,7 @@ def test_the_jobs_stand_in_the_lease(blocks, lease):
 
 
 def test_pbs_sites_ask_pbs(lease):
-    assert Blocks(PbsSite(), [], print, lease)._scheduler.name == "pbs"
+    assert Blocks(PbsSite(), [], print, lease, Journal())._scheduler.name == "pbs"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -21,17 +21,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.deaths import deaths_of
-from flows.follow import PackLog
 from flows.plan import make_plan
 from lambda_hat import claims
-from lambda_hat.entrypoints import verify
+from lambda_hat.entrypoints import logs, show, status, verify
 from lambda_hat.execute import build_into, sample_into
 from lambda_hat.files import file_entry, read_record, write_record
-from lambda_hat.lease import Lease, dead_leases, lease_over, lease_state, live_leases, mark_ended, tidy_leases
+from lambda_hat.follow import PackLog
+from lambda_hat.lease import Lease, dead_leases, lease_over, lease_state, live_leases, mark_ended, tidy_leases, whoami
 from lambda_hat.preflight import read_reports
 from lambda_hat.results import collect, runs_in_store, to_frame
 from lambda_hat.samplers.chunks import Kept, encode, leaves_of, read_checkpoint
 from lambda_hat.store import EventLog, Store, read_events, write_config, write_json_atomic
+from lambda_hat.studies import TO_SAMPLE, Planned, StudyLog, StudyRecord, in_order, write_study
 from lambda_hat.summary import rank_usage
 from lambda_hat.targets import load_target
 from lambda_hat.workflow_config import PlannedRun, Study, compose_study
@@ -113,9 +114,30 @@ def stored(tmp_path_factory) -> Stored:
         log.append("run_end", **ids, status="finished", seconds=1.0)
         log.append("drain", rank=0, reason="x")
         log.append("end", rank=0, busy=1.0, seconds=2.0)
+    with write_down(store, study) as log:
+        log.append("lease", lease=lease.path.name)
+        log.append("round", name="x", builds=0, runs=2)
+        job = {"scheduler": "SLURM", "nodes": 1, "walltime": "01:00:00", "for": "packs"}
+        log.append("job", job_id="7", state="submitted", **job)
+        log.append("job", job_id="7", state="PENDING (Priority)")
+        log.append("pack", pack_id=pack_dir.name, runs=[0, 1])
+        log.append("note", sentence="x")
     write_json_atomic(pack_dir / "check-0000.json", {"rank": 0, "host": "h", "ready": 1.0})
     pristine = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     return Stored(store, study, finished, unfinished, pristine)
+
+
+@contextlib.contextmanager
+def write_down(store: Store, study: Study) -> Iterator[StudyLog]:
+    """The record of a start, and its log."""
+    runs = [Planned(run.target_id, run.run_id, run.cost, TO_SAMPLE) for run in study.runs]
+    record = StudyRecord(
+        "20260101-000000-abcd", ["python", "packed.py"], "/", str(store.root), whoami(), time.time(), "slurm", True,
+        1, 0, 0, {target_id: build.label for target_id, build in study.targets.items()}, [], in_order(runs),
+    )  # fmt: skip
+    log = write_study(store.root, record)
+    yield log
+    log.close()
 
 
 def _ids(run: PlannedRun) -> tuple[str, str]:
@@ -162,7 +184,16 @@ def read_everything(stored: Stored) -> None:
         attempt_one("events", lambda p=path: (read_events(p / "rank-0000.jsonl"), rank_usage([p])))
         attempt_one("pack log", lambda p=path: pack_log(p))
         attempt_one("check reports", lambda p=path: read_reports(p))
+    attempt_one("status, show, logs", lambda: look_at(stored))
     attempt_one("plan, looking only", lambda: make_plan(store, study, look_only=True))
+
+
+def look_at(stored: Stored) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert status.run(Namespace(store=stored.store.root, watch=None)) == 0
+        for run in stored.study.runs:
+            names = Namespace(store=stored.store.root, run_words=["/".join(_ids(run))], lines=5)
+            assert show.run(names) == logs.run(names) == 0
 
 
 def pack_log(directory: Path) -> None:
@@ -198,7 +229,7 @@ def end_dead_leases(directory: Path) -> None:
 KINDS = [
     "meta.json", "params.npz", "data.npz", "targets/*/config.yaml", "run_*/config.yaml", "analysis.json", "trace.nc",
     "error.json", "deaths.json", "checkpoint.npz", "claim-1", "driver_*.lease", "pack.json", "rank-0000.jsonl",
-    "check-0000.json",
+    "check-0000.json", "studies/*.json", "studies/*.jsonl",
 ]  # fmt: skip
 DEEP = b"[" * 100_000
 FOREIGN = (
@@ -248,6 +279,8 @@ JSON_KINDS = [
     "pack.json",
     "rank-0000.jsonl",
     "check-0000.json",
+    "studies/*.json",
+    "studies/*.jsonl",
 ]
 
 

@@ -26,6 +26,10 @@ class PackLog:
     """Rank to the runs that it has begun and not ended: several where they are lanes of one program."""
     ends: dict[Key, dict[str, Any]] = field(default_factory=dict)
     """How each run ended in this pack."""
+    begun_at: dict[Key, float] = field(default_factory=dict)
+    """When each run was begun last (seconds since the epoch, by the clock of its host)."""
+    building: dict[int, str] = field(default_factory=dict)
+    """Rank to the target that it builds."""
     drains: dict[int, str] = field(default_factory=dict)
     """Rank to why it drained."""
     hosts: dict[int, str] = field(default_factory=dict)
@@ -40,6 +44,11 @@ class PackLog:
     def begun(self) -> bool:
         """Whether a rank has shown itself."""
         return bool(self._offsets)
+
+    @property
+    def size(self) -> int:
+        """Ranks of the pack; 0 as long as none has said it."""
+        return self._size or 0
 
     @property
     def over(self) -> bool:
@@ -70,6 +79,7 @@ class PackLog:
             key = (event["target_id"], event["run_id"])
             # The first lane begins a group, and ends the one before even if a line of that was lost.
             self.in_flight[rank] = [*self.in_flight.get(rank, ()), key] if event.get("lane") else [key]
+            self.begun_at[key] = float(event["time"])
         elif kind == "run_end":
             key = (event["target_id"], event["run_id"])
             if key in self.in_flight.get(rank, ()):
@@ -79,6 +89,10 @@ class PackLog:
             # Readers rely on both.
             self.ends[key] = event | {"status": str(event["status"]), "seconds": float(event["seconds"])}
             return True
+        elif kind == "build_start":
+            self.building[rank] = str(event["target_id"])
+        elif kind == "build_end":
+            self.building.pop(rank, None)
         elif kind == "drain":
             self.drains[rank] = str(event["reason"])
         elif kind == "end":

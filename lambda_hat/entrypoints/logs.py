@@ -1,0 +1,83 @@
+"""`lambda-hat logs`: what was printed while one run was sampled, and why it failed."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lambda_hat.entrypoints.show import add_run_arguments
+from lambda_hat.errors import EXIT_OK, ConfigError
+from lambda_hat.find_run import RunPlace, find_run
+from lambda_hat.run_facts import deaths_of, state_without_end
+from lambda_hat.run_logs import Attempt, attempts
+from lambda_hat.store import read_json_or_none
+from lambda_hat.terminal import duration, moment, printable, printable_lines
+
+LINES = 60
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--lines", type=int, default=LINES, metavar="N", help=f"at most the last N of each log (default {LINES})"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the run's lines of every log that has some; 0 also where there are none."""
+    if args.lines < 1:
+        raise ConfigError(f"--lines: got {args.lines}, expected an integer of at least 1")
+    place = find_run(args.store, args.run_words)
+    parts = list(_parts(place, args.lines))
+    for number, part in enumerate(parts):
+        print(("\n" if number else "") + part)
+    if not parts:
+        state = state_without_end(place)
+        print(f"{place.target_id}/{place.run_id}: nothing was logged{'' if state is None else f'; {state}'}")
+    return EXIT_OK
+
+
+def _parts(place: RunPlace, most: int) -> Iterator[str]:
+    tried = [] if place.store is None else attempts(place.store, place.key)
+    for attempt in tried:
+        yield "\n".join([_heading(attempt), *_tail(attempt.lines, most, attempt.log)])
+    for name in ("sample.log", "sample.err"):
+        path = place.run_dir / name
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        if lines:
+            yield "\n".join([f"== {path}", *_tail(lines, most, path)])
+    deaths = deaths_of(place.run_dir)
+    if deaths:
+        yield "\n".join(["== ranks that died while they sampled it", *map(_death, deaths)])
+    error = read_json_or_none(place.run_dir / "error.json")
+    if isinstance(error, dict):
+        yield "\n".join([f"== {place.run_dir / 'error.json'}", *_error(error, most, place.run_dir / "error.json")])
+
+
+def _heading(attempt: Attempt) -> str:
+    end = "has not ended" if attempt.status is None else attempt.status
+    if attempt.seconds is not None:
+        end += f" in {duration(attempt.seconds)}"
+    reason = f": {printable(attempt.reason)}" if attempt.reason else ""
+    where = f"rank {attempt.rank} on {printable(attempt.host)}, {attempt.pack_id}"
+    return f"== {where}, {moment(attempt.begun, time.time())}: {end}{reason}"
+
+
+def _tail(lines: list[str], most: int, path: Path) -> list[str]:
+    left = len(lines) - most
+    return [*([f"... {left} lines before these; see {path}"] if left > 0 else []), *map(printable, lines[-most:])]
+
+
+def _death(death: dict) -> str:
+    when = death.get("time")
+    told = moment(when, time.time()) if isinstance(when, (int, float)) else "?"
+    return printable(f"{told}: rank {death.get('rank')} on {death.get('host')}: {death.get('how')}; {death.get('log')}")
+
+
+def _error(error: dict, most: int, path: Path) -> list[str]:
+    traceback = error.get("traceback")
+    if isinstance(traceback, str) and traceback.strip():
+        return _tail(printable_lines(traceback.rstrip()).splitlines(), most, path)
+    return [printable(f"{error.get('type')}: {error.get('message')}")]

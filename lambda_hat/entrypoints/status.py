@@ -1,0 +1,76 @@
+"""`lambda-hat status`: how a study goes, from any machine that sees its store."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lambda_hat.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError
+from lambda_hat.status import Studies
+from lambda_hat.store import existing_store
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WATCH_SECONDS = 2.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
+    parser.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=WATCH_SECONDS,
+        metavar="SECONDS",
+        help=f"look again every so many seconds (default {WATCH_SECONDS:g}) until the study is over",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the studies whose drivers run, else the newest one; 0, whatever became of it."""
+    from rich.console import Console
+
+    from lambda_hat.status.view import views
+    from lambda_hat.terminal import print_all
+
+    if args.watch is not None and not (math.isfinite(args.watch) and args.watch > 0):
+        raise ConfigError(f"--watch: got {args.watch:g}, expected a number of seconds above 0")
+    store = existing_store(args.store)
+    studies, console = Studies(store), Console(highlight=False)
+    if args.watch is None:
+        print_all(console, views(store, studies.look(), bars=console.is_terminal))
+        return EXIT_OK
+    try:
+        watch(studies, console, args.watch)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def watch(studies: Studies, console: Console, period: float) -> None:
+    """Show the studies again and again until they are over; on a terminal in place, elsewhere one below the other."""
+    from rich.live import Live
+
+    from lambda_hat.status.view import in_place, views
+    from lambda_hat.terminal import print_all
+
+    found = studies.look()
+    if not console.is_terminal:
+        while True:
+            print_all(console, views(studies.store, found))
+            if all(status.driver.over for status in found):
+                return
+            time.sleep(period)
+            console.print()
+            found = studies.look()
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            live.update(in_place(views(studies.store, found, bars=True)), refresh=True)
+            if all(status.driver.over for status in found):
+                return
+            time.sleep(period)
+            found = studies.look()
