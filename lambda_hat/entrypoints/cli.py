@@ -1,4 +1,4 @@
-"""`lambda-hat`: look at a study and its runs, make tables and reports, verify the store, validate the samplers, and more."""
+"""`lambda-hat`: look at a study and its runs, make its report, verify the store, validate the samplers, and more."""
 
 from __future__ import annotations
 
