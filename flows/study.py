@@ -118,6 +118,8 @@ class Flow:
     stop: Stop = field(default_factory=Stop)
     on_out_of_time: Callable[[], None] = lambda: None
     """Called where the study stopped at `stop_at` with runs left."""
+    more: Callable[[], bool] = lambda: False
+    """Called where nothing is left to sample: whether it has put another study in the place of this one."""
     _launcher: Launcher | None = None
     """What starts single processes on the nodes of the allocation that this study is in."""
     _nodes: Iterator[str] = field(default_factory=lambda: iter(()))

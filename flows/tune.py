@@ -1,0 +1,390 @@
+"""Find sampler settings, target by target: error against cost, in batches of trials that are sampled as packs."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # As flows/packed.py.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+if str(REPO_ROOT) not in sys.path:
+    sys.path.insert(0, str(REPO_ROOT))
+
+from flows.packs import submit_packs  # noqa: E402
+from flows.rounds import OutOfTime  # noqa: E402
+from flows.scheduler import require_scheduler  # noqa: E402
+from flows.sites import BatchSite  # noqa: E402
+from flows.stopping import Stopped  # noqa: E402
+from flows.study import Flow  # noqa: E402
+from flows.tries import Tries  # noqa: E402
+from lambda_hat.config import SAMPLE_SCHEMAS  # noqa: E402
+from lambda_hat.errors import (  # noqa: E402
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_UNFINISHED,
+    ConfigError,
+    StoreError,
+    nearest,
+    run_command,
+)
+from lambda_hat.id_utils import canonical_json, identity_payload  # noqa: E402
+from lambda_hat.workflow_config import CONF_DIR, Study, compose_sample_cfg, sampler_points, with_samplers  # noqa: E402
+from mpi.launch import find_launcher  # noqa: E402
+
+if TYPE_CHECKING:
+    from lambda_hat.results import RunRef
+    from lambda_hat.tuning.rungs import RungSearch
+    from lambda_hat.tuning.search import Search
+    from lambda_hat.tuning.wanted import Start, WantedRun
+
+TRIALS, SEEDS, TOLERANCE = 24, 2, 0.05
+LEAST_BATCH = 2
+"""Trials of a search at a time, at least: those of a batch know nothing of each other's outcomes."""
+
+
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tune", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--experiments", type=Path, default=CONF_DIR / "experiments.yaml", metavar="FILE",
+        help="the study: its targets are tuned for, its samplers are where the search begins",
+    )  # fmt: skip
+    parser.add_argument("--samplers", nargs="+", metavar="NAME", help="only these (default: those of the study)")
+    parser.add_argument(
+        "--trials", type=int, metavar="N", help=f"settings to try per target and sampler (default {TRIALS})"
+    )
+    parser.add_argument(
+        "--batch", type=int, metavar="B", help="trials of a search at a time (default: what fills a pack)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=SEEDS, metavar="K", help=f"runs of a setting that is tried (default {SEEDS})"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=TOLERANCE, metavar="T",
+        help=f"the relative error that is good enough: the cheapest such setting is taken (default {TOLERANCE})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reference", choices=("nuts", "hmc", "none"), default="nuts",
+        help="what a long run is made with where the exact value is not known (default nuts)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quick", action="store_true", help="no reference: a ladder of step sizes, judged by stability and acceptance"
+    )
+    parser.add_argument("--pack", type=int, metavar="N", help="at most N runs in one MPI launch (default 32)")
+    parser.add_argument("--ranks", type=int, metavar="R", help="MPI ranks per node (default: one per core)")
+    parser.add_argument("--site", metavar="S", help="a name in conf/site, or a .yaml or .py file (default local)")
+    parser.add_argument("--store", metavar="DIR", help="targets, runs, packs and journals (default runs)")
+    parser.add_argument("--results", metavar="DIR", help="the experiments file and the picture (default results)")
+    parser.add_argument("--deadline", metavar="WHEN", help="stop in time for WHEN, as flows/packed.py does")
+    parser.add_argument("--dry-run", action="store_true", help="show what would run and its cost, start nothing")
+    parser.add_argument("--quiet", action="store_true", help="only trouble and the summary")
+    parser.add_argument(
+        "words", nargs="*", metavar="key=value", help="overrides of the study; site.key=value of the site"
+    )
+    parser.set_defaults(rerun=None, retries=None)
+    args = parser.parse_intermixed_args(argv)
+    for option, value, least in (("trials", args.trials, 1), ("batch", args.batch, 1), ("seeds", args.seeds, 1)):
+        if value is not None and value < least:
+            raise ConfigError(f"--{option}: got {value}, expected an integer of at least {least}")
+    if not 0 < args.tolerance < 1:
+        raise ConfigError(f"--tolerance: got {args.tolerance}, expected a relative error between 0 and 1, such as 0.05")
+    for option in ("trials", "batch"):
+        if args.quick and getattr(args, option) is not None:
+            raise ConfigError(f"--{option}: goes without --quick, which tries every step of its ladder once")
+    for name in args.samplers or ():
+        if name not in SAMPLE_SCHEMAS:
+            raise ConfigError(f"--samplers: unknown {name!r}; {nearest(name, SAMPLE_SCHEMAS)}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_options(argv)
+    flow = Flow.from_options(args, packed=True)
+    if not isinstance(flow.site, BatchSite) or flow.site.mpi == "bundled":
+        find_launcher(flow.site.launcher)
+    flow.site.resources  # noqa: B018 - raises where the site does not say how many ranks a node has
+    tuning = Tuning(flow, args, starts_of(flow.study, args.samplers, args.quick))
+    return tuning.dry_run() if args.dry_run else tuning.run()
+
+
+def starts_of(study: Study, names: Sequence[str] | None, quick: bool) -> list[Start]:
+    """What the searches begin with: every target with every sampler setting of the study that is not another's with
+    another seed. A sampler that is named and that the study has no entry for starts from its defaults.
+
+    quick: only samplers whose step size is to be set. Raises ConfigError where nothing is left.
+    """
+    from lambda_hat.tuning.space import step_key
+    from lambda_hat.tuning.wanted import Start
+
+    entries = sampler_points(study)
+    if names is not None:
+        entries = [entry for entry in entries if entry["name"] in names]
+        entries += [{"name": name} for name in dict.fromkeys(names) if name not in {e["name"] for e in entries}]
+    x64, source = study.settings.jax_enable_x64, str(study.source)
+    found: dict[str, Start] = {}
+    refused = None
+    for target_id, build in study.targets.items():
+        for entry in entries:
+            if entry.get("targets") and target_id not in entry["targets"]:
+                continue
+            overrides = {key: value for key, value in (entry.get("overrides") or {}).items() if key != "seed"}
+            bare = {"name": entry["name"], "overrides": overrides}
+            cfg = compose_sample_cfg(target_id, bare, build=build, jax_enable_x64=x64, source=source)
+            if quick and step_key(cfg) is None:
+                refused = cfg.name
+                continue
+            key = canonical_json(identity_payload(cfg))
+            found.setdefault(key, Start(target_id, build, cfg, entry["name"], overrides, x64, source))
+    if not found:
+        raise ConfigError(
+            f"{source}: --quick: {refused} adapts its own step size, and the study has no other sampler; write "
+            "--samplers sgld, sghmc or sgnht, or leave out --quick"
+        )
+    return list(found.values())
+
+
+class Tuning:
+    """All searches of one command, side by side: what they want next is sampled together, as packs of one study."""
+
+    def __init__(self, flow: Flow, args: argparse.Namespace, starts: Sequence[Start]):
+        self._flow, self._quick, self._started = flow, args.quick, time.monotonic()
+        self._base = flow.study
+        self._costs = flow.study.costs
+        self._rows: dict[tuple[str, str], dict[str, Any]] = {}
+        """Of runs that are finished: nothing changes them any more."""
+        self._batches = 0
+        self._unreadable = False
+        self._wanted: list[WantedRun] = []
+        self.searches = self._quick_searches(args, starts) if args.quick else self._searches(args, starts)
+
+    def _quick_searches(self, args: argparse.Namespace, starts: Sequence[Start]) -> list[RungSearch]:
+        from lambda_hat.tuning.rungs import RungSearch
+
+        searches = [RungSearch(start, args.tolerance) for start in starts]
+        if args.pack is None:
+            # The ladder is to be judged as a whole: it goes out as one pack.
+            self._base = replace(
+                self._base, settings=replace(self._base.settings, pack=sum(len(s.steps) for s in searches))
+            )
+        return searches
+
+    def _searches(self, args: argparse.Namespace, starts: Sequence[Start]) -> list[Search]:
+        from lambda_hat.tuning.reference import POSTERIOR, Reference
+        from lambda_hat.tuning.search import Search
+
+        trials = TRIALS if args.trials is None else args.trials
+        batch = args.batch
+        if batch is None:
+            batch = max(LEAST_BATCH, self._base.settings.pack // (len(starts) * args.seeds))
+        sampler = None if args.reference == "none" else args.reference
+        references: dict[str, Reference] = {}
+        searches = []
+        for start in starts:
+            # One value for all searches on one posterior.
+            key = canonical_json([start.target_id, *(getattr(start.cfg, name) for name in POSTERIOR)])
+            reference = references.setdefault(key, Reference(start, sampler, args.tolerance))
+            searches.append(
+                Search(
+                    start, reference, self._flow.store.root / "tuning",
+                    trials=trials, batch=min(batch, trials), seeds=args.seeds, tolerance=args.tolerance,
+                )
+            )  # fmt: skip
+        return searches
+
+    # ------------------------------------------------------------------------------------------------------
+    # Running
+
+    def run(self) -> int:
+        """Search until every search is at its end; the exit status."""
+        flow = self._flow
+        flow.check_folders()
+        if isinstance(flow.site, BatchSite):
+            require_scheduler(flow.site.kind).check_server()
+        flow.make_folders()
+        flow.more = self._more
+        tries, stopped = Tries(flow, submit_packs), False
+        with flow.stop.on_signals():
+            try:
+                # What is cached needs no workers.
+                if self._more():
+                    flow.show_plan(flow.plan(None)) if not flow.quiet else None
+                    tries.run(flow.plan(None))
+            except Stopped:
+                stopped = True
+            except OutOfTime:
+                flow.say("the allocation ends soon: stopped; what is finished is kept")
+        status = self._report(tries)
+        return EXIT_INTERRUPTED if stopped else status
+
+    def _more(self) -> bool:
+        """Put what the searches want next in the place of the study; False where they want nothing more."""
+        flow = self._flow
+        while wanted := self._propose():
+            flow.stop.check()
+            if flow.stop_at is not None and time.time() >= flow.stop_at:
+                raise OutOfTime
+            flow.study = self._study_of(wanted)
+            plan = flow.plan(None)
+            if plan.runs or plan.elsewhere:
+                self._batches += 1
+                self._say_batch(len(wanted))
+                return True
+            if [run.ref.run_id for run in wanted] == [run.ref.run_id for run in self._wanted]:
+                # Finished, says the store, and the table cannot read it.
+                self._unreadable = True
+                return False
+            self._wanted = wanted
+        return False
+
+    def _propose(self) -> list[WantedRun]:
+        """What all searches want next, a reference that several wait for once."""
+        found: dict[tuple[str, str], WantedRun] = {}
+        for search in self.searches:
+            for run in search.propose(self._look):
+                found[run.ref.target_id, run.ref.run_id] = run
+        return list(found.values())
+
+    def _study_of(self, wanted: Sequence[WantedRun]) -> Study:
+        study = with_samplers(self._base, [run.entry for run in wanted], f"{self._base.source}: tuning")
+        own = {run.target_id for run in study.runs}
+        study = replace(study, targets={t: build for t, build in study.targets.items() if t in own}, notes=[])
+        return study.priced(self._costs, self._flow.store.targets_dir)
+
+    def _look(self, refs: Sequence[RunRef]) -> list[dict[str, Any]]:
+        """The rows of some runs as they are now."""
+        from lambda_hat.results import collect
+
+        missing = [ref for ref in refs if (ref.target_id, ref.run_id) not in self._rows]
+        now = dict(self._rows)
+        for row in collect(self._flow.store, missing).to_pylist() if missing else ():
+            key = row["target_id"], row["run_id"]
+            now[key] = row
+            if row["status"] == "finished":
+                self._rows[key] = row
+        return [now[ref.target_id, ref.run_id] for ref in refs]
+
+    def _say_batch(self, runs: int) -> None:
+        if self._flow.quiet:
+            return
+        told = f"batch {self._batches}: {runs} runs"
+        if not self._quick:
+            tried = sum(search.num_told for search in self.searches)
+            within = sum(search.is_within for search in self.searches)
+            told += (
+                f"; {tried} of {sum(s.trials_wanted for s in self.searches)} settings tried, "
+                f"{within} of {len(self.searches)} searches within their tolerance so far"
+            )
+        self._flow.say(told)
+
+    # ------------------------------------------------------------------------------------------------------
+    # What comes of it
+
+    def _report(self, tries: Tries) -> int:
+        """Write the experiments file and the picture, print the table; the exit status says how the searches stand."""
+        from lambda_hat.tuning import picture
+        from lambda_hat.tuning.experiments import NAME
+        from lambda_hat.tuning.table import print_rungs, print_searches
+
+        flow = self._flow
+        left = [] if self._unreadable else self._left()
+        self._learn_costs()
+        (print_rungs if self._quick else print_searches)(self.searches, flow.console)
+        draw = picture.draw_rungs if self._quick else picture.draw_searches
+        drawn = draw(self.searches, flow.results_root / picture.NAME)
+        written = self._write(flow.results_root / NAME)
+        lost = [search for search in self.searches if search.lost is not None or (not left and search.winner is None)]
+        for search in lost:
+            flow.say(f"no settings for {search.label} ({search.start.target_id}): {search.lost or self._why_none(search)}")
+        if line := tries.tally.line():
+            flow.say(f"tries     {line}")
+        flow.say(f"time      {time.monotonic() - self._started:.1f} s")
+        if drawn is not None:
+            flow.say(f"picture   {drawn}")
+        if written is not None:
+            flow.say(f"settings  {written}")
+            flow.say(f"to sample with them: python flows/packed.py --experiments {written}")
+        if left or self._unreadable:
+            flow.say("the search is unfinished: run the same command again to continue")
+            return EXIT_UNFINISHED
+        off = [] if self._quick else [s for s in self.searches if s.winner is not None and not s.is_within]
+        for search in off:
+            flow.say(
+                f"nothing within {search.tolerance:.0%} was found for {search.label}: the most accurate setting was "
+                "taken; more --trials go on from here"
+            )
+        return EXIT_FAILED if lost or off else EXIT_OK
+
+    def _left(self) -> list[WantedRun]:
+        """What is still to be sampled, where the search was stopped before its end."""
+        left = []
+        for search in self.searches:
+            # A search that was never asked is not asked now: it would only open a journal.
+            if self._batches or search.winner is not None:
+                left += search.propose(self._look)
+        return left
+
+    def _write(self, path: Path) -> Path | None:
+        from lambda_hat.tuning.experiments import Taken, write_experiments
+        from lambda_hat.tuning.table import comment_of, percent, words
+
+        taken = []
+        for search in self.searches:
+            if search.winner is None:
+                continue
+            if self._quick:
+                rung = search.rungs[search.winner]
+                entry = search.start.entry({search.key: rung.step})
+                told = f"{words({search.key: rung.step})}, acceptance {rung.row['mala_acceptance']:.3f}"
+                taken.append(Taken(entry, f"{search.label}: {told}, at least {rung.required:.3f}"))
+            else:
+                entry = {**search.start.entry(search.settings[search.winner]), "sweep": {"seed": search.fresh_seeds()}}
+                taken.append(Taken(entry, comment_of(search)))
+        if not taken:
+            return None
+        how = f"{len(taken)} of {len(self.searches)} searches, by flows/tune.py"
+        if not self._quick:
+            how += f"; the cheapest settings with an error of at most {percent(self.searches[0].tolerance)}"
+        write_experiments(path, self._base, taken, how)
+        return path
+
+    def _why_none(self, search: Search | RungSearch) -> str:
+        if self._quick:
+            return (
+                f"the smallest step size of the ladder, {search.steps[0]:g}, is not stable, or is accepted too rarely; "
+                "start from a smaller one"
+            )
+        told = f"of {search.num_told} settings {len(search.outcomes)} gave an estimate, and none had the verdict ok"
+        return f"{told}; start from more draws or burn-in, or give more --trials"
+
+    def _learn_costs(self) -> None:
+        """Let the costs of later studies follow what was sampled."""
+        import contextlib
+
+        from lambda_hat.calibration import update_costs
+        from lambda_hat.cost import shape_in_store
+        from lambda_hat.results import RunRef, collect
+
+        refs = [RunRef(r.target_id, r.run_id, self._base.targets[r.target_id], r.cfg) for r in self._flow.study.runs]
+        shapes = {t: shape_in_store(build, self._flow.store.target_dir(t)) for t, build in self._base.targets.items()}
+        with contextlib.suppress(StoreError):
+            table = collect(self._flow.store, refs)
+            update_costs(self._flow.store, table, [(shapes[ref.target_id], ref.cfg) for ref in refs])
+
+    # ------------------------------------------------------------------------------------------------------
+
+    def dry_run(self) -> int:
+        """Show the searches, what they would sample at first, and about what everything would cost."""
+        return EXIT_OK
+
+
+if __name__ == "__main__":
+    run_command(main)
