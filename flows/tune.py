@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import random
 import signal
 import sys
 import time
@@ -19,6 +21,7 @@ REPO_ROOT = Path(__file__).resolve().parents[1]
 if str(REPO_ROOT) not in sys.path:
     sys.path.insert(0, str(REPO_ROOT))
 
+from flows.packed import show_dry_run  # noqa: E402
 from flows.packs import submit_packs  # noqa: E402
 from flows.rounds import OutOfTime  # noqa: E402
 from flows.scheduler import require_scheduler  # noqa: E402
@@ -50,6 +53,9 @@ if TYPE_CHECKING:
 TRIALS, SEEDS, TOLERANCE = 24, 2, 0.05
 LEAST_BATCH = 2
 """Trials of a search at a time, at least: those of a batch know nothing of each other's outcomes."""
+
+DRAWN = 4
+"""Settings of each search, of which the expected cost is the mean."""
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -161,9 +167,10 @@ class Tuning:
         self._costs = flow.study.costs
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
         """Of runs that are finished: nothing changes them any more."""
+        self._sampled: dict[tuple[str, str], RunRef] = {}
         self._batches = 0
-        self._unreadable = False
-        self._wanted: list[WantedRun] = []
+        self._ended = False
+        """Whether no search wants anything more."""
         self.searches = self._quick_searches(args, starts) if args.quick else self._searches(args, starts)
 
     def _quick_searches(self, args: argparse.Namespace, starts: Sequence[Start]) -> list[RungSearch]:
@@ -226,8 +233,12 @@ class Tuning:
         return EXIT_INTERRUPTED if stopped else status
 
     def _more(self) -> bool:
-        """Put what the searches want next in the place of the study; False where they want nothing more."""
+        """Put what the searches want next in the place of the study; False where they want nothing more.
+
+        Raises StoreError where a result that is there cannot be read, Stopped, OutOfTime.
+        """
         flow = self._flow
+        before: list[str] = []
         while wanted := self._propose():
             flow.stop.check()
             if flow.stop_at is not None and time.time() >= flow.stop_at:
@@ -236,13 +247,15 @@ class Tuning:
             plan = flow.plan(None)
             if plan.runs or plan.elsewhere:
                 self._batches += 1
+                self._sampled |= {(run.ref.target_id, run.ref.run_id): run.ref for run in wanted}
                 self._say_batch(len(wanted))
                 return True
-            if [run.ref.run_id for run in wanted] == [run.ref.run_id for run in self._wanted]:
-                # Finished, says the store, and the table cannot read it.
-                self._unreadable = True
-                return False
-            self._wanted = wanted
+            ids = [run.ref.run_id for run in wanted]
+            if ids == before:
+                (row,) = self._look([wanted[0].ref])
+                raise StoreError(f"{row['run_dir']}: {row['reason']}; move it away and run the same command again")
+            before = ids
+        self._ended = True
         return False
 
     def _propose(self) -> list[WantedRun]:
@@ -295,15 +308,18 @@ class Tuning:
         from lambda_hat.tuning.table import print_rungs, print_searches
 
         flow = self._flow
-        left = [] if self._unreadable else self._left()
         self._learn_costs()
         (print_rungs if self._quick else print_searches)(self.searches, flow.console)
         draw = picture.draw_rungs if self._quick else picture.draw_searches
         drawn = draw(self.searches, flow.results_root / picture.NAME)
         written = self._write(flow.results_root / NAME)
-        lost = [search for search in self.searches if search.lost is not None or (not left and search.winner is None)]
+        lost = [
+            search for search in self.searches if search.lost is not None or (self._ended and search.winner is None)
+        ]
         for search in lost:
-            flow.say(f"no settings for {search.label} ({search.start.target_id}): {search.lost or self._why_none(search)}")
+            flow.say(
+                f"no settings for {search.label} ({search.start.target_id}): {search.lost or self._why_none(search)}"
+            )
         if line := tries.tally.line():
             flow.say(f"tries     {line}")
         flow.say(f"time      {time.monotonic() - self._started:.1f} s")
@@ -312,7 +328,7 @@ class Tuning:
         if written is not None:
             flow.say(f"settings  {written}")
             flow.say(f"to sample with them: python flows/packed.py --experiments {written}")
-        if left or self._unreadable:
+        if not self._ended:
             flow.say("the search is unfinished: run the same command again to continue")
             return EXIT_UNFINISHED
         off = [] if self._quick else [s for s in self.searches if s.winner is not None and not s.is_within]
@@ -322,15 +338,6 @@ class Tuning:
                 "taken; more --trials go on from here"
             )
         return EXIT_FAILED if lost or off else EXIT_OK
-
-    def _left(self) -> list[WantedRun]:
-        """What is still to be sampled, where the search was stopped before its end."""
-        left = []
-        for search in self.searches:
-            # A search that was never asked is not asked now: it would only open a journal.
-            if self._batches or search.winner is not None:
-                left += search.propose(self._look)
-        return left
 
     def _write(self, path: Path) -> Path | None:
         from lambda_hat.tuning.experiments import Taken, write_experiments
@@ -367,13 +374,11 @@ class Tuning:
 
     def _learn_costs(self) -> None:
         """Let the costs of later studies follow what was sampled."""
-        import contextlib
-
         from lambda_hat.calibration import update_costs
         from lambda_hat.cost import shape_in_store
-        from lambda_hat.results import RunRef, collect
+        from lambda_hat.results import collect
 
-        refs = [RunRef(r.target_id, r.run_id, self._base.targets[r.target_id], r.cfg) for r in self._flow.study.runs]
+        refs = list(self._sampled.values())
         shapes = {t: shape_in_store(build, self._flow.store.target_dir(t)) for t, build in self._base.targets.items()}
         with contextlib.suppress(StoreError):
             table = collect(self._flow.store, refs)
@@ -382,8 +387,46 @@ class Tuning:
     # ------------------------------------------------------------------------------------------------------
 
     def dry_run(self) -> int:
-        """Show the searches, what they would sample at first, and about what everything would cost."""
+        """Show the searches, about what all of them will cost, and the first batch; nothing is started or written."""
+        from lambda_hat.tuning.table import span, words
+
+        flow = self._flow
+        for search in self.searches:
+            flow.say(f"search {search.start.target_id}  {search.label}, from {words(search.start_values)}")
+            if self._quick:
+                flow.say(
+                    f"    {search.key} from {search.steps[0]:g} to {search.steps[-1]:g}, {len(search.steps)} rungs"
+                )
+            else:
+                flow.say(f"    {search.num_told_earlier()} of {search.trials_wanted} settings tried")
+                flow.say(f"    {span(search.space)}")
+        if not self._quick:
+            self._say_cost()
+        flow.study = self._study_of([run for search in self.searches for run in search.first_runs()])
+        plan = flow.plan(None, look_only=True)
+        flow.say("the first batch:")
+        flow.show_plan(plan)
+        show_dry_run(flow, plan)
         return EXIT_OK
+
+    def _say_cost(self) -> None:
+        """About what is still to be paid, from a few settings of each search drawn at random."""
+        flow, rng, total, runs = self._flow, random.Random(0), 0.0, 0
+        for search in self.searches:
+            left = search.trials_wanted - search.num_told_earlier()
+            if left > 0:
+                drawn = self._study_of(search.random_runs(DRAWN, rng)).runs
+                # Those with fresh seeds at the end are as many as one more trial.
+                total += (left + 1) * search.seeds * sum(run.cost for run in drawn) / len(drawn)
+                total += (flow.num_ranks or 1) * self._costs.compile_seconds(search.start.name)
+                runs += (left + 1) * search.seeds
+        flow.say(f"expected: {runs} runs, about {flow.price(total)}, {self._costs.basis}")
+        references = {id(s.reference): s.reference for s in self.searches if not s.reference.may_be_exact}
+        wanted = [reference.runs()[0] for reference in references.values() if reference.runs()]
+        if wanted:
+            runs_of = self._study_of(wanted).runs
+            cost = flow.price(sum(run.cost + self._costs.compile_seconds(run.cfg.name) for run in runs_of))
+            flow.say(f"and {len(wanted)} long runs where no exact value is known, about {cost}")
 
 
 if __name__ == "__main__":

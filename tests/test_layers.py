@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 THIRD_PARTY = {
     "arviz", "arviz_stats", "blackjax", "equinox", "h5netcdf", "jax", "jaxtyping", "matplotlib", "mpi4py", "numpy",
-    "omegaconf", "optax", "pandas", "parsl", "pyarrow", "rich", "safetensors", "scipy", "xarray", "yaml",
+    "omegaconf", "optax", "optuna", "pandas", "parsl", "pyarrow", "rich", "safetensors", "scipy", "xarray", "yaml",
 }  # fmt: skip
 L0 = {
     "claims", "config", "cores", "cost", "drain", "errors", "files", "id_utils", "integrity", "lanes", "lease",
@@ -24,7 +24,7 @@ LAYERS = {
     2: {"samplers"},
     3: {"llc", "diagnostics", "mixing", "waic"},
     4: {"api", "execute"},
-    5: {"calibration", "entrypoints", "pictures", "report", "results", "validate"},
+    5: {"calibration", "entrypoints", "pictures", "report", "results", "tuning", "validate"},
 }
 MAY_IMPORT = {
     0: {"omegaconf", "yaml"},
@@ -32,9 +32,9 @@ MAY_IMPORT = {
     2: {"blackjax", "jax", "jaxtyping", "numpy"},
     3: {"numpy"},
     4: {"h5netcdf", "jax", "numpy", "xarray"},
-    5: {"matplotlib", "pandas", "pyarrow", "rich"},
+    5: {"matplotlib", "optuna", "pandas", "pyarrow", "rich"},
 }
-JAX_FREE_LATER = {"calibration", "pictures", "posterior", "report", "results", "validate"}
+JAX_FREE_LATER = {"calibration", "pictures", "posterior", "report", "results", "tuning", "validate"}
 """Above L0, yet imported by the driver: they may not reach jax either."""
 
 
@@ -100,15 +100,26 @@ def test_flows_import_neither_jax_nor_mpi4py(path):
         top = name.split(".")[0]
         assert top not in THIRD_PARTY - {"pandas", "parsl", "rich"}, f"{path} imports {top}"
         if top == "lambda_hat" and _part(name):
-            assert _part(name) in L0 | {"calibration", "pictures", "report", "results"}, f"{path} imports {name}"
+            assert _part(name) in L0 | {"calibration", "pictures", "report", "results", "tuning"}, (
+                f"{path} imports {name}"
+            )
         if top == "mpi":
             assert name.split(".")[1:2] in (["launch"], []), f"{path} imports {name}"
 
 
 def test_driver_reaches_neither_jax_nor_mpi4py():
-    modules = ["flows.packed", "flows.parsl_llc", "flows.apps", "lambda_hat.entrypoints.cli", "mpi.launch"]
+    modules = [
+        "flows.packed",
+        "flows.parsl_llc",
+        "flows.tune",
+        "flows.apps",
+        "lambda_hat.entrypoints.cli",
+        "mpi.launch",
+    ]
     modules += [f"lambda_hat.{name}" for name in sorted(L0 | JAX_FREE_LATER)]
-    code = f"import {', '.join(modules)}, sys; print([m for m in ('jax', 'mpi4py', 'matplotlib') if m in sys.modules])"
+    modules += [f"lambda_hat.tuning.{path.stem}" for path in _sources("lambda_hat/tuning")]
+    late = ("jax", "mpi4py", "matplotlib", "optuna")
+    code = f"import {', '.join(modules)}, sys; print([m for m in {late} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 

@@ -1,4 +1,4 @@
-"""`lambda-hat`: build a target, sample a run, collect the table, list and verify the store, validate and tune samplers."""
+"""`lambda-hat`: build a target, sample a run, collect the table, list and verify the store, validate and tune."""
 
 from __future__ import annotations
 

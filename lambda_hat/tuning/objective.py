@@ -31,6 +31,13 @@ class Outcome:
         return set(self.verdicts) == {"ok"}
 
 
+def cost_to(tolerance: float, outcome: Outcome) -> float:
+    """The cost that is told to the optimiser: that of a run as long as would bring the error to `tolerance`, were all
+    of it noise, and the cost itself where it is there already. A run that costs nothing and says nothing would
+    otherwise be among the best in one of the two objectives."""
+    return outcome.cost * max(1.0, outcome.error / tolerance) ** 2
+
+
 def is_decided(row: Row) -> bool:
     """Whether sampling again would change nothing: finished, failed, or its target has."""
     return row["status"] in ("finished", "failed", "blocked")

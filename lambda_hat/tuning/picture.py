@@ -141,7 +141,9 @@ def _save(figure: Figure, panels: list[Axes], path: Path, marks: dict[str, str])
     """Write the figure with one legend for all panels."""
     from matplotlib.lines import Line2D
 
-    handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     for mark, meaning in marks.items():
         shape = "o" if mark == "hollow" else mark
         face = "none" if mark == "hollow" else "black"

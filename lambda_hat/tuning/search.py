@@ -7,6 +7,7 @@ from wherever it was interrupted, and samples nothing twice.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from lambda_hat.id_utils import canonical_json, identity_payload
 from lambda_hat.results import RunRef
 from lambda_hat.tuning.front import front, winner
 from lambda_hat.tuning.history import End, History, Trial
-from lambda_hat.tuning.objective import Outcome, Row, diverged, is_decided, outcome_of
+from lambda_hat.tuning.objective import Outcome, Row, cost_to, diverged, is_decided, outcome_of
 from lambda_hat.tuning.reference import Reference
 from lambda_hat.tuning.space import Value, first_settings, space_of, start_of
 from lambda_hat.tuning.wanted import Look, Start, WantedRun, want
@@ -35,7 +36,7 @@ class Search:
     ):
         """folder: of all searches. seeds: runs of a setting. tolerance: the relative error that is good enough."""
         self.start, self.reference = start, reference
-        self.trials_wanted, self._batch, self._seeds, self.tolerance = trials, batch, seeds, tolerance
+        self.trials_wanted, self._batch, self.seeds, self.tolerance = trials, batch, seeds, tolerance
         self.space = space_of(start.cfg)
         payload = {
             **identity_payload(replace(start.cfg, seed=0)),
@@ -90,12 +91,21 @@ class Search:
 
     def fresh_seeds(self) -> list[int]:
         """The seeds that decide nothing."""
-        return list(range(self._seeds, 2 * self._seeds))
+        return list(range(self.seeds, 2 * self.seeds))
+
+    def num_told_earlier(self) -> int:
+        """Trials whose outcome the journal has; nothing is written. Raises CorruptArtifact."""
+        return History.told(self.folder)
+
+    def random_runs(self, count: int, rng: random.Random) -> list[WantedRun]:
+        """Single runs of some settings out of all that could be tried, for an estimate of what they cost."""
+        drawn = [{key: values.draw(rng) for key, values in self.space.items()} for _ in range(count)]
+        return [run for values in drawn for run in self._runs(values, [0])]
 
     def first_runs(self) -> list[WantedRun]:
-        """The runs of the settings to begin with, for an estimate of what all will cost; nothing is asked for."""
+        """The runs of the first batch where nothing has been tried; nothing is asked for."""
         settings = first_settings(self.start.cfg, self.space)[: self.trials_wanted]
-        return [run for values in settings[: self._batch] for run in self._runs(values, range(self._seeds))]
+        return [run for values in settings[: self._batch] for run in self._runs(values, range(self.seeds))]
 
     def propose(self, look: Look) -> list[WantedRun]:
         """The runs that have to be sampled next; none where the search is at its end, or lost.
@@ -156,7 +166,7 @@ class Search:
                 end: End = "told" if outcome is not None else "failed"
                 if any(map(diverged, rows[trial.number])):
                     end = "pruned"
-                values = () if outcome is None else (outcome.error, outcome.cost)
+                values = () if outcome is None else (outcome.error, cost_to(self.tolerance, outcome))
                 self._history.tell(trial.number, end, *values)
 
     def _confirm(self, look: Look) -> list[WantedRun]:
@@ -171,7 +181,7 @@ class Search:
         return [run.ref for run in self._runs_of(trial)]
 
     def _runs_of(self, trial: Trial) -> list[WantedRun]:
-        return self._runs(trial.values, range(self._seeds))
+        return self._runs(trial.values, range(self.seeds))
 
     def _runs(self, values: dict[str, Value], seeds: Iterable[int]) -> list[WantedRun]:
         # Every round looks at all trials, and composing a configuration takes milliseconds.

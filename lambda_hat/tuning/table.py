@@ -9,12 +9,23 @@ from rich.table import Table
 
 from lambda_hat.tuning.rungs import RungSearch
 from lambda_hat.tuning.search import Search
-from lambda_hat.tuning.space import Value
+from lambda_hat.tuning.space import Range, Space, Value
 
 
 def words(values: Mapping[str, Value]) -> str:
     """`step_size 0.0001, thin 20`."""
     return ", ".join(f"{key} {value:g}" for key, value in values.items())
+
+
+def span(space: Space) -> str:
+    """`step_size 1e-06 to 1, thin 1 to 40`."""
+    parts = []
+    for key, values in space.items():
+        if isinstance(values, Range):
+            parts.append(f"{key} {values.low:g} to {values.high:g}")
+        else:
+            parts.append(f"{key} {', '.join(map(str, values.values))}")
+    return "; ".join(parts)
 
 
 def percent(share: float | None) -> str:
