@@ -51,15 +51,16 @@ if TYPE_CHECKING:
     from lambda_hat.tuning.wanted import Start, WantedRun
 
 TRIALS, SEEDS, TOLERANCE = 24, 2, 0.05
-LEAST_BATCH = 2
-"""Trials of a search at a time, at least: those of a batch know nothing of each other's outcomes."""
+LEAST_BATCH, LEAST_ROUNDS = 2, 4
+"""Trials of a search at a time, at least, and batches that its trials are spread over: those of a batch know nothing of
+each other's outcomes. Arbitrary."""
 
 DRAWN = 4
 """Settings of each search, of which the expected cost is the mean."""
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="tune", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="lambda-hat tune", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--experiments", type=Path, default=CONF_DIR / "experiments.yaml", metavar="FILE",
         help="the study: its targets are tuned for, its samplers are where the search begins",
@@ -69,7 +70,10 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         "--trials", type=int, metavar="N", help=f"settings to try per target and sampler (default {TRIALS})"
     )
     parser.add_argument(
-        "--batch", type=int, metavar="B", help="trials of a search at a time (default: what fills a pack)"
+        "--batch",
+        type=int,
+        metavar="B",
+        help="trials of a search at a time (default: what fills a pack, a quarter of all at most)",
     )
     parser.add_argument(
         "--seeds", type=int, default=SEEDS, metavar="K", help=f"runs of a setting that is tried (default {SEEDS})"
@@ -108,7 +112,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
             raise ConfigError(f"--{option}: goes without --quick, which tries every step of its ladder once")
     for name in args.samplers or ():
         if name not in SAMPLE_SCHEMAS:
-            raise ConfigError(f"--samplers: unknown {name!r}; {nearest(name, SAMPLE_SCHEMAS)}")
+            hint = "write key=value words before --samplers" if "=" in name else nearest(name, SAMPLE_SCHEMAS)
+            raise ConfigError(f"--samplers: unknown {name!r}; {hint}")
     return args
 
 
@@ -191,7 +196,8 @@ class Tuning:
         trials = TRIALS if args.trials is None else args.trials
         batch = args.batch
         if batch is None:
-            batch = max(LEAST_BATCH, self._base.settings.pack // (len(starts) * args.seeds))
+            filling = self._base.settings.pack // (len(starts) * args.seeds)
+            batch = max(LEAST_BATCH, min(filling, trials // LEAST_ROUNDS))
         sampler = None if args.reference == "none" else args.reference
         references: dict[str, Reference] = {}
         searches = []

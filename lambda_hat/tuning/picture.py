@@ -60,14 +60,14 @@ def _draw_search(axes: Axes, search: Search, colour: str, name: str) -> None:
             [outcome.cost for outcome in own], [100 * outcome.error for outcome in own], "o", markersize=4,
             color=colour, markerfacecolor=colour if trusted else "none", alpha=0.7,
         )  # fmt: skip
-    on_front = [search.outcomes[number] for number in search.front]
+    on_front = [search.judged[number] for number in search.front]
     cost, error = [o.cost for o in on_front], [100 * o.error for o in on_front]
     axes.step(cost, error, where="post", color=colour, linewidth=1, label=name)
     if 0 in search.outcomes:
         start = search.outcomes[0]
         axes.plot([start.cost], [100 * start.error], "+", color="black", markersize=11, markeredgewidth=1.5, zorder=4)
     if search.winner is not None:
-        taken = search.outcomes[search.winner]
+        taken = search.judged[search.winner]
         axes.plot(
             [taken.cost], [100 * taken.error], "*", color=colour, markersize=13, markeredgecolor="black", zorder=5
         )

@@ -34,7 +34,8 @@ class Reference:
     def may_be_exact(self) -> bool:
         """Whether an exact value could be known: only a run's row tells."""
         build = self._start.build
-        return (build.analytic or isinstance(build, DlnBuild)) and self._start.cfg.restrict is None
+        possible = build.target.data == "population" if isinstance(build, DlnBuild) else build.analytic
+        return possible and self._start.cfg.restrict is None
 
     def offer(self, rows: Iterable[Row]) -> None:
         """Take the exact value out of the rows of finished runs of this posterior, where they have it."""

@@ -22,13 +22,15 @@ from lambda_hat.tuning.space import Value, first_settings, space_of, start_of
 from lambda_hat.tuning.wanted import Look, Start, WantedRun, want
 
 SEARCH_FORMAT = 1
+MOST_AGAIN = 6
+"""Settings that are sampled again at most. Arbitrary."""
 
 
 class Search:
     """The search for settings of one sampler on one target.
 
-    After the trials, the settings that are taken are sampled once more, with seeds that decided nothing: the best of
-    many is better by luck, too.
+    After the trials, the settings that would be taken are sampled again, with fresh seeds: the best of many is better by
+    luck, too. Where they do not hold with all of their seeds, others are taken and sampled again, until some do.
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class Search:
         """By the number of the trial, for those that gave an estimate."""
         self.settings: dict[int, dict[str, Value]] = {}
         """What each trial tried, by its number."""
-        self.confirmed: Outcome | None = None
-        """Of the settings that are taken, with fresh seeds."""
+        self._fresh: dict[int, Outcome | None] = {}
+        """By number, with fresh seeds alone, of the trials that were sampled again; None where that was no estimate."""
+        self._whole: dict[int, Outcome] = {}
+        """The same with all seeds."""
 
     @property
     def label(self) -> str:
@@ -75,22 +79,39 @@ class Search:
         return start_of(self.start.cfg, self.space)
 
     @property
+    def judged(self) -> dict[int, Outcome]:
+        """What each trial came to, with all of its seeds, by its number; those that have no estimate are left out."""
+        return {
+            number: self._whole.get(number, outcome)
+            for number, outcome in self.outcomes.items()
+            if number in self._whole or number not in self._fresh
+        }
+
+    @property
+    def confirmed(self) -> Outcome | None:
+        """What the settings that are taken came to with fresh seeds; None before they were sampled again."""
+        return None if self.winner is None else self._fresh.get(self.winner)
+
+    @property
     def front(self) -> list[int]:
         """The numbers of the trials on the Pareto front, the cheapest first."""
-        return front(self.outcomes)
+        return front(self.judged)
 
     @property
     def winner(self) -> int | None:
         """The number of the trial whose settings are taken, as far as is known; None where none is to be trusted."""
-        return winner(self.outcomes, self.tolerance)
+        judged = self.judged
+        if len(self._fresh) >= MOST_AGAIN:
+            judged = {number: outcome for number, outcome in judged.items() if number in self._fresh}
+        return winner(judged, self.tolerance)
 
     @property
     def is_within(self) -> bool:
         """Whether the settings that are taken are within the tolerance."""
-        return self.winner is not None and self.outcomes[self.winner].error <= self.tolerance
+        return self.winner is not None and self.judged[self.winner].error <= self.tolerance
 
     def fresh_seeds(self) -> list[int]:
-        """The seeds that decide nothing."""
+        """The seeds that settings which would be taken are sampled again with."""
         return list(range(self.seeds, 2 * self.seeds))
 
     def num_told_earlier(self) -> int:
@@ -170,12 +191,18 @@ class Search:
                 self._history.tell(trial.number, end, *values)
 
     def _confirm(self, look: Look) -> list[WantedRun]:
-        if self.winner is None or self.reference.value is None:
-            return []
-        runs = self._runs(self.settings[self.winner], self.fresh_seeds())
-        rows = look([run.ref for run in runs])
-        self.confirmed = outcome_of(rows, self.reference.value)
-        return [run for run, row in zip(runs, rows, strict=True) if not is_decided(row)]
+        assert self.reference.value is not None
+        while (number := self.winner) is not None and number not in self._fresh:
+            values, seeds = self.settings[number], self.fresh_seeds()
+            runs = self._runs(values, seeds)
+            rows = look([run.ref for run in runs])
+            if needed := [run for run, row in zip(runs, rows, strict=True) if not is_decided(row)]:
+                return needed
+            before = look([run.ref for run in self._runs(values, range(self.seeds))])
+            self._fresh[number] = outcome_of(rows, self.reference.value)
+            if (whole := outcome_of([*before, *rows], self.reference.value)) is not None:
+                self._whole[number] = whole
+        return []
 
     def _refs(self, trial: Trial) -> list[RunRef]:
         return [run.ref for run in self._runs_of(trial)]

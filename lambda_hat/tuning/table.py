@@ -38,7 +38,7 @@ def percent(share: float | None) -> str:
 def comment_of(search: Search) -> str:
     """What the settings taken came to, in one line. The search has a winner."""
     assert search.winner is not None
-    found = search.outcomes[search.winner]
+    found = search.judged[search.winner]
     text = f"{search.label}: error {percent(found.error)} at {found.cost:.3g} full gradients"
     if search.confirmed is not None and search.reference.value is not None:
         again = search.confirmed
@@ -50,7 +50,7 @@ def print_searches(searches: Sequence[Search], console: Console) -> None:
     """A row per search: what it began with, what it found, and what that came to with fresh seeds."""
     view = _view("target", "sampler", "error at start", "found", "error", "cost", "fresh λ̂ ± s.e.", "λ_t or reference")
     for search in searches:
-        found = None if search.winner is None else search.outcomes[search.winner]
+        found = None if search.winner is None else search.judged[search.winner]
         start, again = search.outcomes.get(0), search.confirmed
         reference = search.reference
         view.add_row(
