@@ -29,8 +29,8 @@ MOST_AGAIN = 6
 class Search:
     """The search for settings of one sampler on one target.
 
-    After the trials, the settings that would be taken are sampled again, with fresh seeds: the best of many is better by
-    luck, too. Where they do not hold with all of their seeds, others are taken and sampled again, until some do.
+    After the trials, the settings that would be taken are sampled again, with fresh seeds: the best of many is also
+    lucky. Where they do not hold with all of their seeds, others are taken and sampled again, until some do.
     """
 
     def __init__(
