@@ -229,8 +229,10 @@ class Tuning:
             try:
                 # What is cached needs no workers.
                 if self._more():
-                    flow.show_plan(flow.plan(None)) if not flow.quiet else None
-                    tries.run(flow.plan(None))
+                    plan = flow.plan(None)
+                    if not flow.quiet:
+                        flow.show_plan(plan)
+                    tries.run(plan)
             except Stopped:
                 stopped = True
             except OutOfTime:
