@@ -170,7 +170,7 @@ BAD = [
     ({"samplers": []}, r"samplers: the grid is empty"),
     ({"samplers.0.name": "sglt"}, r"name: unknown 'sglt'; did you mean 'sgld' or 'sgnht'\? valid: adjusted_mclmc, hmc"),
     ({"samplers.0": {}}, r"samplers\[0\]: name: missing"),
-    ({"samplers.0.targets": ["tgt_1"]}, r"samplers\[0\]: targets: got 'tgt_1', which is no target of this study; --dry-run"),
+    ({"samplers.0.targets": ["tgt_1"]}, r"samplers\[0\]: targets: got 'tgt_1', which is no target of this study"),
     ({"samplers.0.targets": "tgt_1"}, r"samplers\[0\]: targets: expected a list of target ids, got 'tgt_1'"),
     ({"samplers.0": "sgld"}, r"samplers\[0\]: expected a mapping"),
     ({"samplers.0.overrides.stepsize": 1}, r"samplers\[0\]: unknown key 'stepsize'; did you mean 'step_size'"),
