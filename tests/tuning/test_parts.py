@@ -14,8 +14,7 @@ from lambda_hat.tuning.objective import Outcome, cost_to, outcome_of
 from lambda_hat.tuning.rungs import RungSearch, acceptance_at
 from lambda_hat.tuning.space import first_settings, ladder, space_of
 from lambda_hat.workflow_config import compose_study
-
-from .conftest import CURVATURE, LLC, World, run_to_its_end, start_at
+from tests.tuning.worlds import CURVATURE, LLC, World, run_to_its_end, start_at
 
 
 def outcome(error, cost, verdict="ok"):

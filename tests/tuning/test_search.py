@@ -7,8 +7,7 @@ import pytest
 from lambda_hat.errors import CorruptArtifact
 from lambda_hat.tuning.history import JOURNAL
 from lambda_hat.tuning.search import Search
-
-from .conftest import CURVATURE, LLC, World, run_to_its_end, search_at, start_at
+from tests.tuning.worlds import CURVATURE, LLC, World, run_to_its_end, search_at, start_at
 
 GOOD = 0.1 / CURVATURE
 
