@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,8 @@ from lambda_hat.tuning.space import Range, Space, Value, rounded
 JOURNAL = "journal.log"
 RANDOM_TRIALS = 6
 """Until there are so many outcomes, what is not given is drawn at random. Arbitrary."""
+MOST_PASSED_OVER = 50
+PASSED_OVER = "passed_over"
 
 End = Literal["told", "pruned", "failed"]
 
@@ -60,10 +62,11 @@ class History:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = _loaded(optuna, path)
-        return 0 if study is None else sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+        trials = [] if study is None else study.get_trials(deepcopy=False)
+        return sum(trial.state.is_finished() and PASSED_OVER not in trial.user_attrs for trial in trials)
 
     def trials(self) -> list[Trial]:
-        """Every trial that was asked for, by number."""
+        """Every trial that was asked for and not passed over, by number."""
         state = self._optuna.trial.TrialState
         ends: dict[Any, End | None] = {
             state.COMPLETE: "told",
@@ -73,16 +76,25 @@ class History:
         }
         found = self._study.get_trials(deepcopy=False, states=tuple(ends))
         # One that was interrupted while it was being asked for has not all of its values, and never ran.
-        whole = [trial for trial in found if trial.params.keys() == self._space.keys()]
+        whole = [t for t in found if t.params.keys() == self._space.keys() and PASSED_OVER not in t.user_attrs]
         return [Trial(trial.number, self._plain(trial.params), ends[trial.state]) for trial in whole]
 
-    def ask(self) -> Trial:
-        """The next setting to try. Raises StoreUnwritable."""
-        number = len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = self._sampler(number)
-        with writing(self.path):
-            trial = self._study.ask(fixed_distributions=self._distributions())
-        return Trial(trial.number, self._plain(trial.params), None)
+    def ask(self, is_hopeless: Callable[[dict[str, Value]], bool] = lambda values: False) -> Trial:
+        """The next setting to try. What `is_hopeless` is passed over, as if it had been tried and were to blame.
+
+        Raises StoreUnwritable.
+        """
+        for left in reversed(range(MOST_PASSED_OVER)):
+            number = len(self._study.get_trials(deepcopy=False))
+            self._study.sampler = self._sampler(number)
+            with writing(self.path):
+                trial = self._study.ask(fixed_distributions=self._distributions())
+                values = self._plain(trial.params)
+                if not left or not is_hopeless(values):
+                    return Trial(trial.number, values, None)
+                trial.set_user_attr(PASSED_OVER, True)
+            self.tell(trial.number, "pruned")
+        raise AssertionError("the last one is taken")
 
     def tell(self, number: int, end: End, error: float | None = None, cost: float | None = None) -> None:
         """How a trial ended: with error and cost where it was `told`; `pruned` where the setting is to blame that there

@@ -7,8 +7,9 @@ from wherever it was interrupted, and samples nothing twice.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from lambda_hat.tuning.front import front, winner
 from lambda_hat.tuning.history import End, History, Trial
 from lambda_hat.tuning.objective import Outcome, Row, cost_to, diverged, is_decided, outcome_of
 from lambda_hat.tuning.reference import Reference
-from lambda_hat.tuning.space import Value, first_settings, space_of, start_of
+from lambda_hat.tuning.space import Value, first_settings, space_of, start_of, step_key
 from lambda_hat.tuning.wanted import Look, Start, WantedRun, want
 
 SEARCH_FORMAT = 1
+HOPELESS = 2.0
+"""A step so many times one that diverged is not tried: other keys move the limit of stability less. Arbitrary."""
 MOST_AGAIN = 6
 """Settings that are sampled again at most. Arbitrary."""
 
@@ -143,7 +146,8 @@ class Search:
             opened = [trial for trial in trials if trial.end is None]
             if not opened and len(trials) < self.trials_wanted:
                 count = min(self._batch, self.trials_wanted - len(trials))
-                opened = [self._history.ask() for _ in range(count)]
+                is_hopeless = self._hopeless(trials, look)
+                opened = [self._history.ask(is_hopeless) for _ in range(count)]
                 trials += opened
             rows = {trial.number: look(self._refs(trial)) for trial in trials}
             needed = self._needed(opened, rows, look)
@@ -152,6 +156,15 @@ class Search:
             self._settle(trials, rows)
             if len(trials) >= self.trials_wanted:
                 return self._confirm(look)
+
+    def _hopeless(self, trials: list[Trial], look: Look) -> Callable[[dict[str, Value]], bool]:
+        """Whether a setting need not be tried: its step is far larger than one that diverged."""
+        key = step_key(self.start.cfg)
+        if key is None:
+            return lambda values: False
+        lost = [trial.values[key] for trial in trials if any(map(diverged, look(self._refs(trial))))]
+        limit = HOPELESS * min(lost, default=math.inf)
+        return lambda values: values[key] > limit
 
     def _needed(self, opened: list[Trial], rows: dict[int, Sequence[Row]], look: Look) -> list[WantedRun]:
         """What has to be sampled before the trials that are open can be told."""
