@@ -50,9 +50,8 @@ class Tuning:
         self._batches = 0
         self._ended = False
         """Whether no search wants anything more."""
-        self.searches: Sequence[Any] = (
-            self._quick_searches(args, starts) if args.quick else self._searches(args, starts)
-        )
+        search = self._quick_searches if args.quick else self._searches
+        self.searches: Sequence[Any] = search(args, starts)
 
     def _quick_searches(self, args: argparse.Namespace, starts: Sequence[Start]) -> list[RungSearch]:
         from lambda_hat.tuning.rungs import RungSearch
@@ -309,4 +308,5 @@ class Tuning:
         if wanted:
             runs_of = self._study_of(wanted).runs
             cost = flow.price(sum(run.cost + self._costs.compile_seconds(run.cfg.name) for run in runs_of))
-            flow.say(f"and {len(wanted)} long runs where no exact value is known, about {cost}")
+            several = "s" if len(wanted) > 1 else ""
+            flow.say(f"and {len(wanted)} long run{several} where no exact value is known, about {cost}")
