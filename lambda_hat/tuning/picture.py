@@ -25,6 +25,8 @@ NAME = "tuning.png"
 COLUMNS = 3
 PANEL = (4.4, 3.3)
 """Inches."""
+ENTRY = 1.4
+"""Inches of an entry of a legend."""
 MOST_PANELS = 30
 
 Some = TypeVar("Some", Search, RungSearch)
@@ -40,12 +42,19 @@ def draw_searches(searches: Sequence[Search], path: Path) -> Path | None:
         groups = _by_target([search for search in searches if search.outcomes])
         if not groups:
             return None
+        from matplotlib.ticker import LogFormatterSciNotation
+
         figure, panels = _panels(len(groups))
         for axes, group in zip(panels, groups, strict=True):
             for number, search in enumerate(group):
                 _draw_search(axes, search, f"C{number}", _name(search, group))
             axes.axhline(100 * group[0].tolerance, color="grey", linewidth=0.8, linestyle=":")
-            axes.set(xscale="log", yscale="log", title=group[0].start.build.label)
+            axes.set(xscale="log", yscale="log")
+            # Over several decades the powers of ten are enough, and more would overlap.
+            axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1.2, 0.5)))
+            axes.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1.2, 0.5)))
+            axes.tick_params(which="both", labelsize=7)
+            axes.set_title(group[0].start.build.label, fontsize=9)
             axes.set_xlabel("cost, full gradients of a run", fontsize=8)
         for axes in panels[::COLUMNS]:
             axes.set_ylabel("error, %", fontsize=8)
@@ -55,7 +64,7 @@ def draw_searches(searches: Sequence[Search], path: Path) -> Path | None:
 
 def _draw_search(axes: Axes, search: Search, colour: str, name: str) -> None:
     for trusted in (True, False):
-        own = [outcome for outcome in search.outcomes.values() if outcome.trusted is trusted]
+        own = [outcome for outcome in search.judged.values() if outcome.trusted is trusted]
         axes.plot(
             [outcome.cost for outcome in own], [100 * outcome.error for outcome in own], "o", markersize=4,
             color=colour, markerfacecolor=colour if trusted else "none", alpha=0.7,
@@ -88,7 +97,8 @@ def draw_rungs(searches: Sequence[RungSearch], path: Path) -> Path | None:
             for number, search in enumerate(group):
                 _draw_rungs(axes, search, f"C{number}", _name(search, group))
             axes.axhline(group[0].rungs[0].required, color="grey", linewidth=0.8, linestyle=":")
-            axes.set(xscale="log", ylim=(-0.05, 1.05), title=group[0].start.build.label)
+            axes.set(xscale="log", ylim=(-0.05, 1.05))
+            axes.set_title(group[0].start.build.label, fontsize=9)
             axes.set_xlabel(" or ".join(dict.fromkeys(search.key for search in group)), fontsize=8)
         for axes in panels[::COLUMNS]:
             axes.set_ylabel("acceptance of a Metropolis step", fontsize=8)
@@ -127,13 +137,13 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
     columns = min(COLUMNS, count)
     lines = math.ceil(count / columns)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * lines + 0.5), layout="constrained")
+    size = 1.5 if count == 1 else 1.0
+    figure = Figure(figsize=(size * PANEL[0] * columns, size * PANEL[1] * lines + 0.6), layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes in panels[count:]:
         axes.set_visible(False)
     for axes in panels:
         axes.tick_params(labelsize=8)
-        axes.title.set_fontsize(9)
     return figure, panels[:count]
 
 
@@ -150,7 +160,8 @@ def _save(figure: Figure, panels: list[Axes], path: Path, marks: dict[str, str])
         handles[meaning] = Line2D(
             [], [], color="black", marker=shape, linestyle="none", markersize=6, markerfacecolor=face
         )
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), fontsize=8)
+    columns = max(1, int(figure.get_figwidth() / ENTRY))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     write_bytes_atomic(path, buffer.getvalue())
