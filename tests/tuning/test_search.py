@@ -128,8 +128,7 @@ def test_a_target_that_cannot_be_built_and_runs_that_fail(tmp_path, world):
 
 @pytest.mark.parametrize("name", ["mala", "hmc", "nuts", "mclmc", "adjusted_mclmc", "sghmc", "sgnht"])
 def test_every_sampler_has_settings_to_search(tmp_path, world, name):
-    step = {"step_size": GOOD} if name.startswith("sg") else {}
-    start = start_at(None, name, **step)
+    start = start_at(GOOD if name.startswith("sg") else None, name)
     search = Search(start, search_at(GOOD, tmp_path).reference, tmp_path, trials=5, batch=5, seeds=1, tolerance=0.05)
     wanted = search.propose(world.look)
     assert len({run.ref.run_id for run in wanted}) == 5
