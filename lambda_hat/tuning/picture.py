@@ -42,7 +42,7 @@ def draw_searches(searches: Sequence[Search], path: Path) -> Path | None:
         groups = _by_target([search for search in searches if search.outcomes])
         if not groups:
             return None
-        from matplotlib.ticker import LogFormatterSciNotation
+        from matplotlib.ticker import LogFormatter, LogFormatterSciNotation
 
         figure, panels = _panels(len(groups))
         for axes, group in zip(panels, groups, strict=True):
@@ -52,7 +52,8 @@ def draw_searches(searches: Sequence[Search], path: Path) -> Path | None:
             axes.set(xscale="log", yscale="log")
             # Over several decades the powers of ten are enough, and more would overlap.
             axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1.2, 0.5)))
-            axes.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1.2, 0.5)))
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.5)))
             axes.tick_params(which="both", labelsize=7)
             axes.set_title(group[0].start.build.label, fontsize=9)
             axes.set_xlabel("cost, full gradients of a run", fontsize=8)
