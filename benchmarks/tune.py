@@ -127,8 +127,8 @@ def section(found: dict[str, list[Found]], trials: int, seconds: float) -> str:
             values = one.values or {}
             there = "diverged" if one.at_start is None else f"{one.at_start:.1%}"
             rows.append([
-                one.target, direction, f"{one.start:.3g}", there,
-                *(f"{values[key]:.3g}" if key in values else "–" for key in ("step_size", "thin", "num_burnin")),
+                one.target.replace("|", r"\|"), direction, f"{one.start:.3g}", there,
+                *(f"{values[key]:,}" if key in values else "–" for key in ("step_size", "thin", "num_burnin")),
                 "–" if one.llc is None else f"{one.llc:.4f} ± {one.std_error:.4f}", f"{one.exact:.4f}",
                 "–" if one.error is None else f"{one.error:.1%}", "–" if one.cost is None else f"{one.cost:,.0f}",
             ])  # fmt: skip
@@ -136,10 +136,10 @@ def section(found: dict[str, list[Found]], trials: int, seconds: float) -> str:
     within = sum(one.error is not None and one.error <= TOLERANCE for one in all_of_them)
     return f"""## Tuning
 
-`python benchmarks/tune.py`: SGLD from 200 times and from a 200th of the step size that its pilot chain
-chooses, {trials} trials of 2 seeds each ({LENGTHS["num_draws"]} draws of 4 chains, thin {LENGTHS["thin"]} and
-burn-in {LENGTHS["num_burnin"]} at the start). λ̂ is the mean of two runs with fresh seeds at the settings found, cost
-the full gradients of one. {within} of {len(all_of_them)} are within {TOLERANCE:.0%}; {seconds:.0f} s in all.
+`python benchmarks/tune.py`: SGLD from 200 times and from a 200th of the step size that its pilot chain chooses,
+{trials} trials of 2 seeds each, and {LENGTHS["num_draws"]:,} draws of 4 chains with thin {LENGTHS["thin"]} and burn-in
+{LENGTHS["num_burnin"]:,} at the start. λ̂ is the mean of two runs with fresh seeds at the settings found, cost the full
+gradients of one. {within} of {len(all_of_them)} are within {TOLERANCE:.0%}; {seconds:.0f} s in all.
 
 {table([*head, "cost"], rows)}"""
 
