@@ -37,6 +37,8 @@ LENGTHS = {"num_draws": 1000, "thin": 50, "num_burnin": 5000}
 DIRECTIONS = {"× 200": 200.0, "÷ 200": 1 / 200}
 """No power of ten: a ladder by factors of ten from there does not meet the pilot's choice again."""
 TRIALS, TOLERANCE = 24, 0.05
+LOST = 1000.0
+"""Where the figure shows what has no estimate, in per cent."""
 
 
 class Found(NamedTuple):
@@ -152,19 +154,18 @@ def figure_of(found: dict[str, list[Found]]) -> Any:
     names = [one.target for one in next(iter(found.values()))]
     for number, (direction, own) in enumerate(found.items()):
         places = [index + 0.2 * (number - 0.5) for index in range(len(own))]
-        for when, marker, face in (("start", "o", "none"), ("found", "o", f"C{number}")):
+        for when, face in (("start", "none"), ("found", f"C{number}")):
             errors = [one.at_start if when == "start" else one.error for one in own]
-            shown = [
-                (place, 100 * max(error, 1e-4))
-                for place, error in zip(places, errors, strict=True)
-                if error is not None
-            ]
-            ax.plot(*zip(*shown, strict=True), marker, color=f"C{number}", markerfacecolor=face,
-                    label=f"{when}, {direction}") if shown else None  # fmt: skip
+            points = [(x, 100 * max(error, 1e-4)) for x, error in zip(places, errors, strict=True) if error is not None]
+            lost = [(x, LOST) for x, error in zip(places, errors, strict=True) if error is None]
+            for marker, drawn, what in (("o", points, when), ("x", lost, f"no estimate at the {when}")):
+                if drawn:
+                    label = f"{what}, {direction}"
+                    ax.plot(*zip(*drawn, strict=True), marker, color=f"C{number}", markerfacecolor=face, label=label)
     ax.axhline(100 * TOLERANCE, color="grey", linewidth=0.8, linestyle=":")
     ax.set_xticks(range(len(names)), names, rotation=25, ha="right", fontsize=8)
     ax.set(yscale="log", ylabel="error, %")
-    ax.legend(fontsize=8)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8)
     return figure
 
 
