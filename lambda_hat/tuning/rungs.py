@@ -17,7 +17,7 @@ from statistics import NormalDist
 
 from lambda_hat.tuning.objective import Row, diverged, is_decided
 from lambda_hat.tuning.space import Value, ladder, space_of, start_of, step_key
-from lambda_hat.tuning.wanted import Look, Start, WantedRun, want
+from lambda_hat.tuning.wanted import Look, Start, WantedRun, blocked, want
 
 PER_DECADE = 3
 """Rungs to a factor of ten. Arbitrary."""
@@ -108,9 +108,8 @@ class RungSearch:
         runs = self.first_runs()
         rows = look([run.ref for run in runs])
         needed = [run for run, row in zip(runs, rows, strict=True) if not is_decided(row)]
-        blocked = next((row for row in rows if row["status"] == "blocked"), None)
-        if blocked is not None:
-            self.lost = str(blocked["reason"])
+        self.lost = blocked(self.start, rows)
+        if self.lost is not None:
             return []
         if not needed:
             required = acceptance_at(self.tolerance, rows[0]["dim"] or 1)

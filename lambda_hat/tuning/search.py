@@ -20,7 +20,7 @@ from lambda_hat.tuning.history import End, History, Trial
 from lambda_hat.tuning.objective import Outcome, Row, cost_to, diverged, is_decided, outcome_of
 from lambda_hat.tuning.reference import Reference
 from lambda_hat.tuning.space import Value, first_settings, space_of, start_of, step_key
-from lambda_hat.tuning.wanted import Look, Start, WantedRun, want
+from lambda_hat.tuning.wanted import Look, Start, WantedRun, blocked, want
 
 SEARCH_FORMAT = 1
 HOPELESS = 2.0
@@ -168,10 +168,9 @@ class Search:
 
     def _needed(self, opened: list[Trial], rows: dict[int, Sequence[Row]], look: Look) -> list[WantedRun]:
         """What has to be sampled before the trials that are open can be told."""
-        for row in (row for own in rows.values() for row in own):
-            if row["status"] == "blocked":
-                self.lost = str(row["reason"])
-                return []
+        self.lost = blocked(self.start, (row for own in rows.values() for row in own))
+        if self.lost is not None:
+            return []
         needed = [
             run
             for trial in opened

@@ -49,12 +49,13 @@ def comment_of(search: Search) -> str:
 def print_searches(searches: Sequence[Search], console: Console) -> None:
     """A row per search: what it began with, what it found, and what that came to with fresh seeds."""
     view = _view("target", "sampler", "error at start", "found", "error", "cost", "fresh λ̂ ± s.e.", "λ_t or reference")
-    for search in searches:
+    names = _names(searches)
+    for search, name in zip(searches, names, strict=True):
         found = None if search.winner is None else search.judged[search.winner]
         start, again = search.outcomes.get(0), search.confirmed
         reference = search.reference
         view.add_row(
-            search.start.build.label,
+            name,
             search.start.name,
             percent(start.error) if start else "no estimate" if search.num_told else "–",
             "" if search.winner is None else words(search.settings[search.winner]),
@@ -76,12 +77,13 @@ def print_searches(searches: Sequence[Search], console: Console) -> None:
 def print_rungs(searches: Sequence[RungSearch], console: Console) -> None:
     """A row per quick search: the step size that it takes, and what that run came to."""
     view = _view("target", "sampler", "start", "found", "acceptance", "at least", "λ̂ ± s.e.", "λ_t", "verdict")
-    for search in searches:
+    names = _names(searches)
+    for search, name in zip(searches, names, strict=True):
         rung = None if search.winner is None else search.rungs[search.winner]
         row = {} if rung is None else rung.row
         known = row.get("true_llc_t")
         view.add_row(
-            search.start.build.label,
+            name,
             search.start.name,
             words(search.start_values),
             "" if rung is None else words({search.key: rung.step}),
@@ -92,6 +94,19 @@ def print_rungs(searches: Sequence[RungSearch], console: Console) -> None:
             "" if rung is None else row["verdict"],
         )
     console.print(view)
+
+
+def _names(searches: Sequence[Search] | Sequence[RungSearch]) -> list[str]:
+    """The labels of the targets, with the id where several targets have the same."""
+    ids: dict[str, set[str]] = {}
+    for search in searches:
+        ids.setdefault(search.start.build.label, set()).add(search.start.target_id)
+    labels = [search.start.build.label for search in searches]
+    several = [len(ids[label]) > 1 for label in labels]
+    return [
+        f"{label} ({search.start.target_id})" if more else label
+        for search, label, more in zip(searches, labels, several, strict=True)
+    ]
 
 
 def _view(*names: str) -> Table:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,15 @@ class WantedRun:
 
     entry: dict[str, Any]
     ref: RunRef
+
+
+def blocked(start: Start, rows: Iterable[Row]) -> str | None:
+    """Why nothing can be sampled on the target of `start`, where one of its rows says so, and what to do."""
+    reason = next((row["reason"] for row in rows if row["status"] == "blocked"), None)
+    if reason is None:
+        return None
+    again = f"python flows/packed.py --experiments {shlex.quote(start.source)} --rerun failed"
+    return f"{reason}; {again} tries to build it again"
 
 
 def want(start: Start, values: Mapping[str, Any]) -> WantedRun:

@@ -116,7 +116,10 @@ def test_a_target_that_cannot_be_built_and_runs_that_fail(tmp_path, world):
     world.change = lambda row: row | {"status": "blocked", "reason": "its target could not be built: BuildFailed"}
     search = search_at(GOOD, tmp_path / "blocked")
     run_to_its_end(search, world)
-    assert search.lost == "its target could not be built: BuildFailed"
+    assert search.lost == (
+        "its target could not be built: BuildFailed; python flows/packed.py --experiments study.yaml --rerun failed "
+        "tries to build it again"
+    )
 
     failing = World()
     failing.change = lambda row: row | {"status": "failed", "reason": "RuntimeError"} if row["mala_acceptance"] else row
