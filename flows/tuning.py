@@ -284,7 +284,11 @@ class Tuning:
                 flow.say(f"    {span(search.space)}")
         if not self._quick:
             self._say_cost()
-        flow.study = self._study_of([run for search in self.searches for run in search.first_runs()])
+        fresh = [search for search in self.searches if self._quick or not search.num_told_earlier()]
+        if not fresh:
+            flow.say("the next batch depends on what was tried; dry run: nothing was started")
+            return EXIT_OK
+        flow.study = self._study_of([run for search in fresh for run in search.first_runs()])
         plan = flow.plan(None, look_only=True)
         flow.say("the first batch:")
         flow.show_plan(plan)
