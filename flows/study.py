@@ -121,6 +121,8 @@ class Flow:
     """Called where the study stopped at `stop_at` with runs left."""
     journal: Journal = field(default_factory=Journal)
     """What this start writes down for those who ask how it goes."""
+    more: Callable[[], bool] = lambda: False
+    """Called where nothing is left to sample: whether it has put another study in the place of this one."""
     _launcher: Launcher | None = None
     """What starts single processes on the nodes of the allocation that this study is in."""
     _nodes: Iterator[str] = field(default_factory=lambda: iter(()))

@@ -86,7 +86,7 @@ class Tries:
     def _with_workers(self, plan: Plan, lease: Lease) -> Plan | None:
         """Rounds with workers of their own; what is left where others have to be started, else None."""
         flow = self._flow
-        plan = self._wait_for_others(plan, lease)
+        plan = self._further(self._wait_for_others(plan, lease), lease)
         if not plan.runs:
             return None
         with flow.workers(lease, bool(plan.builds)) as workers:
@@ -124,6 +124,7 @@ class Tries:
             lost = self._are_lost(workers, outcome)
             if not lost:
                 plan = self._wait_for_others(plan, workers.lease)
+            plan = self._further(plan, workers.lease)
             if not plan.runs and not (lost and plan.elsewhere):
                 return None
             if again:
@@ -177,6 +178,16 @@ class Tries:
         # Ranks begin no run that their time is too short for, so packs may end before the time is up.
         if time.time() >= flow.stop_at or (outcome.out_of_time and set(+outcome.causes) <= {"time"}):
             raise OutOfTime
+
+    def _further(self, plan: Plan, lease: Lease) -> Plan:
+        """`plan`, or, where nothing of it is left, that of what the flow then puts into the study."""
+        flow = self._flow
+        while not plan.runs and not plan.elsewhere and flow.more():
+            plan = flow.plan(None, lease.path)
+            self._note(plan)
+            self._check_time(plan, Outcome())
+            plan = self._wait_for_others(plan, lease)
+        return plan
 
     def _wait_for_others(self, plan: Plan, lease: Lease) -> Plan:
         """Wait while all that is left is being sampled by other drivers; the plan after that."""

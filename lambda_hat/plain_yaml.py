@@ -128,6 +128,14 @@ def dump(content: Any) -> str:
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 
+def dump_line(content: Any) -> str:
+    """The same in one line, without its end."""
+    text = yaml.dump(
+        content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=float("inf")
+    )
+    return text.removesuffix("...\n").rstrip("\n")
+
+
 def _check(text: str) -> None:
     """Refuse tags, deep nesting, aliases to themselves, and those that multiply, before anything is made of them."""
     sizes: dict[str, int | None] = {}

@@ -50,7 +50,7 @@ CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
 
 MLP_GROUPS = ("model", "data", "teacher")
 TARGET_ENTRY_KEYS = ("target", *MLP_GROUPS, "seed", "checkpoints", "overrides", "sweep")
-SAMPLER_ENTRY_KEYS = ("name", "overrides", "sweep")
+SAMPLER_ENTRY_KEYS = ("name", "targets", "overrides", "sweep")
 NULL_GROUP = "_null"
 MOST_ENTRIES = 1_000_000
 """Runs of a study at most: a sweep multiplies quickly."""
@@ -144,13 +144,25 @@ def compose_study(
     notes: list[str] = []
     targets = _expand_targets(study, experiments, conf_dir, notes)
     samplers = _expand(study.samplers, f"{experiments}: samplers", SAMPLER_ENTRY_KEYS)
-    if len(targets) * len(samplers) > MOST_ENTRIES:
-        raise ConfigError(
-            f"{experiments}: {len(targets)} targets times {len(samplers)} sampler settings, expected at most "
-            f"{MOST_ENTRIES} runs; make several studies of it"
-        )
-    runs = _expand_runs(study, samplers, targets, conf_dir, notes)
+    runs = _expand_runs(study, samplers, targets, conf_dir, notes, str(experiments))
     return Study(experiments, study, targets, list(runs.values()), notes, site_overrides)
+
+
+def sampler_points(study: Study) -> list[dict[str, Any]]:
+    """The sampler entries of a study with every sweep multiplied out into overrides."""
+    expanded = _expand(study.settings.samplers, f"{study.source}: samplers", SAMPLER_ENTRY_KEYS)
+    return [entry.content for entry in expanded]
+
+
+def with_samplers(study: Study, samplers: list[dict[str, Any]], where: str, conf_dir: Path = CONF_DIR) -> Study:
+    """The targets of `study` with other sampler entries, at default costs. where: names the entries in errors.
+
+    Raises as `compose_study`.
+    """
+    settings, notes = replace(study.settings, samplers=samplers), []
+    expanded = _expand(samplers, where, SAMPLER_ENTRY_KEYS)
+    runs = _expand_runs(settings, expanded, study.targets, conf_dir, notes, where)
+    return replace(study, settings=settings, runs=list(runs.values()), notes=notes, costs=CostModel())
 
 
 def compose_build_cfg(
@@ -323,7 +335,14 @@ def _expand_runs(
     targets: dict[str, BuildConfig],
     conf_dir: Path,
     notes: list[str],
+    source: str,
 ) -> dict[tuple[str, str], PlannedRun]:
+    chosen = [_chosen_targets(entry, targets) for entry in samplers]
+    if sum(len(targets) if own is None else len(own) for own in chosen) > MOST_ENTRIES:
+        raise ConfigError(
+            f"{source}: {len(targets)} targets times {len(samplers)} sampler settings, expected at most "
+            f"{MOST_ENTRIES} runs; make several studies of it"
+        )
     runs: dict[tuple[str, str], PlannedRun] = {}
     said: set[str] = set()
 
@@ -336,13 +355,15 @@ def _expand_runs(
         return _sampler_setting(entry, "", study.jax_enable_x64, conf_dir, where)
 
     composed = _Composer(compose, ("name", "target_id"))
-    settings: list[SampleConfig] = []
+    settings: dict[int, SampleConfig] = {}
     programs, costs = _Programs(), CostModel()
     for target_id, build in targets.items():
         facts = _Facts(build)
         for index, entry in enumerate(samplers):
-            if index == len(settings):
-                settings.append(composed(entry))
+            if (own := chosen[index]) is not None and target_id not in own:
+                continue
+            if index not in settings:
+                settings[index] = composed(entry)
             cfg = _on_target(settings[index], target_id, facts, entry.where)
             run_id = run_id_for(cfg)
             if (target_id, run_id) in runs:
@@ -359,6 +380,22 @@ def _expand_runs(
                 target_id, run_id, cfg, programs(index, cfg, facts), costs.seconds(facts.shape, cfg)
             )
     return runs
+
+
+def _chosen_targets(entry: _Entry, targets: dict[str, BuildConfig]) -> frozenset[str] | None:
+    """The ids of the targets that a sampler entry is for; None: all of them."""
+    own = entry.content.get("targets")
+    if own is None:
+        return None
+    if not isinstance(own, list) or not own:
+        raise ConfigError(f"{entry.where}: targets: expected a list of target ids, got {own!r}; leave it out for all")
+    for target_id in own:
+        if not isinstance(target_id, str) or target_id not in targets:
+            raise ConfigError(
+                f"{entry.where}: targets: got {target_id!r}, which is no target of this study; --dry-run prints their "
+                "ids, and a target's id changes with its configuration"
+            )
+    return frozenset(own)
 
 
 class _Composer(Generic[Config]):

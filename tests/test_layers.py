@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 THIRD_PARTY = {
     "arviz", "arviz_stats", "blackjax", "equinox", "h5netcdf", "itables", "jax", "jaxtyping", "jinja2", "markupsafe",
-    "matplotlib", "mpi4py", "numpy", "omegaconf", "optax", "pandas", "parsl", "plotille", "pyarrow", "rich",
+    "matplotlib", "mpi4py", "numpy", "omegaconf", "optax", "optuna", "pandas", "parsl", "plotille", "pyarrow", "rich",
     "safetensors", "scipy", "selenium", "xarray", "yaml",
 }  # fmt: skip
 L0 = {
@@ -28,7 +28,7 @@ LAYERS = {
     4: {"api", "execute"},
     5: {
         "calibration", "entrypoints", "find_run", "foreign", "report", "results", "run_facts", "run_logs", "run_view",
-        "status", "summary", "terminal", "terminal_plot", "trace", "validate",
+        "status", "summary", "terminal", "terminal_plot", "trace", "tuning", "validate",
     },
 }  # fmt: skip
 MAY_IMPORT = {
@@ -37,11 +37,11 @@ MAY_IMPORT = {
     2: {"blackjax", "jax", "jaxtyping", "numpy"},
     3: {"numpy"},
     4: {"h5netcdf", "jax", "numpy", "xarray"},
-    5: {"arviz", "itables", "jinja2", "markupsafe", "matplotlib", "pandas", "plotille", "pyarrow", "rich"},
+    5: {"arviz", "itables", "jinja2", "markupsafe", "matplotlib", "optuna", "pandas", "plotille", "pyarrow", "rich"},
 }
 JAX_FREE_LATER = {
     "calibration", "find_run", "foreign", "posterior", "report", "results", "run_facts", "run_logs", "run_view",
-    "status", "summary", "terminal", "terminal_plot", "trace", "validate",
+    "status", "summary", "terminal", "terminal_plot", "trace", "tuning", "validate",
 }  # fmt: skip
 """Above L0, yet imported by the driver: they may not reach jax either."""
 
@@ -117,7 +117,8 @@ NOT_IN_DRIVERS = ("arviz", "itables", "jax", "jinja2", "matplotlib", "mpi4py")
 
 
 def test_driver_reaches_neither_jax_nor_mpi4py():
-    modules = ["flows.packed", "flows.parsl_llc", "flows.apps", "lambda_hat.entrypoints.cli", "mpi.launch"]
+    modules = [f"flows.{name}" for name in ("packed", "parsl_llc", "tune", "apps")]
+    modules += ["lambda_hat.entrypoints.cli", "mpi.launch"]
     modules += [f"lambda_hat.{name}" for name in sorted(L0 | JAX_FREE_LATER)]
     code = f"import {', '.join(modules)}, sys; print([m for m in {NOT_IN_DRIVERS} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

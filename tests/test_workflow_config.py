@@ -86,6 +86,23 @@ def test_sweeps_multiply_and_lists_stay_lists(study_file):
     assert {(run.cfg.step_size, run.cfg.seed) for run in study.runs} == {(e, s) for e in (1e-6, 1e-5) for s in (0, 1)}
 
 
+def test_a_sampler_may_be_for_some_targets_alone(study_file):
+    both = {"targets": [{"target": "quadratic", "sweep": {"seed": [0, 1]}}, {"target": "monomial"}]}
+    first, second, third = compose_study(study_file({**SMALL, **both})).targets
+    samplers = [
+        {"name": "sgld", "targets": [second], "sweep": {"seed": [0, 1]}},
+        {"name": "hmc", "targets": [third, first]},
+        {"name": "mala"},
+    ]
+    study = compose_study(study_file({**both, "samplers": samplers}))
+    assert [(run.target_id, run.cfg.name) for run in study.runs] == [
+        (first, "hmc"), (first, "mala"), (second, "sgld"), (second, "sgld"), (second, "mala"), (third, "hmc"),
+        (third, "mala"),
+    ]  # fmt: skip
+    plain = compose_study(study_file({**both, "samplers": [{"name": "mala"}]}))
+    assert {run.run_id for run in study.runs if run.cfg.name == "mala"} == {run.run_id for run in plain.runs}
+
+
 def test_another_store_root_changes_no_id(study_file):
     one = compose_study(study_file(SMALL))
     two = compose_study(study_file(SMALL), ["store_root=/elsewhere"])
@@ -153,6 +170,8 @@ BAD = [
     ({"samplers": []}, r"samplers: the grid is empty"),
     ({"samplers.0.name": "sglt"}, r"name: unknown 'sglt'; did you mean 'sgld' or 'sgnht'\? valid: adjusted_mclmc, hmc"),
     ({"samplers.0": {}}, r"samplers\[0\]: name: missing"),
+    ({"samplers.0.targets": ["tgt_1"]}, r"samplers\[0\]: targets: got 'tgt_1', which is no target of this study"),
+    ({"samplers.0.targets": "tgt_1"}, r"samplers\[0\]: targets: expected a list of target ids, got 'tgt_1'"),
     ({"samplers.0": "sgld"}, r"samplers\[0\]: expected a mapping"),
     ({"samplers.0.overrides.stepsize": 1}, r"samplers\[0\]: unknown key 'stepsize'; did you mean 'step_size'"),
     ({"samplers.0.overrides.step_size": -1e-3}, r"step_size: got -0\.001, expected a finite number above 0"),

@@ -1,13 +1,14 @@
-"""`lambda-hat`: look at a study and its runs, make its report, verify the store, validate the samplers, and more."""
+"""`lambda-hat`: look at a study and its runs, make its report, verify the store, tune, validate, and more."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import lambda_hat
-from lambda_hat.entrypoints import build_target, logs, report, rerun, sample, show, status, validate, verify
+from lambda_hat.entrypoints import build_target, logs, report, rerun, sample, show, status, tune, validate, verify
 from lambda_hat.errors import EXIT_OK, LambdaHatError, run_command
 from lambda_hat.store import existing_store
 
@@ -63,7 +64,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     validate.add_arguments(truth)
     truth.set_defaults(run=validate.run)
 
-    args = parser.parse_args(argv)
+    commands.add_parser(
+        "tune", help="find sampler settings, target by target: python flows/tune.py of the checkout", add_help=False
+    )
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["tune"]:
+        run_command(lambda: tune.hand_over(words[1:]))
+    args = parser.parse_args(words)
     run_command(lambda: args.run(args))
 
 

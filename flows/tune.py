@@ -1,0 +1,141 @@
+"""Find sampler settings, target by target: error against cost, in batches of trials that are sampled as packs."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # As flows/packed.py.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+if str(REPO_ROOT) not in sys.path:
+    sys.path.insert(0, str(REPO_ROOT))
+
+from flows.sites import BatchSite  # noqa: E402
+from flows.study import Flow  # noqa: E402
+from flows.tuning import Tuning  # noqa: E402
+from lambda_hat.config import SAMPLE_SCHEMAS  # noqa: E402
+from lambda_hat.errors import ConfigError, nearest, run_command  # noqa: E402
+from lambda_hat.id_utils import canonical_json, identity_payload  # noqa: E402
+from lambda_hat.workflow_config import CONF_DIR, Study, compose_sample_cfg, sampler_points  # noqa: E402
+from mpi.launch import find_launcher  # noqa: E402
+
+if TYPE_CHECKING:
+    from lambda_hat.tuning.wanted import Start
+
+TRIALS, SEEDS, TOLERANCE = 24, 2, 0.05
+
+
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="lambda-hat tune", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--experiments", type=Path, default=CONF_DIR / "experiments.yaml", metavar="FILE",
+        help="the study: its targets are tuned for, its samplers are where the search begins",
+    )  # fmt: skip
+    parser.add_argument("--samplers", nargs="+", metavar="NAME", help="only these (default: those of the study)")
+    parser.add_argument(
+        "--trials", type=int, metavar="N", help=f"settings to try per target and sampler (default {TRIALS})"
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        metavar="B",
+        help="trials of a search at a time (default: what fills a pack, a quarter of all at most)",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=SEEDS, metavar="K", help=f"runs of a setting that is tried (default {SEEDS})"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=TOLERANCE, metavar="T",
+        help=f"the relative error that is good enough: the cheapest such setting is taken (default {TOLERANCE})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reference", choices=("nuts", "hmc", "none"), default="nuts",
+        help="what a long run is made with where the exact value is not known (default nuts)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quick", action="store_true", help="no reference: a ladder of step sizes, judged by stability and acceptance"
+    )
+    parser.add_argument("--pack", type=int, metavar="N", help="at most N runs in one MPI launch (default 32)")
+    parser.add_argument("--ranks", type=int, metavar="R", help="MPI ranks per node (default: one per core)")
+    parser.add_argument("--site", metavar="S", help="a name in conf/site, or a .yaml or .py file (default local)")
+    parser.add_argument("--store", metavar="DIR", help="targets, runs, packs and journals (default runs)")
+    parser.add_argument("--results", metavar="DIR", help="the experiments file and the picture (default results)")
+    parser.add_argument("--deadline", metavar="WHEN", help="stop in time for WHEN, as flows/packed.py does")
+    parser.add_argument("--dry-run", action="store_true", help="show what would run and its cost, start nothing")
+    parser.add_argument("--quiet", action="store_true", help="only trouble and the summary")
+    parser.add_argument(
+        "words", nargs="*", metavar="key=value", help="overrides of the study; site.key=value of the site"
+    )
+    parser.set_defaults(rerun=None, retries=None)
+    args = parser.parse_intermixed_args(argv)
+    for option, value, least in (("trials", args.trials, 1), ("batch", args.batch, 1), ("seeds", args.seeds, 1)):
+        if value is not None and value < least:
+            raise ConfigError(f"--{option}: got {value}, expected an integer of at least {least}")
+    if not 0 < args.tolerance < 1:
+        raise ConfigError(f"--tolerance: got {args.tolerance}, expected a relative error between 0 and 1, such as 0.05")
+    for option in ("trials", "batch"):
+        if args.quick and getattr(args, option) is not None:
+            raise ConfigError(f"--{option}: goes without --quick, which tries every step of its ladder once")
+    args.trials = TRIALS if args.trials is None else args.trials
+    for name in args.samplers or ():
+        if name not in SAMPLE_SCHEMAS:
+            hint = "write key=value words before --samplers" if "=" in name else nearest(name, SAMPLE_SCHEMAS)
+            raise ConfigError(f"--samplers: unknown {name!r}; {hint}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_options(argv)
+    flow = Flow.from_options(args, packed=True)
+    if not isinstance(flow.site, BatchSite) or flow.site.mpi == "bundled":
+        find_launcher(flow.site.launcher)
+    flow.site.resources  # noqa: B018 - raises where the site does not say how many ranks a node has
+    tuning = Tuning(flow, args, starts_of(flow.study, args.samplers, args.quick))
+    return tuning.dry_run() if args.dry_run else tuning.run()
+
+
+def starts_of(study: Study, names: Sequence[str] | None, quick: bool) -> list[Start]:
+    """What the searches begin with: every target with every sampler setting of the study that is not another's with
+    another seed. A sampler that is named and that the study has no entry for starts from its defaults.
+
+    quick: only samplers whose step size is to be set. Raises ConfigError where nothing is left.
+    """
+    from lambda_hat.tuning.space import step_key
+    from lambda_hat.tuning.wanted import Start
+
+    entries = sampler_points(study)
+    if names is not None:
+        entries = [entry for entry in entries if entry["name"] in names]
+        entries += [{"name": name} for name in dict.fromkeys(names) if name not in {e["name"] for e in entries}]
+    x64, source = study.settings.jax_enable_x64, str(study.source)
+    found: dict[str, Start] = {}
+    refused = None
+    for target_id, build in study.targets.items():
+        for entry in entries:
+            if entry.get("targets") and target_id not in entry["targets"]:
+                continue
+            overrides = {key: value for key, value in (entry.get("overrides") or {}).items() if key != "seed"}
+            bare = {"name": entry["name"], "overrides": overrides}
+            cfg = compose_sample_cfg(target_id, bare, build=build, jax_enable_x64=x64, source=source)
+            if quick and step_key(cfg) is None:
+                refused = cfg.name
+                continue
+            key = canonical_json(identity_payload(cfg))
+            found.setdefault(key, Start(target_id, build, cfg, entry["name"], overrides, x64, source))
+    if not found:
+        raise ConfigError(
+            f"{source}: --quick: {refused} adapts its own step size, and the study has no other sampler; write "
+            "--samplers sgld, sghmc or sgnht, or leave out --quick"
+        )
+    return list(found.values())
+
+
+if __name__ == "__main__":
+    run_command(main)

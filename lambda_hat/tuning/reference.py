@@ -1,0 +1,98 @@
+"""What estimates are held against: the exact value, or one long unbiased run, which the store keeps as any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lambda_hat.config import DlnBuild
+from lambda_hat.tuning.objective import Row, is_decided
+from lambda_hat.tuning.wanted import Look, Start, WantedRun, want_entry
+
+SAMPLERS = ("nuts", "hmc")
+LENGTHS = {"num_chains": 4, "num_draws": 5000, "num_burnin": 2000}
+"""Arbitrary: several times those of a run."""
+POSTERIOR = ("beta", "gamma", "prior_radius", "restrict")
+"""What decides the posterior, and so the value that is estimated."""
+SHARE = 0.25
+"""Of the tolerance, which the reference's own standard error may take. Arbitrary."""
+
+
+class Reference:
+    """The value of one posterior. `value` is None until it is known, and `lost` says why it never will be."""
+
+    def __init__(self, start: Start, sampler: str | None, tolerance: float):
+        """sampler: of the long run; None where there shall be none."""
+        self._start, self._sampler, self._tolerance = start, sampler, tolerance
+        self.value: float | None = None
+        self.std_error = 0.0
+        self.source = ""
+        """`exact`, or the id of the long run."""
+        self.lost: str | None = None
+
+    @property
+    def may_be_exact(self) -> bool:
+        """Whether an exact value could be known: only a run's row tells."""
+        build = self._start.build
+        possible = build.target.data == "population" if isinstance(build, DlnBuild) else build.analytic
+        return possible and self._start.cfg.restrict is None
+
+    def offer(self, rows: Iterable[Row]) -> None:
+        """Take the exact value out of the rows of finished runs of this posterior, where they have it."""
+        for row in rows:
+            if self.value is None and self.lost is None and row["status"] == "finished":
+                exact = row["true_llc_t"]
+                if exact is not None:
+                    self._settle(exact, 0.0, "exact")
+
+    def runs(self) -> list[WantedRun]:
+        """The long run, and the twice as long one that takes its place where its verdict is not ok."""
+        if self._sampler is None:
+            return []
+        return [want_entry(self._start, self._entry(factor)) for factor in (1, 2)]
+
+    def needed(self, look: Look) -> list[WantedRun]:
+        """The run that has to be sampled before the value is known; none once it is, or is lost."""
+        if self.value is not None or self.lost is not None:
+            return []
+        if self._sampler is None:
+            self.lost = "its exact value is not known, and --reference none makes no other"
+            return []
+        why = ""
+        for run in self.runs():
+            (row,) = look([run.ref])
+            if not is_decided(row):
+                return [run]
+            if row["status"] != "finished":
+                self.lost = f"its reference {run.ref.run_id} has {row['status']}: {row['reason']}"
+                return []
+            self.offer([row])
+            if self.value is not None:
+                return []
+            why = self._doubt(row)
+            if not why:
+                self._settle(row["llc_mean"], row["llc_std_error"], run.ref.run_id)
+                return []
+        self.lost = f"its reference is not to be trusted, also at twice the length: {why}"
+        return []
+
+    def _doubt(self, row: Row) -> str:
+        """Why a finished run is no reference; empty where it is one."""
+        if row["verdict"] != "ok":
+            return f"{row['verdict']}: {row['verdict_sentence']}"
+        allowed = SHARE * self._tolerance
+        if row["llc_std_error"] > allowed * abs(row["llc_mean"]):
+            return f"its standard error is {row['llc_std_error'] / abs(row['llc_mean']):.1%}, above {allowed:.1%}"
+        return ""
+
+    def _settle(self, value: float, std_error: float, source: str) -> None:
+        if value == 0:
+            self.lost = "its value is 0, which no error is relative to"
+            return
+        self.value, self.std_error, self.source = value, std_error, source
+
+    def _entry(self, factor: int) -> dict[str, Any]:
+        lengths = {"num_draws": factor * LENGTHS["num_draws"], "num_burnin": factor * LENGTHS["num_burnin"]}
+        kept = {key: value for key in POSTERIOR if (value := getattr(self._start.cfg, key)) is not None}
+        overrides = {**LENGTHS, **lengths, **kept}
+        return {"name": self._sampler, "targets": [self._start.target_id], "overrides": overrides}

@@ -1,0 +1,157 @@
+"""What is searched: the keys of each sampler, the values that they may take, and the settings to begin with.
+
+Only keys that compiled programs take as arguments are searched, or that have few values: a trial should cost its
+sampling, not a compiler's run. All ranges surround the values that the study starts from. Their widths are arbitrary:
+a step size may be off by a factor of 1,000.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lambda_hat.config import (
+    AdjustedMclmcConfig,
+    HmcConfig,
+    MalaConfig,
+    MclmcConfig,
+    NutsConfig,
+    SampleConfig,
+    SghmcConfig,
+    SgnhtConfig,
+    StochasticGradientConfig,
+)
+from lambda_hat.errors import ConfigError
+
+STEP_FACTOR = 1000.0
+PILOT_FACTOR = 30.0
+DIGITS = 3
+"""Of a fraction that is tried: more would be noise."""
+
+Value = int | float
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, even in their logarithm where `log`, and whole where both ends are."""
+
+    low: Value
+    high: Value
+    log: bool = True
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def draw(self, rng: random.Random) -> Value:
+        """A number out of it."""
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = rng.uniform(low, high)
+        value = math.exp(value) if self.log else value
+        return round(value) if self.whole else rounded(value)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few numbers."""
+
+    values: tuple[int, ...]
+
+    def draw(self, rng: random.Random) -> Value:
+        """One of them."""
+        return rng.choice(self.values)
+
+
+Space = Mapping[str, Range | Choice]
+
+
+def rounded(value: Value) -> Value:
+    """A fraction to DIGITS digits; a whole number as it is."""
+    return value if isinstance(value, int) else float(f"{value:.{DIGITS}g}")
+
+
+def step_key(cfg: SampleConfig) -> str | None:
+    """The key that sets the step size; None where the sampler adapts its own, so that there is nothing to set."""
+    if not isinstance(cfg, StochasticGradientConfig):
+        return None
+    return "pilot_c" if cfg.step_size is None else "step_size"
+
+
+def space_of(cfg: SampleConfig) -> Space:
+    """What is searched around the setting `cfg`.
+
+    sgld, sghmc, sgnht: `step_size`, or `pilot_c` where a pilot chain chooses it, `thin` and `num_burnin`, and the
+    friction of the last two. The others adapt their steps: `target_acceptance` (mclmc: `desired_energy_var`) and
+    `num_draws`, and the leapfrog steps of hmc.
+    """
+    if isinstance(cfg, StochasticGradientConfig):
+        key = step_key(cfg)
+        assert key is not None
+        factor = STEP_FACTOR if key == "step_size" else PILOT_FACTOR
+        space: dict[str, Range | Choice] = {key: _around(getattr(cfg, key), factor, factor)}
+        space["thin"] = _whole_around(cfg.thin, 10, 4, least=1)
+        if cfg.num_burnin:
+            space["num_burnin"] = _whole_around(cfg.num_burnin, 10, 4, least=1)
+        if isinstance(cfg, (SghmcConfig, SgnhtConfig)):
+            space["friction"] = _including(Range(0.01, 0.9), cfg.friction)
+        return space
+    space = {"num_draws": _whole_around(cfg.num_draws, 8, 2, least=16)}
+    if isinstance(cfg, (MalaConfig, HmcConfig, NutsConfig, AdjustedMclmcConfig)):
+        assert cfg.target_acceptance is not None
+        space["target_acceptance"] = _including(Range(0.6, 0.98, log=False), cfg.target_acceptance)
+    if isinstance(cfg, HmcConfig):
+        steps = cfg.num_integration_steps
+        space["num_integration_steps"] = Choice(tuple(sorted({max(1, steps * 2**k // 4) for k in range(5)} | {steps})))
+    if isinstance(cfg, MclmcConfig):
+        space["desired_energy_var"] = _around(cfg.desired_energy_var, 30, 30)
+    return space
+
+
+def start_of(cfg: SampleConfig, space: Space) -> dict[str, Value]:
+    """The values that the study has for what is searched."""
+    return {key: getattr(cfg, key) for key in space}
+
+
+def ladder(cfg: SampleConfig, per_decade: int, space: Space | None = None) -> list[float]:
+    """Step sizes (or `pilot_c`) in a geometric ladder around that of `cfg`, ascending, `per_decade` to a factor of ten.
+
+    Raises ConfigError for a sampler that adapts its own step.
+    """
+    key = step_key(cfg)
+    if key is None:
+        raise ConfigError(
+            f"{cfg.name} adapts its own step size, so that a ladder of them says nothing; take sgld, sghmc or sgnht, "
+            "or leave out --quick"
+        )
+    whole = (space or space_of(cfg))[key]
+    assert isinstance(whole, Range)
+    centre = getattr(cfg, key)
+    reach = math.floor(per_decade * math.log10(whole.high / centre) + 1e-6)
+    return [rounded(centre * 10 ** (k / per_decade)) for k in range(-reach, reach + 1)]
+
+
+def first_settings(cfg: SampleConfig, space: Space) -> list[dict[str, Value]]:
+    """The settings to begin with: the study's own, and others of its step sizes, a factor of ten between two, nearest
+    first: no search is quicker at finding the scale."""
+    start = start_of(cfg, space)
+    key = step_key(cfg)
+    if key is None:
+        return [start]
+    centre = getattr(cfg, key)
+    others = [step for step in ladder(cfg, 1, space) if step != rounded(centre)]
+    others.sort(key=lambda step: abs(math.log(step / centre)))
+    return [start, *({**start, key: step} for step in others)]
+
+
+def _around(value: float, below: float, above: float) -> Range:
+    return Range(value / below, value * above)
+
+
+def _whole_around(value: int, below: int, above: int, least: int) -> Range:
+    return Range(min(value, max(least, value // below)), max(value * above, value + 10))
+
+
+def _including(whole: Range, value: float) -> Range:
+    return Range(min(whole.low, value), max(whole.high, value), whole.log)

@@ -1,0 +1,65 @@
+"""A run that tuning asks for: an ordinary run of the study, with values of its own for some keys."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lambda_hat.config import BuildConfig, SampleConfig
+from lambda_hat.id_utils import run_id_for
+from lambda_hat.results import RunRef
+from lambda_hat.tuning.objective import Row
+from lambda_hat.workflow_config import compose_sample_cfg
+
+Look = Callable[[Sequence[RunRef]], Sequence[Row]]
+"""The rows of some runs, as the store has them now."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a search begins with: one sampler entry of the study, without its sweep, on one target."""
+
+    target_id: str
+    build: BuildConfig
+    cfg: SampleConfig
+    name: str
+    overrides: Mapping[str, Any]
+    jax_enable_x64: bool
+    source: str
+    """The experiments file."""
+
+    def entry(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A sampler entry for this target alone, with some values in place of the study's."""
+        return {"name": self.name, "targets": [self.target_id], "overrides": {**self.overrides, **values}}
+
+
+@dataclass(frozen=True)
+class WantedRun:
+    """A run, as an entry of an experiments file and as the store names it."""
+
+    entry: dict[str, Any]
+    ref: RunRef
+
+
+def blocked(start: Start, rows: Iterable[Row]) -> str | None:
+    """Why nothing can be sampled on the target of `start`, where one of its rows says so, and what to do."""
+    reason = next((row["reason"] for row in rows if row["status"] == "blocked"), None)
+    if reason is None:
+        return None
+    again = f"python flows/packed.py --experiments {shlex.quote(start.source)} --rerun failed"
+    return f"{reason}; {again} tries to build it again"
+
+
+def want(start: Start, values: Mapping[str, Any]) -> WantedRun:
+    """The run of `start` with some values in place of the study's. Raises ConfigError."""
+    return want_entry(start, start.entry(values))
+
+
+def want_entry(start: Start, entry: dict[str, Any]) -> WantedRun:
+    """The run of a sampler entry on the target of `start`. Raises ConfigError."""
+    cfg = compose_sample_cfg(
+        start.target_id, entry, build=start.build, jax_enable_x64=start.jax_enable_x64, source=start.source
+    )
+    return WantedRun(entry, RunRef(start.target_id, run_id_for(cfg), start.build, cfg))
