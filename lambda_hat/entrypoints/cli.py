@@ -12,7 +12,8 @@ from lambda_hat.errors import EXIT_OK, LambdaHatError, run_command
 from lambda_hat.store import Store, existing_store
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def options_parser() -> argparse.ArgumentParser:
+    """Every command with its options."""
     parser = argparse.ArgumentParser(prog="lambda-hat", description=lambda_hat.__doc__)
     parser.add_argument("--version", action="version", version=lambda_hat.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -49,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     validate.add_arguments(truth)
     truth.set_defaults(run=validate.run)
 
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = options_parser().parse_args(argv)
     run_command(lambda: args.run(args))
 
 
