@@ -22,7 +22,10 @@ docs: $(VENV)/.docs
 	@echo "site/index.html"
 
 notebooks: $(VENV)/.test
-	$(BIN)/python -m nbconvert --to notebook --execute --inplace docs/notebooks/*.ipynb
+	@# A notebook writes into the folder where it lies.
+	folder=$$(mktemp -d) && cp docs/notebooks/*.ipynb $$folder && \
+	  $(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+	  $$folder/*.ipynb && cp $$folder/*.ipynb docs/notebooks/ && rm -r $$folder
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/bench.py

@@ -7,6 +7,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -24,15 +25,8 @@ NAMES = "README.md CONTRIBUTING.md CHANGELOG.md benchmarks/README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [*(ROOT / name for name in NAMES.split()), *PAGES]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-RUN_BY_CI = {
-    "make run",
-    "make test",
-    "make docs",
-    "make lint",
-    "bash .ci/run",
-    "lambda-hat validate",
-    "make .venv/.run",
-}
+RUN_BY_CI = {f"make {goal}" for goal in ("run", "test", "docs", "lint", ".venv/.run")}
+RUN_BY_CI |= {"bash .ci/run", "lambda-hat validate"}
 RUN_ON_SLURM = ROOT / "docs" / "clusters.md"
 """Its commands are those of tests/cluster/test_documents.py."""
 TUTORIAL = ROOT / "docs" / "tutorial.md"
@@ -234,10 +228,10 @@ def test_the_pages_know_every_sampler_target_verdict_and_column():
 @pytest.mark.parsl
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs(notebook, tmp_path):
-    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output-dir", str(tmp_path)]
-    run([*command, str(notebook)], tmp_path)
-    cells = json.loads((tmp_path / notebook.name).read_text())["cells"]
-    assert all(cell["outputs"] for cell in cells if cell["cell_type"] == "code" and "print" in "".join(cell["source"]))
+    # It writes into the folder where it lies.
+    copy = shutil.copy(notebook, tmp_path)
+    run([sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace", copy], tmp_path)
+    assert (tmp_path / "results" / "llc_runs.parquet").is_file()
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
