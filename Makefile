@@ -23,9 +23,10 @@ docs: $(VENV)/.docs
 
 notebooks: $(VENV)/.test
 	@# A notebook writes into the folder where it lies.
-	folder=$$(mktemp -d) && cp docs/notebooks/*.ipynb $$folder && \
+	for notebook in docs/notebooks/*.ipynb; do \
+	  folder=$$(mktemp -d) && cp $$notebook $$folder && \
 	  $(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
-	  $$folder/*.ipynb && cp $$folder/*.ipynb docs/notebooks/ && rm -r $$folder
+	  $$folder/*.ipynb && cp $$folder/*.ipynb docs/notebooks/ && rm -r $$folder || exit 1; done
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/bench.py
