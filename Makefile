@@ -19,7 +19,7 @@ test: $(VENV)/.test
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m mkdocs build --strict --quiet
-	@echo "site/index.html"
+	@echo "site/index.html (its search needs a server: $(BIN)/python -m http.server -d site)"
 
 notebooks: $(VENV)/.test
 	@# A notebook writes into the folder where it lies.
