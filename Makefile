@@ -1,5 +1,7 @@
 # make run    set up .venv and run the default study in packs
 # make test   set up .venv with the test extras and run the whole test suite
+# make docs   set up .venv with the docs extras and write the documentation into site/
+# make notebooks   run the notebooks in docs/notebooks again, in place
 # make bench  measure everything again, which takes long; writes benchmarks/RESULTS.md
 # make soak   fuzz with many more inputs, kill at many more points; SEED=N for others
 PYTHON ?= python3
@@ -7,13 +9,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 0
 
-.PHONY: run test bench soak lint clean
+.PHONY: run test docs notebooks bench soak lint clean
 
 run: $(VENV)/.run
 	$(BIN)/python flows/packed.py --pack 32
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html (its search needs a server: $(BIN)/python -m http.server -d site)"
+
+notebooks: $(VENV)/.test
+	@# A notebook writes into the folder where it lies.
+	for notebook in docs/notebooks/*.ipynb; do \
+	  folder=$$(mktemp -d) && cp $$notebook $$folder && \
+	  $(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+	  $$folder/*.ipynb && cp $$folder/*.ipynb docs/notebooks/ && rm -r $$folder || exit 1; done
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/bench.py
@@ -41,7 +54,11 @@ $(VENV)/.run: pyproject.toml | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[mpi,test]'
+	@touch $(VENV)/.run $(VENV)/.docs $@
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[mpi,docs]'
 	@touch $(VENV)/.run $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

@@ -58,7 +58,7 @@ MOST_FAILURES = 20
 LOG_WIDTH = 120
 
 
-def parse_options(description: str, argv: list[str] | None, *, packed: bool) -> argparse.Namespace:
+def options_parser(description: str, *, packed: bool) -> argparse.ArgumentParser:
     """The options that both flows take; with `packed`, those of packs as well."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument(
@@ -98,7 +98,12 @@ def parse_options(description: str, argv: list[str] | None, *, packed: bool) -> 
     parser.add_argument(
         "words", nargs="*", metavar="key=value", help="overrides of the study; site.key=value of the site"
     )
-    return parser.parse_intermixed_args(argv)
+    return parser
+
+
+def parse_options(description: str, argv: list[str] | None, *, packed: bool) -> argparse.Namespace:
+    """What a command says in the options of `options_parser`."""
+    return options_parser(description, packed=packed).parse_intermixed_args(argv)
 
 
 @dataclass

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -49,8 +49,25 @@ Config = TypeVar("Config", BuildConfig, SampleConfig)
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
 
 MLP_GROUPS = ("model", "data", "teacher")
-TARGET_ENTRY_KEYS = ("target", *MLP_GROUPS, "seed", "checkpoints", "overrides", "sweep")
-SAMPLER_ENTRY_KEYS = ("name", "targets", "overrides", "sweep")
+_OVERRIDES = "Keys of the configuration, as a mapping, that differ from the groups and defaults."
+_SWEEP = "Dotted keys of the configuration, each with a list of values: one entry for every combination."
+TARGET_ENTRY_KEYS = {
+    "target": "A name in `conf/target`, by default `mlp`; or `{factory: ..., kwargs: ..., version: ...}`.",
+    "model": "mlp: a name in `conf/model`, the student.",
+    "data": "mlp: a name in `conf/data`.",
+    "teacher": "mlp: a name in `conf/teacher`; `_null`, or none: a network of the student's architecture.",
+    "seed": "The target's seed.",
+    "checkpoints": "mlp: `{every: N}`, one target for every N Adam steps of the training.",
+    "overrides": _OVERRIDES,
+    "sweep": _SWEEP,
+}
+SAMPLER_ENTRY_KEYS = {
+    "name": "The sampler.",
+    "targets": "Ids of the targets that it is for, as `--dry-run` prints them; by default all of them.",
+    "overrides": _OVERRIDES,
+    "sweep": _SWEEP,
+}
+"""What an entry of the grid may say, and what it means."""
 NULL_GROUP = "_null"
 MOST_ENTRIES = 1_000_000
 """Runs of a study at most: a sweep multiplies quickly."""
@@ -62,16 +79,25 @@ class StudySettings:
     except `jax_enable_x64: false`, which makes every run float32 that does not name its precision."""
 
     store_root: str = "runs"
+    """The store; `--store`."""
     results_root: str = "results"
+    """The folder of the table and the pictures; `--results`."""
     site: str = "local"
+    """Where it runs: a name in `conf/site`, or a file; `--site`."""
     pack: int = 32
+    """Runs of one MPI launch at most; `--pack`."""
     retries: int = 1
+    """Tries in a row that may get nothing done; `--retries`."""
     lanes: Any = 1
     """A number, or auto."""
     jax_enable_x64: bool = True
+    """False makes every run float32 that does not name its `precision`."""
     compile_cache: bool = True
+    """Exchange compiled programs through the store's `cache`."""
     targets: list[Any] = field(default_factory=list)
+    """The entries of the grid's targets."""
     samplers: list[Any] = field(default_factory=list)
+    """The entries of the grid's sampler settings."""
 
     def __post_init__(self):
         if self.pack < 1:
@@ -469,7 +495,7 @@ class _Entry:
     swept: dict[str, Any]
 
 
-def _expand(entries: list[Any], where: str, valid: Sequence[str]) -> list[_Entry]:
+def _expand(entries: list[Any], where: str, valid: Collection[str]) -> list[_Entry]:
     """Every entry with its `sweep` multiplied out into overrides."""
     expanded = []
     for index, entry in enumerate(entries):
@@ -504,7 +530,7 @@ def _with_overrides(entry: dict[str, Any], swept: dict[str, Any], source: str) -
     return {**entry, "overrides": overrides}
 
 
-def _check_entry(entry: Any, valid: Sequence[str], source: str) -> None:
+def _check_entry(entry: Any, valid: Collection[str], source: str) -> None:
     if not isinstance(entry, dict):
         raise ConfigError(f"{source}: expected a mapping with some of {', '.join(valid)}, got {entry!r}")
     for key in entry:

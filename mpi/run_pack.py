@@ -158,7 +158,8 @@ def _lease_of(pack: Pack, stack: contextlib.ExitStack) -> str | None:
     return str(stack.enter_context(own).path)
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def options_parser() -> argparse.ArgumentParser:
+    """The options of this program."""
     parser = argparse.ArgumentParser(prog="run_pack.py", description="Run one pack of runs, under mpirun or alone.")
     parser.add_argument("pack", nargs="?", type=Path, metavar="PACK.json", help="the pack, as the driver wrote it")
     parser.add_argument("--experiments", type=Path, metavar="FILE", help="compose, build and run this study instead")
@@ -173,6 +174,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(option, type=int, default=default, metavar="N", help=about)
     parser.add_argument("--dry-run", action="store_true", help="show what would be built and run, and start nothing")
     parser.add_argument("words", nargs="*", metavar="key=value", help="with --experiments: overrides of the file")
+    return parser
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = options_parser()
     args = parser.parse_intermixed_args(argv)
     if args.experiments is not None and args.pack is not None:
         # argparse gives the first key=value word to the pack.

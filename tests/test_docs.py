@@ -1,21 +1,38 @@
-"""The documents: every command runs, every file that they name exists, every link leads somewhere."""
+"""The documents: every command runs, every file that they name exists, every link leads somewhere, every message is one
+that the code has, and the site can be built and read without a network."""
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from docs.hooks.keys import keys_in_markdown
+from docs.hooks.options import options_in_markdown, parsers
+from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS
+from lambda_hat.results import SCHEMA
+
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = "README.md CONTRIBUTING.md CHANGELOG.md benchmarks/README.md docs/clusters.md docs/packs.md"
-DOCUMENTS = [ROOT / name for name in NAMES.split()]
-RUN_BY_CI = {"make run", "make test", "make lint", "bash .ci/run", "lambda-hat validate"}
+NAMES = "README.md CONTRIBUTING.md CHANGELOG.md benchmarks/README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [*(ROOT / name for name in NAMES.split()), *PAGES]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+RUN_BY_CI = {f"make {goal}" for goal in ("run", "test", "docs", "lint", ".venv/.run")}
+RUN_BY_CI |= {"bash .ci/run", "lambda-hat validate"}
+RUN_ON_SLURM = ROOT / "docs" / "clusters.md"
+"""Its commands are those of tests/cluster/test_documents.py."""
+TUTORIAL = ROOT / "docs" / "tutorial.md"
 FILE_NAME = re.compile(r"# (\S+\.(?:yaml|py))\n")
 """First line of a block that is a file."""
+LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)")
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -28,30 +45,59 @@ def commands(document: Path) -> list[str]:
     return [command for line in lines if (command := line.partition("  #")[0].strip())]
 
 
+def files_in(document: Path) -> dict[str, str]:
+    found = [text for text in [*blocks(document, "yaml"), *blocks(document, "python")] if FILE_NAME.match(text)]
+    return {FILE_NAME.match(text).group(1): text for text in found}
+
+
+def snippets(document: Path) -> list[str]:
+    return [text for text in blocks(document, "python") if not FILE_NAME.match(text)]
+
+
+def run(command: str | list[str], folder: Path, seconds: float = 400) -> subprocess.CompletedProcess:
+    env = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MPLBACKEND": "Agg",
+    }
+    done = subprocess.run(
+        command, shell=isinstance(command, str), cwd=folder, env=env, capture_output=True, text=True, timeout=seconds
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+# ---------------------------------------------------------------------------------------------- what a reader types
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A folder as a reader has it: the scripts, every file that the pages show, and the tutorial's study finished."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("flows", "mpi", "conf"):
+        (folder / name).symlink_to(ROOT / name)
+    shown: dict[str, str] = {}
+    for page in [ROOT / "README.md", *PAGES]:
+        for name, text in files_in(page).items():
+            assert shown.setdefault(name, text) == text, f"{page}: {name} is another file on another page"
+            (folder / name).write_text(text)
+    run(commands(TUTORIAL)[-1], folder)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.mpi
 @pytest.mark.parsl
-def test_every_command_of_the_readme_runs_in_its_order(tmp_path):
-    for name in ("flows", "mpi", "conf"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    python = blocks(ROOT / "README.md", "python")
-    for text in [*blocks(ROOT / "README.md", "yaml"), *filter(FILE_NAME.match, python)]:
-        (tmp_path / FILE_NAME.match(text).group(1)).write_text(text)
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    ran = []
-    for command in commands(ROOT / "README.md"):
-        if command in RUN_BY_CI:
-            continue
-        done = subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        ran.append(command)
-    assert len(ran) >= 12
-    snippets = [text for text in python if not FILE_NAME.match(text)]
-    assert len(snippets) >= 4
-    for code in snippets:
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, f"{code}\n{done.stderr}"
-        assert done.stdout.strip()
+@pytest.mark.parametrize(
+    "page", [p for p in (ROOT / "README.md", *PAGES) if p != RUN_ON_SLURM and (commands(p) or snippets(p))],
+    ids=lambda p: p.stem,
+)  # fmt: skip
+def test_every_command_and_snippet_of_a_page_runs_in_its_order(page, checkout):
+    for command in commands(page):
+        if command not in RUN_BY_CI:
+            run(command, checkout)
+    for code in snippets(page):
+        assert run([sys.executable, "-c", code], checkout, 120).stdout.strip()
 
 
 @pytest.mark.slow
@@ -60,34 +106,99 @@ def test_every_command_of_the_readme_runs_in_its_order(tmp_path):
 def test_every_command_of_the_benchmarks_but_the_long_ones_runs(tmp_path):
     for name in ("benchmarks", "flows", "mpi", "conf"):
         (tmp_path / name).symlink_to(ROOT / name)
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     names = "busy checkpoints costs dln handout memory packing report scale startup step tune".split()
     long = {"make bench", *(f"python benchmarks/{name}.py" for name in names)}
     ran = [command for command in commands(ROOT / "benchmarks" / "README.md") if command not in long]
     assert len(ran) == 3
     for command in ran:
-        done = subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        run(command, tmp_path)
     assert (tmp_path / "results" / "two" / "dln.md").is_file()
 
 
-def test_ci_runs_what_the_readme_promises():
+def test_ci_runs_what_the_documents_promise():
     script = (ROOT / ".ci" / "run").read_text()
     promised = {command for command in commands(ROOT / "README.md") if command.startswith("make ")}
-    assert promised == {"make run", "make test"}
+    assert promised == {"make run", "make test", "make docs"}
     assert all(command in script.splitlines() for command in promised)
     assert ".venv/bin/lambda-hat validate" in script
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert {"run", "test", "lint"} <= set(targets)
+    targets = re.findall(r"^([\w$()/.]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert {"run", "test", "lint", "docs", "notebooks", "$(VENV)/.run"} <= set(targets)
+
+
+# ------------------------------------------------------------------------------------------------- where links lead
+
+
+def headings(document: Path) -> set[str]:
+    """The anchors of a document, as its readers' programs make them."""
+    text = document.read_text().replace("<!-- keys -->", keys_in_markdown())
+    text = text.replace("<!-- options -->", options_in_markdown())
+    lines = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).strip().replace(" ", "-") for line in lines}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
 def test_links_and_named_files_exist(document):
     text = document.read_text()
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert (document.parent / target).exists(), target
+    for target, anchor in LINK.findall(text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path = document.parent / target if target else document
+        assert path.exists(), target
+        if anchor:
+            assert anchor in headings(path), f"{target}#{anchor}"
     for name in re.findall(r"`((?:lambda_hat|flows|mpi|conf|tests|docs|benchmarks)/[\w./]+\.\w+)`", text):
         assert (ROOT / name).exists(), name
+
+
+def test_the_readme_leads_to_every_page():
+    targets = {target for target, _ in LINK.findall((ROOT / "README.md").read_text())}
+    assert {str(path.relative_to(ROOT)) for path in [*PAGES, *NOTEBOOKS]} <= targets
+
+
+# ---------------------------------------------------------------------------------------------- what is in the code
+
+
+def texts_of_the_code() -> list[str]:
+    """Every text in the sources; where a value is put into it there is a zero byte."""
+    found = []
+    for folder in ("lambda_hat", "flows", "mpi"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                    found.append("".join(parts))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(re.sub(r"\{\w[^{}]*\}", "\0", node.value))
+    return found
+
+
+def test_every_message_that_is_explained_is_one_that_the_code_has():
+    texts = texts_of_the_code()
+    rows = re.findall(r"^\| (`.+?`) \| ", (ROOT / "docs" / "troubleshooting.md").read_text(), flags=re.MULTILINE)
+    messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+    assert len(messages) > 60
+    for message in messages:
+        pattern = re.compile(".*?".join(map(re.escape, message.split("…"))), flags=re.DOTALL)
+        assert any(pattern.search(text) for text in texts), message
+
+
+def test_every_key_has_a_meaning():
+    rows = re.findall(r"^\| (`[^`]+`) \| .* \| (.*) \|$", keys_in_markdown(), flags=re.MULTILINE)
+    assert len(rows) > 200
+    assert [key for key, meaning in rows if not meaning.strip()] == []
+
+
+def test_every_option_has_a_help_text():
+    found = parsers()
+    assert {"python flows/packed.py", "python mpi/run_pack.py", "lambda-hat sample", "lambda-hat verify"} <= set(found)
+    rows = re.findall(r"^\| (`.+`) \| (.*) \|$", options_in_markdown(), flags=re.MULTILINE)
+    assert [option for option, meaning in rows if not meaning.strip()] == []
+    shown = {option.split()[0] for row, _ in rows for option in re.findall(r"`([^`]+)`", row)}
+    for parser in found.values():
+        for action in parser._actions:
+            assert {"-h", *action.option_strings} - shown <= {"-h", "--help"}, action.option_strings
+    done = run([sys.executable, str(ROOT / "flows" / "packed.py"), "--help"], ROOT, 60)
+    assert {"--pack", "--lanes", "--deadline"} <= set(re.findall(r"--\w+", done.stdout)) & shown
 
 
 def test_the_vocabulary_is_in_the_readme():
@@ -97,11 +208,96 @@ def test_the_vocabulary_is_in_the_readme():
         assert re.search(rf"\| [^|]*\b{word}\b[^|]* \||`{word}`", text), word
 
 
-def test_every_option_of_the_flow_has_a_help_text():
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "flows" / "packed.py"), "--help"], capture_output=True, text=True, timeout=60
-    )
-    options = "experiments pack site ranks store results dry-run rerun retries quiet check submit nodes walltime chain"
-    assert done.returncode == 0
-    for option in options.split():
-        assert re.search(rf"--{option}\b.*\S", done.stdout), option
+def test_the_pages_know_every_sampler_target_verdict_and_column():
+    # The last of these takes jax along, which the others do without.
+    from lambda_hat.diagnostics import Verdict
+
+    studies, results = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("studies", "results"))
+    for name in [*SAMPLE_SCHEMAS, *BUILD_SCHEMAS]:
+        assert re.search(rf"^\| .*`{name}`", studies, flags=re.MULTILINE), name
+    assert set(SAMPLE_SCHEMAS) <= headings(ROOT / "docs" / "samplers.md")
+    for name in [*(verdict.code for verdict in Verdict), *(n for n in SCHEMA.names if not n.startswith("cfg."))]:
+        assert re.search(rf"^\| .*`{name}`", results, flags=re.MULTILINE), name
+
+
+# ------------------------------------------------------------------------------------------------------- notebooks
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+@pytest.mark.parsl
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_runs(notebook, tmp_path):
+    # It writes into the folder where it lies.
+    copy = shutil.copy(notebook, tmp_path)
+    run([sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace", copy], tmp_path)
+    assert (tmp_path / "results" / "llc_runs.parquet").is_file()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_was_committed_as_it_ran(notebook):
+    code = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not any(output["output_type"] == "error" or output.get("name") == "stderr" for output in outputs)
+    text = json.dumps([output.get("text") or output["data"].get("text/plain") for output in outputs])
+    assert not re.search(r"(?<![\w.])/(?:\w[\w.-]*/)+", text)
+
+
+# -------------------------------------------------------------------------------------------------------- the site
+
+
+class Fetched(HTMLParser):
+    """What a browser fetches to show a page, and where its links lead."""
+
+    def __init__(self, page: Path):
+        super().__init__()
+        self.fetched: list[str] = []
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.anchors |= {found["id"]} if found.get("id") else set()
+        if tag in ("script", "img", "iframe", "source") and found.get("src"):
+            self.fetched.append(found["src"])
+        elif tag == "link" and found.get("rel") != "canonical" and found.get("href"):
+            self.fetched.append(found["href"])
+        elif tag == "a" and found.get("href"):
+            self.links.append(found["href"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)], ROOT)
+    return folder
+
+
+def test_the_site_needs_no_network_and_its_links_lead_somewhere(site):
+    pages = {path: Fetched(path) for path in site.rglob("*.html") if path.name != "404.html"}
+    assert {f"{page.stem}.html" for page in PAGES} | {"index.html"} <= {path.name for path in pages}
+    for path, page in pages.items():
+        for target in page.fetched:
+            assert not re.match(r"(?:\w+:)?//", target), f"{path.name} fetches {target}"
+            assert (path.parent / target.partition("?")[0]).exists(), f"{path.name}: {target}"
+        for target in page.links:
+            name, _, anchor = target.partition("#")
+            if re.match(r"\w+:", target):
+                continue
+            other = (path.parent / name).resolve() if name else path
+            assert other.exists(), f"{path.name}: {target}"
+            if anchor and other in pages:
+                assert anchor in pages[other].anchors, f"{path.name}: {target}"
+
+
+def test_the_site_has_equations_notebooks_and_references(site):
+    method = (site / "method.html").read_text()
+    assert method.count("<math") > 40
+    assert not re.search(r"arithmatex|\\\(|\\\[|\\lambda", method)
+    assert "<code>--deadline WHEN</code>" in (site / "options.html").read_text()
+    assert "<code>pilot_c</code>" in (site / "configuration.html").read_text()
+    for notebook in NOTEBOOKS:
+        assert ".png" in (site / "notebooks" / f"{notebook.stem}.html").read_text()

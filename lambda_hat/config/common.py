@@ -39,6 +39,7 @@ class RuntimeConfig:
     """What a process may use. Not part of any id: it decides where a number is computed, not which."""
 
     cores_per_rank: int = 1
+    """Cores that a process computes on. In a study the site's value takes its place."""
     checkpoint_every: float = 60.0
     """Seconds after which a run's state is written, at the latest. What is lost with a rank that is killed."""
 
@@ -52,3 +53,4 @@ class StoreConfig:
     """Where results lie. Not part of any id, so a store can be moved."""
 
     root: str = "runs"
+    """The folder; `store_root` of a study."""

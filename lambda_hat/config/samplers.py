@@ -21,9 +21,13 @@ class SampleConfig:
     """What every sampler has. A chain makes `num_burnin + num_draws * thin` transitions and records `num_draws`."""
 
     target_id: str = ""
+    """The target. Filled in when a study is composed."""
     name: str = ""
+    """The sampler."""
     seed: int = 0
+    """Of every random number of the run, with the run's own id."""
     num_chains: int = 4
+    """Chains, each with a start and random numbers of its own."""
     num_draws: int = 2000
     """Recorded draws per chain."""
     num_burnin: int = 1000
@@ -51,7 +55,9 @@ class SampleConfig:
     slice_rows: int = 16384
     """Full-data losses and gradients are summed over slices of this many rows."""
     format: int = SAMPLE_FORMAT
+    """Version of what is sampled; part of the id, and filled in."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    """What its process may use."""
 
     min_dim: ClassVar[int] = 1
 
@@ -133,6 +139,7 @@ class SgldConfig(StochasticGradientConfig):
 
     name: str = "sgld"
     precond: str = "none"
+    """Diagonal preconditioner P: `none` (P = 1), `rmsprop` or `adam`."""
     adapt: str = "burnin"
     """`burnin`: P is frozen after burn-in, at the second moment's average over its second half. `always`: the published
     algorithm, whose stationary law is wrong."""
@@ -208,6 +215,7 @@ class HmcConfig(SampleConfig):
     target_acceptance: float | None = None
     """Mean acceptance that the step size is adapted to; null means .99 on closed-form losses and DLNs, .9 elsewhere."""
     initial_step_size: float = 0.01
+    """Where the adaptation begins, in units of w."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -229,6 +237,7 @@ class MclmcConfig(SampleConfig):
     num_tuning: int = 2000
     """Transitions spent by the tuner, before burn-in."""
     diagonal_preconditioning: bool = True
+    """Let the tuner scale every coordinate by its standard deviation."""
 
     min_dim: ClassVar[int] = 2
 
@@ -266,6 +275,7 @@ class NutsConfig(SampleConfig):
     target_acceptance: float | None = None
     """Mean acceptance that the step size is adapted to; null means .99 on closed-form losses and DLNs, .9 elsewhere."""
     initial_step_size: float = 0.01
+    """Where the adaptation begins, in units of w."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -286,6 +296,7 @@ class AdjustedMclmcConfig(SampleConfig):
     num_tuning: int = 2000
     """Transitions spent by the tuner, before burn-in."""
     diagonal_preconditioning: bool = True
+    """Let the tuner scale every coordinate by its standard deviation."""
 
     min_dim: ClassVar[int] = 2
 

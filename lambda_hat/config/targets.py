@@ -40,11 +40,13 @@ class QuadraticTarget:
 
     kind: str = "quadratic"
     dim: int = 4
+    """Number of parameters."""
     rank: int | None = None
     """Number of non-zero curvatures; null means `dim`."""
     eigenvalues: list[float] | None = None
     """The `rank` non-zero curvatures `a_i`; null means all 1."""
     n: int = 1000
+    """Number of data points that the loss counts as the mean of; it sets `n_beta`."""
 
     def __post_init__(self):
         positive_int("target.dim", self.dim)
@@ -86,6 +88,7 @@ class MonomialTarget:
     point: list[float] | None = None
     """`w_star`; null means the origin. At least one coordinate must be 0."""
     n: int = 1000
+    """Number of data points that the loss counts as the mean of; it sets `n_beta`."""
 
     def __post_init__(self):
         positive_int("target.n", self.n, 3)
@@ -104,7 +107,9 @@ class MonomialSumTarget:
     blocks: list[list[int]] = field(default_factory=lambda: [[1], [2]])
     """One list of `k_i` per block, each over its own coordinates: [[1], [2]] is `w1^2 + w2^4`."""
     point: list[float] | None = None
+    """`w_star`; null means the origin. At least one coordinate of every block must be 0."""
     n: int = 1000
+    """Number of data points that the loss counts as the mean of; it sets `n_beta`."""
 
     def __post_init__(self):
         positive_int("target.n", self.n, 3)
@@ -117,8 +122,11 @@ class RadialTarget:
 
     kind: str = "radial"
     dim: int = 2
+    """Number of parameters."""
     k: int = 2
+    """The power of the squared radius."""
     n: int = 1000
+    """Number of data points that the loss counts as the mean of; it sets `n_beta`."""
 
     def __post_init__(self):
         positive_int("target.dim", self.dim)
@@ -134,6 +142,7 @@ class LineAndPointTarget:
     point: list[float] = field(default_factory=lambda: [1.0, 1.0])
     """`w_star`: a point of the line w1 = 1, or the origin."""
     n: int = 1000
+    """Number of data points that the loss counts as the mean of; it sets `n_beta`."""
 
     def __post_init__(self):
         positive_int("target.n", self.n, 3)
@@ -154,7 +163,9 @@ class TanhTarget:
 
     kind: str = "tanh"
     hidden: int = 1
+    """H, the number of hidden units; there are 2 H parameters."""
     n: int = 1000
+    """Number of data points that the loss counts as the mean of; it sets `n_beta`."""
 
     def __post_init__(self):
         positive_int("target.hidden", self.hidden)
@@ -183,6 +194,7 @@ class CustomTarget:
     """`package.module:function`, importable where targets are built and sampled. It is called with `kwargs` and returns
     `(loss, params, data)`."""
     kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the factory: numbers, texts, booleans, lists and mappings of them. Part of the id."""
     version: int = 1
     """Raise it when the factory's code changes what it returns: the code itself is in no id."""
     checkpoint: str | None = None
@@ -227,6 +239,7 @@ class DlnTarget:
     rank: int | None = None
     """Rank of the teacher. Null: full, with dense random factors. Below full: `W_k = diag(A_k, 0)`."""
     n: int = 1000
+    """Number of data points; with the population loss it only sets `n_beta`."""
     data: str = "population"
     """`population`: the closed-form expected loss. `empirical`: `n` drawn data points, kept as their second moments;
     rows are drawn again from their keys where a minibatch needs them."""
@@ -265,7 +278,9 @@ class ModelConfig:
     num_params: int | None = None
     """Wanted number of parameters; the nearest that equal widths reach."""
     activation: str = "tanh"
+    """`relu`, `tanh` or `gelu`."""
     bias: bool = True
+    """Whether every layer has a bias."""
 
     def __post_init__(self):
         choice("model.activation", self.activation, ACTIVATIONS)
@@ -296,9 +311,13 @@ class DataConfig:
     """Inputs `x` of shape (n, input_dim), targets `y = teacher(x) + noise` of shape (n, output_dim)."""
 
     n: int = 1000
+    """Number of data points."""
     input_dim: int = 4
+    """Entries of an input."""
     output_dim: int = 1
+    """Entries of an output."""
     input_law: str = "isotropic"
+    """`isotropic` (standard normal), `anisotropic` (normal with variances that differ) or `mixture` (clusters)."""
     anisotropy: float = 10.0
     """Ratio of the largest to the smallest input variance (anisotropic), geometric in between."""
     num_components: int = 4
@@ -306,11 +325,13 @@ class DataConfig:
     separation: float = 2.0
     """Standard deviation of the cluster centres (mixture), in units of the spread inside a cluster."""
     noise: str = "gaussian"
+    """`none`, `gaussian`, `heteroscedastic`, `student_t` or `outliers`."""
     noise_std: float = 0.1
     """Scale of the noise, in units of y."""
     noise_df: float = 4.0
     """Degrees of freedom (student_t)."""
     outlier_fraction: float = 0.05
+    """Share of the outputs that are outliers (outliers)."""
     outlier_scale: float = 10.0
     """Standard deviation of an outlier's noise, in units of noise_std."""
     seed: int | None = None
@@ -339,11 +360,13 @@ class TrainingConfig:
     learning_rate: float = 1e-2
     """Initial Adam step, decayed by a cosine to 0 over `steps`."""
     steps: int = 5000
+    """Adam steps at most."""
     batch_size: int | None = None
     """Null: the full data."""
     patience: int = 500
     """Adam stops early when the full-data loss has not improved by `tolerance` (relative) for this many steps."""
     tolerance: float = 1e-5
+    """Relative improvement of the loss that `patience` waits for."""
     polish_steps: int = 5000
     """At most this many L-BFGS steps after Adam; 0 leaves them out."""
     grad_tolerance: float = 1e-7
@@ -376,9 +399,13 @@ class BuildConfig:
     """What every target has. `seed` seeds whatever is random about it."""
 
     seed: int = 0
+    """Of whatever is random about the target."""
     format: int = BUILD_FORMAT
+    """Version of what is built; part of the id, and filled in."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    """What its process may use."""
     store: StoreConfig = field(default_factory=StoreConfig)
+    """Where the target lies."""
 
     analytic: ClassVar[bool] = True
     """The loss is known in closed form, without data."""
@@ -536,7 +563,9 @@ class RegressionBuild(BuildConfig):
     and without its constant, `|y - f(x)|^2 / (2 sigma^2)`; `mse` is averaged over outputs."""
 
     loss: str = "nll"
+    """`nll` or `mse`."""
     sigma: float = 1.0
+    """Standard deviation of the Gaussian likelihood, in units of y (nll)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -588,10 +617,13 @@ def mlp_widths(model: ModelConfig, input_dim: int, output_dim: int) -> list[int]
 class MlpBuild(RegressionBuild):
     target: MlpTarget = field(default_factory=MlpTarget)
     model: ModelConfig = field(default_factory=lambda: ModelConfig(widths=[8]))
+    """The student."""
     data: DataConfig = field(default_factory=DataConfig)
+    """Inputs and noise."""
     teacher: ModelConfig | None = None
     """Null: a network of the student's architecture."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How `w_star` is found."""
     checkpoints: CheckpointsConfig | None = None
     """Targets along training, at every so many Adam steps, in place of the minimum. Training is then not stopped early
     and not polished."""

@@ -13,7 +13,8 @@ from lambda_hat.errors import EXIT_OK, LambdaHatError, run_command
 from lambda_hat.store import existing_store
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def options_parser() -> argparse.ArgumentParser:
+    """Every command with its options."""
     parser = argparse.ArgumentParser(prog="lambda-hat", description=lambda_hat.__doc__)
     parser.add_argument("--version", action="version", version=lambda_hat.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -67,11 +68,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands.add_parser(
         "tune", help="find sampler settings, target by target: python flows/tune.py of the checkout", add_help=False
     )
+    return parser
 
+
+def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["tune"]:
         run_command(lambda: tune.hand_over(words[1:]))
-    args = parser.parse_args(words)
+    args = options_parser().parse_args(words)
     run_command(lambda: args.run(args))
 
 
