@@ -108,7 +108,9 @@ def test_flows_import_neither_jax_nor_mpi4py(path):
         top = name.split(".")[0]
         assert top not in THIRD_PARTY - {"pandas", "parsl", "rich"}, f"{path} imports {top}"
         if top == "lambda_hat" and _part(name):
-            assert _part(name) in L0 | {"calibration", "report", "results", "summary"}, f"{path} imports {name}"
+            assert _part(name) in L0 | {"calibration", "report", "results", "summary", "tuning"}, (
+                f"{path} imports {name}"
+            )
         if top == "mpi":
             assert name.split(".")[1:2] in (["launch"], []), f"{path} imports {name}"
 
