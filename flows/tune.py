@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 TRIALS, SEEDS, TOLERANCE = 24, 2, 0.05
 
 
-def parse_options(argv: list[str] | None) -> argparse.Namespace:
+def options_parser() -> argparse.ArgumentParser:
+    """The options of a search."""
     parser = argparse.ArgumentParser(prog="lambda-hat tune", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--experiments", type=Path, default=CONF_DIR / "experiments.yaml", metavar="FILE",
@@ -74,7 +75,12 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         "words", nargs="*", metavar="key=value", help="overrides of the study; site.key=value of the site"
     )
     parser.set_defaults(rerun=None, retries=None)
-    args = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
+    """What a command says in the options of `options_parser`. Raises ConfigError."""
+    args = options_parser().parse_intermixed_args(argv)
     for option, value, least in (("trials", args.trials, 1), ("batch", args.batch, 1), ("seeds", args.seeds, 1)):
         if value is not None and value < least:
             raise ConfigError(f"--{option}: got {value}, expected an integer of at least {least}")

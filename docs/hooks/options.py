@@ -9,7 +9,7 @@ from pathlib import Path
 import flows.packed
 import flows.parsl_llc
 from docs.hooks.tables import table
-from flows import study
+from flows import study, tune
 from lambda_hat.entrypoints import cli
 from mpi import run_pack
 
@@ -21,6 +21,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     found = {
         "python flows/packed.py": study.options_parser(flows.packed.__doc__ or "", packed=True),
         "python flows/parsl_llc.py": study.options_parser(flows.parsl_llc.__doc__ or "", packed=False),
+        "python flows/tune.py": tune.options_parser(),
         "python mpi/run_pack.py": run_pack.options_parser(),
     }
     whole = cli.options_parser()
@@ -30,6 +31,8 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
             for name, parser in action.choices.items():
                 parser.description = parser.description or about[name]
                 found[f"lambda-hat {name}"] = parser
+    # It hands its words over to the script.
+    del found["lambda-hat tune"]
     return found
 
 
