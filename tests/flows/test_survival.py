@@ -32,6 +32,7 @@ def test_once_is_to_checkpoint_report_and_go_on_later(long, number):
     assert re.search(r"\d paused with a checkpoint", said)
     assert re.search(r"^runs .* pending$", said, flags=re.M)
     assert "some runs are unfinished: run the same command again to continue" in said
+    assert "no time for the page of the study; lambda-hat report --store=runs --results=results makes it" in said
     assert "Traceback" not in said
     long.assert_nothing_runs_within(10)
     assert list(long.store.rglob("checkpoint.npz"))
