@@ -13,6 +13,9 @@ from lambda_hat.store import Store, existing_store
 from lambda_hat.studies import STUDIES, StudyRecord, shown
 
 
+SEARCH = "tune.py"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     parser.add_argument(
@@ -61,6 +64,11 @@ def check(store: Store, record: StudyRecord) -> None:
             f"place: {record.typed('failed')} --store {shlex.quote(str(store.root))}"
         )
     script = Path(record.directory, record.command[1])
+    if script.name == SEARCH:
+        raise StoreError(
+            f"{store.root}: the newest study here is a search, which takes what failed for what it is; to go on with it: "
+            f"{record.typed()}"
+        )
     for what, there, lost in (
         ("folder", os.path.isdir(record.directory), record.directory),
         ("script", script.is_file(), script),

@@ -29,7 +29,7 @@ def command(*words, cwd):
 @pytest.mark.mpi
 @pytest.mark.slow
 def test_an_interrupted_search_goes_on_and_its_settings_are_a_study(make):
-    study = make(targets=TARGETS, seeds=2, thin=1000)
+    study = make(targets=TARGETS, seeds=2, thin=500)
     words = ["--trials", "4", "--batch", "2", "--seeds", "1", "--tolerance", "0.5", "--ranks", "2"]
     driver = study.start(*words, program=TUNE)
     study.wait_until(lambda: len(study.analyses()) >= 2, driver)
