@@ -12,7 +12,6 @@ from lambda_hat.status import Studies, newest_record
 from lambda_hat.store import Store, existing_store
 from lambda_hat.studies import STUDIES, StudyRecord, shown
 
-
 SEARCH = "tune.py"
 
 
@@ -66,7 +65,7 @@ def check(store: Store, record: StudyRecord) -> None:
     script = Path(record.directory, record.command[1])
     if script.name == SEARCH:
         raise StoreError(
-            f"{store.root}: the newest study here is a search, which takes what failed for what it is; to go on with it: "
+            f"{store.root}: the newest study here is a search, to which a failure is an answer; to go on with it: "
             f"{record.typed()}"
         )
     for what, there, lost in (
