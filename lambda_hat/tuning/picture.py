@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
-import os
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from lambda_hat.files import write_bytes_atomic
+from lambda_hat.foreign import matplotlib_without_trace
 from lambda_hat.tuning.objective import diverged
 from lambda_hat.tuning.rungs import RungSearch
 from lambda_hat.tuning.search import Search
@@ -38,7 +35,7 @@ def draw_searches(searches: Sequence[Search], path: Path) -> Path | None:
 
     Raises StoreUnwritable, StoreError.
     """
-    with _no_trace():
+    with matplotlib_without_trace():
         groups = _by_target([search for search in searches if search.outcomes])
         if not groups:
             return None
@@ -89,7 +86,7 @@ def draw_rungs(searches: Sequence[RungSearch], path: Path) -> Path | None:
 
     Raises StoreUnwritable, StoreError.
     """
-    with _no_trace():
+    with matplotlib_without_trace():
         groups = _by_target([search for search in searches if search.rungs])
         if not groups:
             return None
@@ -167,17 +164,3 @@ def _save(figure: Figure, panels: list[Axes], path: Path, marks: dict[str, str])
     figure.savefig(buffer, format="png", dpi=130)
     write_bytes_atomic(path, buffer.getvalue())
     return path
-
-
-@contextlib.contextmanager
-def _no_trace() -> Iterator[None]:
-    """Keep matplotlib, where this process has not imported it yet, from leaving folders in the user's home."""
-    if "matplotlib" in sys.modules or os.environ.get("MPLCONFIGDIR"):
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="lh.") as folder:
-        os.environ["MPLCONFIGDIR"] = folder
-        try:
-            yield
-        finally:
-            del os.environ["MPLCONFIGDIR"]

@@ -410,6 +410,11 @@ def test_rerun_refuses_what_it_should_not_start(recorded, command, tmp_path):
         [
             ("directory", "/gone", "/gone: the folder that this study was started with is gone"),
             ("command", [sys.executable, "gone.py"], "gone.py: the script that this study was started with is gone"),
+            (
+                "command",
+                [sys.executable, "flows/tune.py"],
+                "the newest study here is a search, to which a failure is an",
+            ),
             ("command", ["/gone/python", "flows/packed.py"], "/gone/python: the Python that this study was started"),
         ]
     ):
