@@ -413,7 +413,7 @@ def test_rerun_refuses_what_it_should_not_start(recorded, command, tmp_path):
             (
                 "command",
                 [sys.executable, "flows/tune.py"],
-                "the newest study here is a search, to which a failure is an",
+                "a search, to which a failure is an answer",
             ),
             ("command", ["/gone/python", "flows/packed.py"], "/gone/python: the Python that this study was started"),
         ]
