@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import REPEAT, Spread, alternate, options, publish, ratio, table  # noqa: E402
-from lambda_hat.store import Store, write_config  # noqa: E402
+from lambda_hat.store import CACHE_OFF, CACHE_VARIABLE, Store, write_config  # noqa: E402
 from lambda_hat.workflow_config import compose_study  # noqa: E402
 
 STUDY = """
@@ -67,7 +67,9 @@ class Bench:
 
     def _run(self, command: list[str], cache: str | None = None) -> float:
         begun = time.perf_counter()
-        environment = os.environ | ({} if cache is None else {"LAMBDA_HAT_CACHE": cache})
+        # The cache is the store's own, unless it is off.
+        environment = {key: value for key, value in os.environ.items() if key != CACHE_VARIABLE}
+        environment |= {} if cache is None else {CACHE_VARIABLE: cache}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             sys.exit(f"{shlex.join(command)}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
@@ -124,8 +126,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), RUNS_QUICK if args.quick else RUNS)
         ways = {
-            (packed, "off"): lambda: bench.packed(cache="off"),
-            (process, "off"): lambda: bench.processes(cache="off"),
+            (packed, "off"): lambda: bench.packed(cache=CACHE_OFF),
+            (process, "off"): lambda: bench.processes(cache=CACHE_OFF),
             (packed, "empty"): bench.packed,
             ("`flows/packed.py --lanes 16`", "empty"): lambda: bench.packed("--lanes", "16"),
             ("`flows/parsl_llc.py`", "empty"): bench.unpacked,
