@@ -87,8 +87,9 @@ def test_a_run_that_kills_its_rank_twice_is_set_aside_and_its_neighbours_finish(
         assert death["log"] in error["message"]
     # The killer dies twice. Where others were suspected, some may have waited behind it, which takes a third pack.
     assert len(packs) == 2 if sure else len(packs) in (2, 3)
-    # One that was killed between a result and its event has told nobody; the table knows the result.
-    assert set(study.times_computed().values()) == {1}
+    # A rank that falls with its neighbour between a result and its event has told nobody; the table knows the result.
+    computed = study.times_computed()
+    assert set(computed.values()) == {1} and 4 <= len(computed) <= 7
     table = pd.read_parquet(tmp_path / "results" / "llc_runs.parquet")
     assert Counter(table["status"]) == {"finished": 7, "failed": 1}
     assert "2 dead ranks); quarantined: 1 run" in said or "1 dead rank); quarantined: 1 run" in said
