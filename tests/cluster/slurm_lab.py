@@ -235,16 +235,18 @@ class SlurmLab:
         self, *words: str | os.PathLike[str], check: bool = True, cwd: Path | None = None, timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the lab's environment, on this machine as on a login node, and return its output as text."""
-        return subprocess.run(
+        ended = subprocess.run(
             [os.fspath(word) for word in words],
             env=self.env,
             cwd=cwd or self.folder,
-            check=check,
             timeout=timeout,
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
         )
+        if check and ended.returncode:
+            raise LabError(f"{ended.args} ended with {ended.returncode}: {ended.stderr}{ended.stdout}")
+        return ended
 
     def submit(self, *words: str | os.PathLike[str], cwd: Path | None = None) -> int:
         """`sbatch --parsable WORDS`; returns the job's id."""
@@ -277,7 +279,8 @@ class SlurmLab:
 
     def expire(self, number: int) -> None:
         """Move the end of a running job to now; SLURM looks at time limits every 30 s and then ends it as TIMEOUT."""
-        self.run("scontrol", "update", f"JobId={number}", "EndTime=now")
+        # scontrol reads "now" in whole seconds; slurmctld refuses it as past if the second changes between them.
+        self.run("scontrol", "update", f"JobId={number}", "EndTime=now+2seconds")
 
     def cancel_all(self, timeout: float = 15) -> None:
         """Cancel every job and wait until the queue is empty."""
