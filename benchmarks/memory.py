@@ -36,7 +36,7 @@ def as_rank(sampler: str, rows: int, lanes: int) -> float:
     if sampler == "sgld":
         cfg = SgldConfig(num_draws=10, num_burnin=10, step_size=STEP_SIZE)
     else:
-        cfg = HmcConfig(num_draws=4, num_burnin=20, num_integration_steps=2, initial_step_size=1e-4)
+        cfg = HmcConfig(num_draws=4, num_burnin=20, num_integration_steps=1, initial_step_size=1e-4)
     sample_lanes([make_lane(target, cfg, identity) for identity in range(lanes)], Chunks(lanes=lanes))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

@@ -19,6 +19,7 @@ from flows.plan import Plan
 from flows.progress import StudyProgress
 from lambda_hat.id_utils import trajectory_id
 from lambda_hat.lease import LEASE_VARIABLE, Lease
+from lambda_hat.logs import tail_of
 from lambda_hat.store import CACHE_OFF, CACHE_VARIABLE, error_line, read_json, write_config
 from lambda_hat.workflow_config import PlannedRun
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from flows.study import Flow
 
 POLL = 0.1
-TAIL_LINES = 12
 LAST_TASKS_SECONDS = 4.0
 """In which single processes end once their driver has stopped: those that sample write a checkpoint first."""
 
@@ -232,10 +232,7 @@ def is_lost_block(failure: BaseException | None) -> bool:
 
 def log_tail(log: Path) -> str:
     """The last lines of a log with its path, for a message; empty where there are none."""
-    try:
-        lines = log.read_text(errors="replace").rstrip().splitlines()[-TAIL_LINES:]
-    except OSError:
-        return ""
+    lines = tail_of(log)
     if not lines:
         return ""
     return "\n    " + "\n    ".join([f"{log} ends with:", *lines])

@@ -43,7 +43,8 @@ from lambda_hat.errors import (
 )
 from lambda_hat.lanes import check_lanes
 from lambda_hat.lease import Lease
-from lambda_hat.store import Store, check_folder, read_json_or_none, writing
+from lambda_hat.logs import log_of
+from lambda_hat.store import Store, check_folder, writing
 from lambda_hat.workflow_config import CONF_DIR, PlannedRun, Study, compose_study
 from mpi.launch import Launch, Launcher, build_prefix, find_launcher, launch_environment
 
@@ -405,7 +406,7 @@ class Flow:
             directory = Path(row["run_dir"]) if failed else self.store.target_dir(row["target_id"])
             self.say(f"{row['status']}: {row['target_id']}/{row['run_id']}: {row['reason']}")
             self.say(f"    see {directory / 'error.json'}")
-            log = self._log_of(directory) if failed else directory / "build.err"
+            log = log_of(self.store, directory) if failed else directory / "build.err"
             if log not in tails and (tail := log_tail(log)):
                 tails.add(log)
                 self.say(tail.lstrip("\n"))
@@ -414,13 +415,6 @@ class Flow:
         if trouble:
             words = " ".join([*_original_words(), "--rerun", "failed"])
             self.say(f"to run just these again: {words}")
-
-    def _log_of(self, run_dir: Path) -> Path:
-        """Where a failed run's process wrote: its rank's log, or its own in the unpacked flow."""
-        record = read_json_or_none(run_dir / "error.json")
-        if isinstance(record, dict) and isinstance(record.get("rank"), int) and isinstance(record.get("pack_id"), str):
-            return self.store.pack_dir(record["pack_id"]) / f"rank-{record['rank']:04d}.log"
-        return run_dir / "sample.err"
 
     def say(self, sentence: str) -> None:
         self.console.print(sentence, soft_wrap=True, markup=False, highlight=False)

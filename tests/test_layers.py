@@ -17,7 +17,7 @@ THIRD_PARTY = {
 }  # fmt: skip
 L0 = {
     "claims", "config", "cores", "cost", "drain", "errors", "files", "follow", "id_utils", "integrity", "lanes",
-    "lease", "memory", "omegaconf_support", "packing", "paths", "plain_yaml", "preflight", "store", "studies",
+    "lease", "logs", "memory", "omegaconf_support", "packing", "paths", "plain_yaml", "preflight", "store", "studies",
     "workflow_config",
 }  # fmt: skip
 LAYERS = {
@@ -27,8 +27,8 @@ LAYERS = {
     3: {"llc", "diagnostics", "mixing", "waic"},
     4: {"api", "execute"},
     5: {
-        "calibration", "entrypoints", "find_run", "foreign", "report", "results", "run_facts", "run_logs", "run_view",
-        "status", "summary", "terminal", "terminal_plot", "trace", "tuning", "validate",
+        "calibration", "entrypoints", "foreign", "one_run", "report", "results", "status", "summary", "terminal",
+        "trace", "tuning", "validate",
     },
 }  # fmt: skip
 MAY_IMPORT = {
@@ -40,8 +40,8 @@ MAY_IMPORT = {
     5: {"arviz", "itables", "jinja2", "markupsafe", "matplotlib", "optuna", "pandas", "plotille", "pyarrow", "rich"},
 }
 JAX_FREE_LATER = {
-    "calibration", "find_run", "foreign", "posterior", "report", "results", "run_facts", "run_logs", "run_view",
-    "status", "summary", "terminal", "terminal_plot", "trace", "tuning", "validate",
+    "calibration", "foreign", "one_run", "posterior", "report", "results", "status", "summary", "terminal", "trace",
+    "tuning", "validate",
 }  # fmt: skip
 """Above L0, yet imported by the driver: they may not reach jax either."""
 

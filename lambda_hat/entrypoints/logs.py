@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lambda_hat.entrypoints.show import add_run_arguments
 from lambda_hat.errors import EXIT_OK, ConfigError
-from lambda_hat.find_run import RunPlace, find_run
-from lambda_hat.run_facts import deaths_of, state_without_end
-from lambda_hat.run_logs import Attempt, attempts
+from lambda_hat.one_run.facts import deaths_of, state_without_end
+from lambda_hat.one_run.find import RunPlace, find_run
+from lambda_hat.one_run.logs import Attempt, attempts
 from lambda_hat.store import read_json_or_none
 from lambda_hat.terminal import duration, moment, printable, printable_lines
 

@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lambda_hat.logs import log_of, tail_of
 from lambda_hat.store import Store, read_json_or_none
 
 MOST_REASONS = 20
 MOST_NAMED = 5
-TAIL_LINES = 12
-TAIL_BYTES = 16 * 1024
-"""Of a log: enough for its last lines, however long it is."""
-LINE_LETTERS = 400
 
 
 @dataclass(frozen=True)
@@ -60,29 +57,9 @@ def _failure(store: Store, status: str, reason: str, group: list[dict[str, Any]]
         count=len(group),
         record=directory / "error.json",
         log=log,
-        tail=tail_of(log),
+        tail="\n".join(tail_of(log)),
         traceback=traceback if isinstance(traceback, str) else "",
     )
-
-
-def log_of(store: Store, run_dir: Path) -> Path:
-    """Where the process wrote that a failed run was sampled by: its rank's log, or its own without packs."""
-    record = read_json_or_none(run_dir / "error.json")
-    if isinstance(record, dict) and isinstance(record.get("rank"), int) and isinstance(record.get("pack_id"), str):
-        return store.pack_dir(record["pack_id"]) / f"rank-{record['rank']:04d}.log"
-    return run_dir / "sample.err"
-
-
-def tail_of(log: Path) -> str:
-    """The last lines of a log; empty where there are none."""
-    try:
-        with log.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    return "\n".join(line[:LINE_LETTERS] for line in text.rstrip().splitlines()[-TAIL_LINES:])
 
 
 def _without_place(reason: str) -> str:

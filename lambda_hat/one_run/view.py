@@ -14,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lambda_hat.config import BuildConfig, SampleConfig
-from lambda_hat.find_run import RunPlace
-from lambda_hat.run_facts import analysis_of, build_of, config_of, deaths_of, is_whole, state_without_end
+from lambda_hat.one_run.facts import analysis_of, build_of, config_of, deaths_of, is_whole, state_without_end
+from lambda_hat.one_run.find import RunPlace
+from lambda_hat.one_run.plot import CHAIN_COLOURS, DAMAGED_TRACE, EXACT_COLOUR, plot_running, running_llc
 from lambda_hat.store import read_json_or_none
 from lambda_hat.summary import agreement
 from lambda_hat.terminal import duration, moment, printable, printable_lines
-from lambda_hat.terminal_plot import CHAIN_COLOURS, DAMAGED_TRACE, EXACT_COLOUR, plot_running, running_llc
 
 TRACEBACK_LINES = 15
 NOT_SHOWN = ("target_id", "name", "format")

@@ -8,9 +8,9 @@ from typing import Any
 
 from lambda_hat.config import SAMPLE_SCHEMAS, BuildConfig, SampleConfig
 from lambda_hat.errors import LambdaHatError
-from lambda_hat.find_run import RunPlace
 from lambda_hat.integrity import Digests
 from lambda_hat.omegaconf_support import build_dataclass, load_build_config, load_sample_config, schema_for
+from lambda_hat.one_run.find import RunPlace
 from lambda_hat.status import Studies, StudyFollower
 from lambda_hat.store import read_json_or_none, read_record
 
