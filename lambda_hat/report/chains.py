@@ -89,7 +89,7 @@ def _draw(row: dict[str, Any], llc: np.ndarray) -> Drawn:
         running.axhline(exact, color="black", linewidth=1, linestyle="--")
     _within_reach(running, llc, exact)
     if len(whole):
-        _by_arviz(whole[:, ::every], density, trace, ranks)
+        _by_arviz(whole[:, ::every], seen, density, trace, ranks)
     else:
         for axis in (density, trace, ranks):
             axis.text(0.5, 0.5, "no chain stayed finite", ha="center", va="center", transform=axis.transAxes)
@@ -128,13 +128,13 @@ def _within_reach(axis: Axes, llc: np.ndarray, exact: float | None) -> None:
     axis.set_ylim(low - margin, high + margin)
 
 
-def _by_arviz(llc: np.ndarray, density: Axes, trace: Axes, ranks: Axes) -> None:
+def _by_arviz(llc: np.ndarray, seen: np.ndarray, density: Axes, trace: Axes, ranks: Axes) -> None:
     arviz = import_arviz()
     shades = [f"C{chain % 10}" for chain in range(len(llc))]
     with warnings.catch_warnings():
         # Chains that do not move have no density, which their verdict says better.
         warnings.simplefilter("ignore")
-        data = arviz.from_dict(posterior={"llc": llc})
+        data = arviz.from_dict(posterior={"llc": llc}).assign_coords(draw=seen)
         arviz.plot_trace(
             data,
             axes=np.array([[density, trace]]),

@@ -23,7 +23,7 @@ from lambda_hat.report.drawing import (
 )
 
 SWEPT = {"step_size": "step size ε", "gamma": "localisation γ", "beta": "inverse temperature β"}
-DECADE = 10.0
+LINEAR_SPAN = 4.0
 """Values that span more are shown on a logarithmic axis."""
 MOST_TARGETS = 12
 MOST_SETTINGS = 12
@@ -84,7 +84,7 @@ def _draw(frame: pd.DataFrame, key: str, words: str) -> Drawn:
             axis.plot(doubtful["x"], doubtful["llc_mean"], "x", color="black", label=NOT_OK, zorder=3)
         exact_lines(axis, group, group["x"])
         positive = group["x"][group["x"] > 0]
-        if len(positive) == len(group) and len(group) and positive.max() > DECADE * positive.min():
+        if len(positive) == len(group) and len(group) and positive.max() > LINEAR_SPAN * positive.min():
             axis.set_xscale("log")
         tame(axis, group["llc_mean"])
         without_minor_ticks(axis)

@@ -49,9 +49,21 @@ def heading(browser, name: str):
     return headings[place].find_element(By.CSS_SELECTOR, ".dt-column-title"), place
 
 
+def filter_of(browser, name: str):
+    """The filter of a column, opened."""
+    from selenium.webdriver.common.by import By
+
+    place = heading(browser, name)[1]
+    browser.find_elements(By.CSS_SELECTOR, ".dt-scroll-head thead th")[place].find_element(
+        By.CSS_SELECTOR, ".dtcc-button_dropdown"
+    ).click()
+    return next(each for each in browser.find_elements(By.CSS_SELECTOR, ".dtcc-dropdown") if each.is_displayed())
+
+
 def test_it_loads_sorts_and_filters_and_fetches_nothing(whole, browser, tmp_path):
     from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select, WebDriverWait
 
     wait = WebDriverWait(browser, WAIT)
     browser.get(whole.report.page.as_uri())
@@ -76,6 +88,20 @@ def test_it_loads_sorts_and_filters_and_fetches_nothing(whole, browser, tmp_path
     search.clear()
     search.send_keys("window.pwned")
     wait.until(lambda b: all("<script>" in row[0] for row in rows(b)))
+    search.clear()
+    search.send_keys(Keys.SPACE, Keys.BACKSPACE)
+    wait.until(lambda b: b.find_element(By.CSS_SELECTOR, ".dt-info").text.endswith("75 entries"))
+
+    verdict, estimate = heading(browser, "verdict")[1], heading(browser, "λ̂")[1]
+    choices = filter_of(browser, "verdict").find_elements(By.CSS_SELECTOR, ".dtcc-list-buttons button")
+    next(each for each in choices if each.text == "ok").click()
+    wait.until(lambda b: {row[verdict] for row in rows(b)} == {"ok"})
+    between = filter_of(browser, "λ̂")
+    Select(between.find_element(By.TAG_NAME, "select")).select_by_visible_text("Less than")
+    values = sorted({float(row[estimate]) for row in rows(browser)})
+    between.find_element(By.TAG_NAME, "input").send_keys(str(values[len(values) // 2]))
+    wait.until(lambda b: {float(row[estimate]) < values[len(values) // 2] for row in rows(b)} == {True})
+    assert {row[verdict] for row in rows(browser)} == {"ok"}
 
     colour = browser.execute_script(
         "return getComputedStyle(document.querySelector('#runs td[data-value=ok]')).backgroundColor"
