@@ -263,6 +263,7 @@ def run_row(sampler: str, row: Row, seed: int = 0) -> dict[str, Any]:
         "dim": target.dim,
         "n": target.n,
         "gamma": row.gamma,
+        "seed": seed,
         "llc": summary.llc_mean,
         "std_error": summary.llc_std_error,
         "true_llc_t": exact,

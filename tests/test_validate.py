@@ -15,6 +15,7 @@ import pytest
 
 from lambda_hat import validate
 from lambda_hat.config import SAMPLE_SCHEMAS, DlnBuild, NutsConfig
+from lambda_hat.entrypoints.cli import main
 from lambda_hat.entrypoints.validate import samplers_of, summary_line
 from lambda_hat.errors import LambdaHatError
 from lambda_hat.targets import true_llc, true_llc_t
@@ -103,8 +104,33 @@ def test_bars(sampler, llc, std_error, exact, meets):
 
 
 def test_rows_without_an_exact_answer_are_not_counted():
-    results = [{"meets_bar": met, "verdict": "ok"} for met in (True, False, None)]
+    results = [{"row": str(met), "meets_bar": met, "verdict": "ok"} for met in (True, False, None)]
     assert summary_line("nuts", results).startswith("nuts: 1 of 2 rows with an exact λ_t within 3 standard errors")
+    results.append({"row": "False", "meets_bar": True, "verdict": "ok"})
+    assert summary_line("nuts", results).startswith("nuts: 2 of 2 rows")
+
+
+@pytest.mark.parametrize(("off", "status"), [((), 0), (("w1^4", 4), 0), (("w1^4", 4, "w1^4", 5), 1)])
+def test_what_misses_is_sampled_again_with_the_next_seed(off, status, monkeypatch, capsys):
+    asked = []
+
+    def fake(chosen, processes, seed):
+        asked.append((seed, [row.label for _, row in chosen]))
+        for name, row in chosen:
+            meets = (row.label, seed) not in list(zip(off[::2], off[1::2], strict=True))
+            yield {"row": row.label, "sampler": name, "seed": seed, "meets_bar": meets, "verdict": "ok", "seconds": 0.0}
+
+    monkeypatch.setattr("lambda_hat.entrypoints.validate.run_rows", fake)
+    with pytest.raises(SystemExit) as ended:
+        main(["validate", "--sampler", "nuts", "--only", "w1^4*", "--seed", "4", "--json"])
+    assert ended.value.code == status
+    names = [row.label for row in ROWS if row.label.startswith("w1^4")]
+    assert asked == [(4, names), *([(5, ["w1^4"])] if off else [])]
+    shown = [(row["seed"], row["row"], row["meets_bar"]) for row in json.loads(capsys.readouterr().out)]
+    assert shown == [
+        *((4, name, not (off and name == "w1^4")) for name in names),
+        *([(5, "w1^4", status == 0)] if off else []),
+    ]
 
 
 def test_a_row_is_a_run_of_the_same_code(monkeypatch):
