@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("packing", "step", "busy", "handout", "memory", "startup", "costs", "scale", "tune")
+NAMES = ("packing", "step", "busy", "handout", "memory", "startup", "costs", "scale", "tune", "report")
 PACKAGES = ("jax", "jaxlib", "blackjax", "numpy", "parsl", "mpi4py", "mpich")
 
 

@@ -48,7 +48,8 @@ def section(folder: Path, quick: bool) -> str:
         ["the page, MB", f"{page.stat().st_size / MEGABYTE:.2f}", "at most 10 for 1,000 runs"],
         ["its figures", len(figures), ""],
     ]
-    return f"## Report\n\n{len(study.runs):,} runs.\n\n{table(['', 'median (least to most)', 'wanted'], rows)}"
+    head = f"## Report\n\n`python benchmarks/report.py`: {len(study.runs):,} runs."
+    return f"{head}\n\n{table(['', 'median (least to most)', 'wanted'], rows)}"
 
 
 def main() -> None:
