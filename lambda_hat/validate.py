@@ -52,6 +52,8 @@ from lambda_hat.summary import BIASED_SAMPLERS
 DEFAULT_SAMPLERS = ("nuts", "sgld")
 MAX_STD_ERRORS, MAX_ERROR = 3.0, 0.02
 """What an unbiased sampler is held to: both."""
+CHANCE_STD_ERRORS = 4.0
+"""An honest error exceeds this once in 16,000 rows: what misses by more is no chance."""
 MAX_BIASED_ERROR = 0.05
 """What a sampler is held to that its step size biases."""
 WANTED_ERROR = 0.007
@@ -289,6 +291,14 @@ def judge(sampler: str, llc: float, std_error: float, exact: float | None) -> di
     else:
         meets = abs(rel_error) <= MAX_ERROR and abs(z) <= MAX_STD_ERRORS
     return {"rel_error": rel_error, "z": z, "meets_bar": meets}
+
+
+def may_be_chance(result: dict[str, Any]) -> bool:
+    """Whether a miss of a sampler without bias is so small that another seed should decide."""
+    if result["meets_bar"] is not False or result["sampler"] in BIASED_SAMPLERS:
+        return False
+    z = result["z"]
+    return z is not None and abs(z) <= CHANCE_STD_ERRORS
 
 
 def default_processes() -> int:

@@ -104,33 +104,47 @@ def test_bars(sampler, llc, std_error, exact, meets):
 
 
 def test_rows_without_an_exact_answer_are_not_counted():
-    results = [{"row": str(met), "meets_bar": met, "verdict": "ok"} for met in (True, False, None)]
+    results = [{"row": str(met), "sampler": "nuts", "meets_bar": met, "verdict": "ok"} for met in (True, False, None)]
     assert summary_line("nuts", results).startswith("nuts: 1 of 2 rows with an exact λ_t within 3 standard errors")
-    results.append({"row": "False", "meets_bar": True, "verdict": "ok"})
+    results.append({"row": "False", "sampler": "nuts", "meets_bar": True, "verdict": "ok"})
     assert summary_line("nuts", results).startswith("nuts: 2 of 2 rows")
 
 
-@pytest.mark.parametrize(("off", "status"), [((), 0), (("w1^4", 4), 0), (("w1^4", 4, "w1^4", 5), 1)])
-def test_what_misses_is_sampled_again_with_the_next_seed(off, status, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("sampler", "misses", "again", "status"),
+    [
+        ("nuts", {}, False, 0),
+        ("nuts", {4: 3.3}, True, 0),
+        ("nuts", {4: -3.3, 5: 3.1}, True, 1),
+        ("nuts", {4: 4.1}, False, 1),  # no chance
+        ("nuts", {4: None}, False, 1),  # no number at all
+        ("sgld", {4: 3.3}, False, 1),  # its bar is no matter of standard errors
+    ],
+)
+def test_a_miss_that_may_be_chance_is_sampled_again_with_the_next_seed(
+    sampler, misses, again, status, monkeypatch, capsys
+):
     asked = []
 
     def fake(chosen, processes, seed):
         asked.append((seed, [row.label for _, row in chosen]))
         for name, row in chosen:
-            meets = (row.label, seed) not in list(zip(off[::2], off[1::2], strict=True))
-            yield {"row": row.label, "sampler": name, "seed": seed, "meets_bar": meets, "verdict": "ok", "seconds": 0.0}
+            missed = row.label == "w1^4" and seed in misses
+            z = misses[seed] if missed else 0.5
+            yield {
+                "row": row.label, "sampler": name, "seed": seed, "meets_bar": not missed, "z": z, "verdict": "ok",
+                "seconds": 0.0,
+            }  # fmt: skip
 
     monkeypatch.setattr("lambda_hat.entrypoints.validate.run_rows", fake)
     with pytest.raises(SystemExit) as ended:
-        main(["validate", "--sampler", "nuts", "--only", "w1^4*", "--seed", "4", "--json"])
+        main(["validate", "--sampler", sampler, "--only", "w1^4*", "--seed", "4", "--json"])
     assert ended.value.code == status
     names = [row.label for row in ROWS if row.label.startswith("w1^4")]
-    assert asked == [(4, names), *([(5, ["w1^4"])] if off else [])]
+    assert asked == [(4, names), *([(5, ["w1^4"])] if again else [])]
     shown = [(row["seed"], row["row"], row["meets_bar"]) for row in json.loads(capsys.readouterr().out)]
-    assert shown == [
-        *((4, name, not (off and name == "w1^4")) for name in names),
-        *([(5, "w1^4", status == 0)] if off else []),
-    ]
+    first = [(4, name, name != "w1^4" or not misses) for name in names]
+    assert shown == first + ([(5, "w1^4", status == 0)] if again else [])
 
 
 def test_a_row_is_a_run_of_the_same_code(monkeypatch):
