@@ -1,5 +1,6 @@
 # make run    set up .venv and run the default study in packs
-# make test   set up .venv with the test extras and run the whole test suite
+# make test   set up .venv with the test extras and run the tests that take minutes together
+# make test-all   the rest: a real SLURM, kills, every command of the documentation, long chains; takes root
 # make docs   set up .venv with the docs extras and write the documentation into site/
 # make notebooks   run the notebooks in docs/notebooks again, in place
 # make bench  measure everything again, which takes long; writes benchmarks/RESULTS.md
@@ -8,14 +9,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 0
+IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --durations=30
 
-.PHONY: run test docs notebooks bench soak lint clean
+.PHONY: run test test-all docs notebooks bench soak lint clean
 
 run: $(VENV)/.run
 	$(BIN)/python flows/packed.py --pack 32
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'not slow'
+
+test-all: $(VENV)/.test
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m mkdocs build --strict --quiet
@@ -37,6 +42,7 @@ soak: $(VENV)/.test
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright -p pyproject.toml
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

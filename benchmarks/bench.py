@@ -18,7 +18,14 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from benchmarks.devinterp_side import NOTE  # noqa: E402
+
 NAMES = ("packing", "step", "busy", "handout", "memory", "startup", "costs", "scale", "tune", "report")
+NAMES += ("calibration", "equilibrium", "metrics", "temperature", "wells", "beside", "defaults", "large", "promise")
+DEVINTERP = {"calibration": False, "beside": True}
+"""Benchmarks that ask devinterp, in an interpreter of its own, and whether they are nothing without it."""
 PACKAGES = ("jax", "jaxlib", "blackjax", "numpy", "parsl", "mpi4py", "mpich")
 
 
@@ -26,14 +33,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a short look: its figures mean nothing")
     parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR", help="for sections and figures")
+    parser.add_argument("--devinterp", metavar="PYTHON", help=NOTE)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(NAMES)}; default: all")
     args = parser.parse_args()
     if unknown := set(args.names) - set(NAMES):
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     quick = ["--quick"] if args.quick else []
     for name in args.names or NAMES:
+        if DEVINTERP.get(name) and not args.devinterp:
+            print(f"-- {name}: left as it was, for want of --devinterp PYTHON, the {NOTE}\n", flush=True)
+            continue
         begun = time.monotonic()
-        subprocess.run([sys.executable, str(HERE / f"{name}.py"), "--out", str(args.out), *quick], check=True)
+        other = ["--devinterp", args.devinterp] if name in DEVINTERP and args.devinterp else []
+        line = [sys.executable, str(HERE / f"{name}.py"), "--out", str(args.out), *quick, *other]
+        subprocess.run(line, check=True)
         print(f"-- {name}: {time.monotonic() - begun:.0f} s\n", flush=True)
     report = args.out.parent / "RESULTS.md"
     report.write_text("\n\n".join([head(), *sections(args.out)]) + "\n")

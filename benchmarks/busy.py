@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import REPEAT, Spread, alternate, options, publish, table  # noqa: E402
-from lambda_hat.store import Store, read_events, read_json  # noqa: E402
+from lambda_hat.store.layout import Store, read_events, read_json  # noqa: E402
 
 RANKS = 2
 STUDY = """

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lambda_hat.config import DlnBuild, DlnTarget, HmcConfig, QuadraticBuild, SgldConfig  # noqa: E402
-from lambda_hat.cores import bind_process  # noqa: E402
+from lambda_hat.programs.cores import bind_process  # noqa: E402
 
 HMC = HmcConfig(num_burnin=20, initial_step_size=1e-4, target_acceptance=0.9)
 CASES = {
@@ -50,7 +50,7 @@ CASES = {
 @contextmanager
 def watched_borders() -> Iterator[dict[str, list[float]]]:
     """Seconds of every chunk, and of every border that wrote a checkpoint."""
-    from lambda_hat.samplers.chunks import Chunks
+    from lambda_hat.engine.chunks import Chunks
 
     seen: dict[str, list[float]] = {"chunks": [], "checkpoints": [], "bytes": []}
     border, ended = Chunks._border, [0.0]
@@ -78,7 +78,8 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=60.0, help="seconds between two checkpoints")
     args = parser.parse_args()
     bind_process(1)
-    from lambda_hat.samplers import chunks, sample
+    from lambda_hat.engine import chunks
+    from lambda_hat.samplers import sample
     from lambda_hat.targets import build_target
 
     for name, build, cfg in (CASES[target] for target in args.targets):

@@ -1,20 +1,26 @@
 """How well the cost model predicts a study that the store has not seen.
 
     python benchmarks/costs.py [--quick] [--out DIR]
+    python benchmarks/costs.py --constants [NAME ...]
 
 Two studies are sampled on one core into a temporary store, their runs alternating, so that what slows the machine slows
-both. They share samplers and kinds of targets, and neither a target nor a setting. The costs are fitted to the finished
-runs of the first, as a driver does when it collects them, and predict those of the second. Seconds are those inside
-compiled programs, in CPU time, which other work on the machine changes less than it does the clock.
+both. They share samplers and kinds of targets, and neither a target nor a setting. The costs are learned from the
+finished runs of the first, as a driver does when it collects them, and predict those of the second. Seconds are those
+inside compiled programs, in CPU time, which other work on the machine changes less than it does the clock.
+
+`--constants` measures those of `lambda_hat/planning/cost.py` one by one, each in a run that takes most of its time for
+it.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -24,10 +30,12 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import Spread, options, publish, table  # noqa: E402
 from lambda_hat.config import BuildConfig, SampleConfig  # noqa: E402
-from lambda_hat.cores import bind_process  # noqa: E402
-from lambda_hat.cost import CostModel, read_costs, shape_of  # noqa: E402
+from lambda_hat.config.defaults import Facts, resolved  # noqa: E402
 from lambda_hat.id_utils import run_id_for, target_id_for  # noqa: E402
-from lambda_hat.store import Store  # noqa: E402
+from lambda_hat.planning import cost  # noqa: E402
+from lambda_hat.planning.cost import CostModel, shape_of  # noqa: E402
+from lambda_hat.programs.cores import bind_process  # noqa: E402
+from lambda_hat.store.layout import Store  # noqa: E402
 from lambda_hat.workflow_config import compose_build_cfg, compose_sample_cfg  # noqa: E402
 
 WANTED = 0.25
@@ -119,7 +127,8 @@ def interleaved(studies: list[list[Planned]]) -> list[Planned]:
 
 def sample_all(store: Store, studies: list[list[Planned]]) -> None:
     """The runs of all studies in turn."""
-    from lambda_hat.execute import build_into, sample_into
+    from lambda_hat.execute.build import build_into
+    from lambda_hat.execute.sampling import sample_into
 
     with mock.patch("time.perf_counter", time.process_time):
         for run in interleaved(studies):
@@ -137,18 +146,18 @@ class Result(NamedTuple):
 
 
 def predict(store: Store, training: list[Planned], unseen: list[Planned]) -> list[Result]:
-    """Fit to the one study, and hold the other against what is then expected."""
-    from lambda_hat.calibration import update_costs
-    from lambda_hat.results import RunRef, collect
+    """Learn from the one study, and hold the other against what is then expected."""
+    from lambda_hat.planning.calibration import read_costs, update_costs
+    from lambda_hat.report.results import RunRef, collect
 
     def rows(study: list[Planned]):
         return collect(store, [RunRef(*run) for run in study])
 
-    update_costs(store, rows(training), [(shape_of(run.build), run.cfg) for run in training])
-    fitted, default = read_costs(store.root, 1, 0), CostModel()
+    update_costs(store, rows(training), [(run.build, run.cfg) for run in training])
+    learned, default = read_costs(store.root, 1, 0), CostModel()
     results = []
     for run, seconds in zip(unseen, rows(unseen).column("seconds_sample").to_pylist(), strict=True):
-        expected = (model.seconds(shape_of(run.build), run.cfg) - model.around for model in (fitted, default))
+        expected = (model.seconds(shape_of(run.build), run.cfg) - model.run for model in (learned, default))
         results.append(Result(run.cfg.name, *expected, seconds))
     return results
 
@@ -169,7 +178,7 @@ def section(results: list[Result], num_training: int) -> str:
         [
             "## Costs",
             "",
-            f"Fitted to {num_training} runs, held against {len(results)} of a study of other targets and settings.",
+            f"Learned from {num_training} runs, held against {len(results)} of a study of other targets and settings.",
             "",
             table(["sampler", "runs", "seconds", "predicted / measured", "of single runs", "by default"], rows),
             "",
@@ -199,9 +208,89 @@ def draw(results: list[Result]) -> Any:
     return figure
 
 
+PROBES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "STEP": (quadratic(2), "sgld", {"precond": "none", "num_burnin": 100, "step_size": 1e-5}),
+    "LONGER_STEP nuts": (quadratic(2), "nuts", {"metric": "diagonal", "num_burnin": 100, "max_num_doublings": 1}),
+    "LONGER_STEP mclmc": (quadratic(2), "mclmc", {"num_burnin": 100}),
+    "LONGER_STEP adjusted_mclmc": (quadratic(2), "adjusted_mclmc", {"num_burnin": 100}),
+    "LOW_RANK_STEP": (quadratic(10), "sgld", {"num_burnin": 100}),
+    "LAYER": (linear([6, 4, 6]), "sgld", {"precond": "none", "num_burnin": 100, "step_size": 1e-7}),
+    "MOVE": (quadratic(1000), "sgld", {"precond": "none", "num_burnin": 100, "step_size": 1e-7}),
+    "LOW_RANK": (quadratic(1000), "sgld", {"num_burnin": 100}),
+    "UNIT": (network([8], 1000, 4), "hmc", {"num_burnin": 100, "precision": "float32"}),
+    "PRODUCT": (network([128, 128], 1000, 4), "hmc", {"num_burnin": 20, "precision": "float32"}),
+    "FLOAT64": (network([128, 128], 1000, 4), "hmc", {"num_burnin": 20, "precision": "float64"}),
+    "RANDOM": (
+        {"target": "dln", "overrides": {"target": {"widths": [32, 2, 2], "rank": 1, "data": "empirical"}}},
+        "sgld",
+        {"num_burnin": 100, "step_size": 1e-7, "gradient": "plain", "batch_size": 256},
+    ),
+}
+"""A target and a setting whose runs take long for a constant, with those above it as they are."""
+
+
+class Probe:
+    """A run that takes most of its time for one constant of the cost model."""
+
+    def __init__(self, name: str, seconds: float):
+        """seconds: about what it shall take."""
+        entry, self.sampler, overrides = PROBES[name]
+        self._constant, _, self._key = name.partition(" ")
+        self.build = compose_build_cfg(entry)
+        setting = {"name": self.sampler, "overrides": {**overrides, "num_draws": 1000}}
+        cfg = compose_sample_cfg(target_id_for(self.build), setting, build=self.build)
+        self.cfg = cfg
+        self.cfg = replace(cfg, num_draws=max(4, round(1000 * seconds / self._expected())))
+
+    @property
+    def value(self) -> float:
+        """The constant."""
+        value = getattr(cost, self._constant)
+        return value[self._key] if self._key else value
+
+    def _expected(self, factor: float = 1.0) -> float:
+        """Seconds, were the constant `factor` times as large."""
+        wanted = self.value * factor
+        new = {**getattr(cost, self._constant), self._key: wanted} if self._key else wanted
+        with mock.patch.object(cost, self._constant, new):
+            return cost.expected_seconds(shape_of(self.build), self.cfg)
+
+    def share(self) -> float:
+        """The part of the expected seconds that is the constant's."""
+        return self._expected(2.0) / self._expected() - 1
+
+    def measure(self) -> tuple[float, float]:
+        """What the constant comes to in a run, all others as they are, and seconds of compilation."""
+        from lambda_hat.execute import estimate
+        from lambda_hat.targets import build_target
+
+        target, _ = build_target(self.build)
+        with mock.patch("time.perf_counter", time.process_time):
+            draws = estimate(target, self.cfg).draws
+        steps = resolved(self.cfg, Facts(target.dim, target.num_data)).num_steps
+        found = {self.sampler: draws.num_gradients / self.cfg.num_chains / steps}
+        with mock.patch.dict(cost.GRADIENTS, found if self.sampler in cost.GRADIENTS else {}):
+            ratio = draws.seconds_sample / self._expected()
+            return self.value * (1 + (ratio - 1) / self.share()), draws.seconds_compile
+
+
+def measure_constants(names: Sequence[str], seconds: float) -> None:
+    """Print what the constants are, and what they come to. seconds: of each run, about."""
+    os.environ["LAMBDA_HAT_CACHE"] = "off"
+    for name in names:
+        probe = Probe(name, seconds)
+        found, compiling = probe.measure()
+        print(f"{name}: {probe.value:.2g}, measured {found:.2g}; compiled in {compiling:.1f} s", flush=True)
+
+
 def main() -> None:
-    args = options(__doc__ or "").parse_args()
+    parser = options(__doc__ or "")
+    parser.add_argument("--constants", nargs="*", metavar="NAME", help=f"of {', '.join(PROBES)}; default: all")
+    args = parser.parse_args()
     bind_process(1)
+    if args.constants is not None:
+        measure_constants(args.constants or list(PROBES), 0.02 if args.quick else 2.0)
+        return
     training, unseen = training_study(args.quick), unseen_study(args.quick)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)

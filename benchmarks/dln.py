@@ -24,13 +24,14 @@ import yaml  # noqa: E402
 
 from lambda_hat.errors import EXIT_OK, EXIT_USAGE, ConfigError, run_command  # noqa: E402
 from lambda_hat.omegaconf_support import load_yaml  # noqa: E402
-from lambda_hat.results import RunRef, collect, to_frame  # noqa: E402
-from lambda_hat.store import Store, write_bytes_atomic  # noqa: E402
+from lambda_hat.report.results import RunRef, collect, to_frame  # noqa: E402
+from lambda_hat.store.layout import Store, write_bytes_atomic  # noqa: E402
 from lambda_hat.workflow_config import compose_study  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-SAMPLERS = ("hmc", "sgld")
-LABELS = {"hmc": "HMC", "sgld": "SGLD, published settings"}
+SAMPLERS = {"hmc": "hmc", "sgld": "sgld", "rmsprop": "sgld"}
+"""Settings of `dln.yaml`, and the sampler of each."""
+LABELS = {"hmc": "HMC", "sgld": "SGLD, published settings", "rmsprop": "SGLD, RMSprop preconditioner"}
 BENCHMARK_SEED = 1
 """The sampler settings were chosen on the networks of seeds 0 and 7."""
 MAX_DRAWS = 1_000_000
@@ -79,11 +80,11 @@ def study(config: dict[str, Any], name: str, sampler: str, networks: list[Networ
     overrides = config[sampler] | config.get(f"{sampler}_of_class", {}).get(name, {})
     return {
         "targets": [network.entry(loss) for network in networks],
-        "samplers": [{"name": sampler, "overrides": overrides}],
+        "samplers": [{"name": SAMPLERS[sampler], "overrides": overrides}],
     }
 
 
-def rows_of(experiments: Path, store: Path, name: str) -> pd.DataFrame:
+def rows_of(experiments: Path, store: Path, name: str, sampler: str) -> pd.DataFrame:
     """A row per run of the study, finished or not, in the order of its networks."""
     plan = compose_study(experiments, (), {"store_root": str(store)})
     refs = [RunRef(run.target_id, run.run_id, plan.targets[run.target_id], run.cfg) for run in plan.runs]
@@ -91,6 +92,7 @@ def rows_of(experiments: Path, store: Path, name: str) -> pd.DataFrame:
     widths = ["-".join(map(str, plan.targets[ref.target_id].target.widths)) for ref in refs]
     frame.insert(0, "class", name)
     frame.insert(1, "widths", widths)
+    frame["sampler"] = sampler
     frame["rel_error"] = frame["llc_mean"] / frame["true_llc"] - 1
     frame["seconds"] = frame["seconds_sample"]
     return frame
@@ -100,6 +102,19 @@ COLUMNS = [
     "class", "sampler", "widths", "dim", "n", "true_llc", "llc_mean", "llc_std_error", "rel_error", "verdict", "status",
     "acceptance", "mala_acceptance", "num_gradients", "fge", "seconds", "seconds_compile", "target_id", "run_id",
 ]  # fmt: skip
+
+
+def ordered_pairs(rows: pd.DataFrame) -> float:
+    """Fraction of the pairs of networks of different lambda that the estimates order rightly (arXiv 2507.21449).
+
+    A pair with an estimate that is NaN is not ordered. NaN where there is no pair.
+    """
+    true, found = (rows[name].to_numpy(float) for name in ("true_llc", "llc_mean"))
+    i, j = np.triu_indices(len(rows), 1)
+    i, j = (index[true[i] != true[j]] for index in (i, j))
+    if not len(i):
+        return np.nan
+    return float(np.mean((true[i] - true[j]) * (found[i] - found[j]) > 0))
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -120,6 +135,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
                 "median": absolute.median(),
                 "largest": absolute.max(),
                 "mean signed": error.mean(),
+                "pairs in order": ordered_pairs(done),
                 "NaN": 1 - len(error) / len(done) if len(done) else np.nan,
                 "gradients": done["num_gradients"].astype(float).mean(),
                 "fge": done["fge"].mean(),
@@ -133,7 +149,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 def markdown(table: pd.DataFrame, command: str, loss: str) -> str:
     """`dln.md`."""
     formats = {"mean abs error": ".3f", "s.e.": ".3f", "median": ".3f", "largest": ".3f", "mean signed": "+.3f"}
-    formats |= {"NaN": ".0%", "gradients": ",.0f", "fge": ",.0f", "seconds": ",.1f"}
+    formats |= {"pairs in order": ".1%", "NaN": ".0%", "gradients": ",.0f", "fge": ",.0f", "seconds": ",.1f"}
 
     def cell(column: str, value: Any) -> str:
         if isinstance(value, float) and np.isnan(value):
@@ -168,6 +184,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     style = {
         "hmc": {"marker": "o", "s": 26},
         "sgld": {"marker": "^", "s": 30, "facecolors": "none"},
+        "rmsprop": {"marker": "s", "s": 22, "facecolors": "none"},
     }
     limit = 1.0
     for (name, sampler), group in rows[rows["status"] == "finished"].groupby(["class", "sampler"], sort=False):
@@ -202,7 +219,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--config", type=Path, default=HERE / "dln.yaml", metavar="FILE", help="classes and settings")
     parser.add_argument("--classes", default="1K,10K,100K", metavar="A,B", help="classes, in order (1K,10K,100K)")
-    parser.add_argument("--samplers", default="hmc,sgld", metavar="A,B", help="of hmc, sgld (both)")
+    parser.add_argument("--samplers", default="hmc,sgld", metavar="A,B", help="of hmc, sgld, rmsprop (hmc, sgld)")
     parser.add_argument("--networks", type=int, default=20, metavar="N", help="the first N networks of a class (20)")
     parser.add_argument("--seed", type=int, default=BENCHMARK_SEED, help=f"of the networks ({BENCHMARK_SEED})")
     parser.add_argument("--loss", choices=("nll", "mse"), default="nll", help="lambda is that of both (nll)")
@@ -210,6 +227,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--store", type=Path, default=Path("runs"), metavar="DIR", help="targets and runs (runs)")
     parser.add_argument("--pack", type=int, default=32, metavar="N", help="at most N runs in one MPI launch (32)")
     parser.add_argument("--ranks", type=int, metavar="R", help="MPI ranks (one per core)")
+    parser.add_argument("--keep", action="store_true", help="keep the rows of --out that are of other studies")
     parser.add_argument("--dry-run", action="store_true", help="show the plans of the studies, start nothing")
     parser.add_argument("--collect", action="store_true", help="sample nothing: the table of what the store holds")
     return parser.parse_args(argv)
@@ -238,13 +256,12 @@ def main(argv: list[str] | None = None) -> int:
                 if code == EXIT_USAGE:
                     return code
                 status = max(status, code)
-            frames.append(rows_of(experiments, store, name))
+            frames.append(rows_of(experiments, store, name, sampler))
     if args.dry_run:
         return status
-    rows = pd.concat(frames, ignore_index=True)
-    rows["class"] = pd.Categorical(rows["class"], names)
-    rows = rows.sort_values(["class", "sampler"], kind="stable")
-    rows["class"] = rows["class"].astype(str)
+    rows = pd.concat([*kept(args, frames), *frames], ignore_index=True)
+    order = {name: [*valid].index for name, valid in (("class", config["classes"]), ("sampler", SAMPLERS))}
+    rows = rows.sort_values(["class", "sampler"], key=lambda column: column.map(order[column.name]), kind="stable")
     table = summary(rows)
     args.out.mkdir(parents=True, exist_ok=True)
     command = "python benchmarks/dln.py"
@@ -256,6 +273,15 @@ def main(argv: list[str] | None = None) -> int:
     print(table.to_string(index=False))
     print(f"{args.out / 'dln.md'}, dln.csv, dln.png")
     return status
+
+
+def kept(args: argparse.Namespace, frames: list[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The rows that `--keep` keeps: those of the table in `--out` of classes and samplers that are not in `frames`."""
+    if not args.keep:
+        return []
+    before = pd.read_csv(args.out / "dln.csv")
+    new = {tuple(pair) for frame in frames for pair in frame[["class", "sampler"]].itertuples(index=False)}
+    return [before[[pair not in new for pair in zip(before["class"], before["sampler"], strict=True)]]]
 
 
 def run_study(args: argparse.Namespace, experiments: Path, store: Path) -> int:

@@ -31,8 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import REPEAT, Spread, alternate, options, publish, table  # noqa: E402
-from lambda_hat.cores import tell_xla  # noqa: E402
-from mpi.launch import Launch, LauncherChoice, find_launcher, launch_environment, launch_line  # noqa: E402
+from lambda_hat.programs.cores import tell_xla  # noqa: E402
+from mpi.launch import Launch, launch_environment, launch_line  # noqa: E402
+from mpi.launchers import LauncherChoice, find_launcher  # noqa: E402
 
 RANKS = 64
 FEW_RANKS = 4

@@ -16,11 +16,12 @@ import numpy as np
 import yaml
 from scipy.signal import lfilter
 
-from lambda_hat import mixing
 from lambda_hat.config import BuildConfig, SampleConfig
-from lambda_hat.posterior import posterior_for
-from lambda_hat.store import Store, publish_run, publish_target, write_config, write_json_atomic
-from lambda_hat.summary import BIASED_SAMPLERS
+from lambda_hat.config.samplers import BIASED_SAMPLERS
+from lambda_hat.estimate import convergence
+from lambda_hat.estimate.posterior import posterior_for
+from lambda_hat.store.layout import Store, write_json_atomic
+from lambda_hat.store.publish import publish_run, publish_target, write_config
 from lambda_hat.workflow_config import PlannedRun, Study
 
 BEGUN = 1.79e9
@@ -125,7 +126,9 @@ def _finish(store: Store, study: Study, run: PlannedRun, context: dict[str, Any]
     llc = _draws(run, truth, num_draws)
     exact = truth if meta["true_llc"] is not None else None
     analysis = _analysis(run.cfg, llc, exact)
-    analysis |= meta | context
+    analysis |= meta | context | _temperature(llc, meta["dim"])
+    if meta["true_llc"] is not None:
+        analysis["rel_error_llc"] = analysis["llc_mean"] / meta["true_llc"] - 1
     analysis |= {"beta": posterior.n_beta / meta["n"], "gamma": posterior.gamma, "n_beta": posterior.n_beta}
     directory = store.run_dir(run.target_id, run.run_id)
     trace = _trace(llc / posterior.n_beta + meta["loss_at_w_star"], meta["loss_at_w_star"], posterior.n_beta)
@@ -146,7 +149,7 @@ def _draws(run: PlannedRun, truth: float, num_draws: int) -> np.ndarray:
 
 
 def _analysis(cfg: SampleConfig, llc: np.ndarray, exact: float | None) -> dict[str, Any]:
-    mean, rhat, ess = float(llc.mean()), mixing.rhat(llc), mixing.ess_mean(llc)
+    mean, rhat, ess = float(llc.mean()), convergence.rhat(llc), convergence.ess_mean(llc)
     error = float(llc.std() / np.sqrt(ess))
     verdict, sentence = "ok", f"the chains agree and the standard error is {error / mean:.1%} of the estimate."
     if rhat > 1.05:
@@ -156,7 +159,8 @@ def _analysis(cfg: SampleConfig, llc: np.ndarray, exact: float | None) -> dict[s
     fge = STEPS_PER_DRAW[cfg.name] * llc.size
     return {
         "sampler": cfg.name, "llc_mean": mean, "llc_std_error": error, "llc_per_chain": llc.mean(axis=1).tolist(),
-        "rhat_max": rhat, "ess_bulk_min": mixing.ess_bulk(llc), "ess_tail_min": mixing.ess_tail(llc), "ess_mean": ess,
+        "rhat_max": rhat, "ess_bulk_min": convergence.ess_bulk(llc),
+        "ess_tail_min": convergence.ess_tail(llc), "ess_mean": ess,
         "acceptance": None if cfg.name == "sgld" else 0.8, "mala_acceptance": None, "num_divergent": 0,
         "loss_mean": 0.01, "verdict": verdict, "verdict_sentence": sentence, "true_llc_t": exact,
         "rel_error": None if exact is None else (mean - exact) / exact,
@@ -164,6 +168,15 @@ def _analysis(cfg: SampleConfig, llc: np.ndarray, exact: float | None) -> dict[s
         "programs_loaded": 1, "seconds_compile": 0.2, "seconds_sample": fge / 5000, "seconds_total": fge / 5000 + 0.4,
         "notes": [], "cores": 1, "backend": "cpu", "device": "cpu", "lanes": 1, "started": BEGUN,
         "versions": {"python": "3.11.7", "jax": "0.10.1", "numpy": "2.4.6"},
+    }  # fmt: skip
+
+
+def _temperature(llc: np.ndarray, dim: int) -> dict[str, float]:
+    """As of chains in a quadratic basin of `dim` parameters, spread as far as their mean says."""
+    growth, localisation = 2 * float(llc.mean()), 0.05
+    return {
+        "temperature": (growth + localisation) / dim, "temperature_std_error": 0.02, "growth": growth,
+        "localisation": localisation, "distance": 0.2, "degree": 2.0, "llc_variance": float(np.var(llc)),
     }  # fmt: skip
 
 

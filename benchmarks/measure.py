@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -49,6 +50,33 @@ def alternate(ways: Mapping[K, Callable[[], V]], repeat: int = REPEAT) -> dict[K
 def ratio(figures: Sequence[float], base: Sequence[float]) -> Spread:
     """The spread of the ratios of figures that were taken one after the other."""
     return Spread.of([figure / other for figure, other in zip(figures, base, strict=True)])
+
+
+def cpu_seconds(call: Callable[[], V]) -> tuple[V, float]:
+    """What `call` returns, and the CPU-seconds of this process that it took, over all threads."""
+    begun = time.process_time()
+    found = call()
+    return found, time.process_time() - begun
+
+
+def known(sampler: str, **options: Any) -> dict[str, Any]:
+    """Those of the options that the sampler has, so that an earlier version is measured by the same script."""
+    from dataclasses import fields
+
+    from lambda_hat.config import SAMPLE_SCHEMAS
+
+    names = {field.name for field in fields(SAMPLE_SCHEMAS[sampler])}
+    return {name: value for name, value in options.items() if name in names}
+
+
+def number(value: float | None, form: str = ".3g") -> str:
+    """A figure; a dash where there is none."""
+    return "–" if value is None or value != value else format(value, form)
+
+
+def with_error(value: float | None, error: float | None, form: str = ".3g") -> str:
+    """A figure and its standard error."""
+    return number(value, form) if error is None else f"{number(value, form)} ± {number(error, '.2g')}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measure import options, publish, table  # noqa: E402
 from benchmarks.step import NETWORKS, STEP_SIZE, make_target  # noqa: E402
 from lambda_hat.config import HmcConfig, SgldConfig  # noqa: E402
-from lambda_hat.cores import bind_process  # noqa: E402
+from lambda_hat.programs.cores import bind_process  # noqa: E402
 
 ROWS = (1000, 10_000, 100_000, 1_000_000)
 LANES = (1, 16, 64)
@@ -29,8 +29,8 @@ def as_rank(sampler: str, rows: int, lanes: int) -> float:
     import resource
 
     bind_process(1)
+    from lambda_hat.engine.chunks import Chunks
     from lambda_hat.samplers import make_lane, sample_lanes
-    from lambda_hat.samplers.chunks import Chunks
 
     target = make_target(NETWORKS[1]._replace(n=rows))
     if sampler == "sgld":

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import REPEAT, Spread, alternate, options, publish, ratio, table  # noqa: E402
-from lambda_hat.store import CACHE_OFF, CACHE_VARIABLE, Store, write_config  # noqa: E402
+from lambda_hat.store.layout import CACHE_OFF, CACHE_VARIABLE, Store  # noqa: E402
+from lambda_hat.store.publish import write_config  # noqa: E402
 from lambda_hat.workflow_config import compose_study  # noqa: E402
 
 STUDY = """

@@ -2,10 +2,10 @@
 
     python benchmarks/scale.py [--quick] [--out DIR]
 
-Packs come from `lambda_hat.packing.make_packs`, and inside a pack the real `Handout` says which run goes to which rank;
-what is simulated is the time: every pack starts, its ranks claim, its coordinator answers one claim after the other,
-ranks compile what they have not compiled, sample, and publish. As many packs run at a time as their ranks fit into the
-machine, each one starting when another one has ended. The costs are measured ones (`Costs`).
+Packs come from `make_packs` of `planning/packing.py`, and inside a pack the real `Handout` says which run goes to which
+rank; what is simulated is the time: every pack starts, its ranks claim, its coordinator answers one claim after the
+other, ranks compile what they have not compiled, sample, and publish. As many packs run at a time as their ranks fit
+into the machine, each one starting when another one has ended. The costs are measured ones (`Costs`).
 
 Runs take times of a lognormal distribution, sigma 1.2: the longest of a million takes some hundred times as long as the
 median. With sigma 1.5 it would take longer than all the others on all ranks, and alone decide how long the study takes.
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import options, publish, table  # noqa: E402
-from lambda_hat.packing import RunItem, make_packs  # noqa: E402
+from lambda_hat.planning.packing import RunItem, make_packs  # noqa: E402
 from mpi.handout import Handout, Item  # noqa: E402
 
 SIGMA = {"target": 0.8, "program": 0.6, "run": 0.66}

@@ -29,22 +29,26 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import REPEAT, Spread, alternate, options, publish, ratio, table  # noqa: E402
-from lambda_hat.store import Store, publish_run, publish_target, write_config  # noqa: E402
+from lambda_hat.store.layout import Store  # noqa: E402
+from lambda_hat.store.publish import publish_run, publish_target, write_config  # noqa: E402
 from lambda_hat.workflow_config import Study, compose_study  # noqa: E402
-from mpi.launch import LauncherChoice, find_launcher  # noqa: E402
+from mpi.launchers import LauncherChoice, find_launcher  # noqa: E402
 
 TARGET = {"model": "small", "data": "small", "teacher": "_null"}
 SETTINGS_PER_TARGET = 100
-IMPORT_HMC = "import lambda_hat.execute, time; b = time.perf_counter(); import lambda_hat.samplers.hmc; "
+IMPORT_HMC = "import lambda_hat.execute.sampling, time; b = time.perf_counter(); import lambda_hat.samplers.hmc; "
 IMPORT_HMC += "print(time.perf_counter() - b)"
 ANALYSIS = {
     "sampler": "sgld", "llc_mean": 1.98, "llc_std_error": 0.02, "llc_per_chain": [1.9, 2.0, 2.0, 2.02],
     "rhat_max": 1.01, "ess_bulk_min": 400.0, "ess_tail_min": 300.0, "ess_mean": 350.0, "acceptance": None,
-    "mala_acceptance": 0.99, "num_divergent": 0, "loss_mean": 0.5, "singular_fluctuation": None,
+    "mala_acceptance": None,
+    "temperature": 1.02, "temperature_std_error": 0.03, "growth": 49.9, "localisation": 0.1, "distance": 0.22,
+    "degree": 2.04, "llc_variance": 24.0, "num_divergent": 0, "loss_mean": 0.5, "singular_fluctuation": None,
     "singular_fluctuation_std_error": None, "waic": None, "verdict": "ok",
     "verdict_sentence": "the chains agree and the standard error is 1.0% of the estimate.", "loss_at_w_star": 0.01,
     "n": 1000, "dim": 49, "beta": 0.14, "gamma": 1.0, "n_beta": 144.7, "true_llc": None, "true_multiplicity": None,
-    "true_llc_t": None, "rel_error": None, "step_size": [1e-5] * 4, "num_gradients": 120_000, "fge": 30_000.0,
+    "true_llc_t": None, "rel_error": None, "rel_error_llc": None, "step_size": [1e-5] * 4,
+    "num_gradients": 120_000, "fge": 30_000.0,
     "seconds_compile": 1.0, "seconds_sample": 2.0, "seconds_total": 3.3, "cache_hit": False,
     "notes": ["unadjusted: biased by its step size"], "host": "node0001", "pid": 100, "cores": 1, "backend": "cpu",
     "device": "cpu", "versions": {"python": "3.11.7", "jax": "0.10.1", "numpy": "2.2.6"}, "rank": 0,
@@ -185,8 +189,8 @@ def driver_rows(folder: Path, sizes: dict[int, float], repeat: int) -> Iterator[
 
 
 def collect_rows(folder: Path, num_runs: int, repeat: int) -> Iterator[list[object]]:
-    from lambda_hat.report import draw_pictures, write_pictures
-    from lambda_hat.results import RunRef, collect, write_table
+    from lambda_hat.report.results import RunRef, collect, write_table
+    from lambda_hat.report.study_report import draw_pictures, write_pictures
 
     composed = compose_study(study(folder, max(num_runs // SETTINGS_PER_TARGET, 1), SETTINGS_PER_TARGET))
     finish_all(composed)

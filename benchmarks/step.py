@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import REPEAT, Spread, alternate, options, publish, ratio, table  # noqa: E402
 from lambda_hat.config import SgldConfig  # noqa: E402
-from lambda_hat.cores import bind_process  # noqa: E402
+from lambda_hat.programs.cores import bind_process  # noqa: E402
 
 CHAINS = 4
 LANES = (1, 16, 64)
@@ -64,7 +64,7 @@ def bare_loop(target, batch_size: int, num_chains: int, impl: str | None = None)
     import numpy as np
     from jax.flatten_util import ravel_pytree
 
-    from lambda_hat.samplers.base import cast
+    from lambda_hat.engine.model import cast
 
     w_star, unravel = ravel_pytree(cast(target.w_star, "float32"))
     data = jax.device_put(cast(target.data, "float32"))
@@ -91,9 +91,9 @@ def packed_loop(target, batch_size: int, num_lanes: int, thin: int) -> Callable[
     """A function that makes steps of `num_lanes` runs, as a rank makes them."""
     import numpy as np
 
+    from lambda_hat.engine.chunks import Chunks
+    from lambda_hat.engine.run import Programs
     from lambda_hat.samplers import make_lane, sampler_of
-    from lambda_hat.samplers.chunks import Chunks
-    from lambda_hat.samplers.run import Programs
 
     cfg = SgldConfig(
         batch_size=batch_size, num_chains=CHAINS, num_draws=50, thin=thin, num_burnin=0, step_size=STEP_SIZE

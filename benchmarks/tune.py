@@ -2,7 +2,7 @@
 
     python benchmarks/tune.py [--quick] [--out DIR]
 
-A pilot chain says what step size SGLD would take on each target, `.1 / h`. From two hundred times that, and from a
+Burn-in says what step size SGLD would take on each target. From two hundred times that, and from a
 two-hundredth, `flows/tune.py` searches; what it finds is then held against the exact λ_t by `flows/packed.py`, with the
 seeds that the settings were tried with at last.
 """
@@ -35,7 +35,7 @@ TARGETS = [
 ]
 LENGTHS = {"num_draws": 1000, "thin": 50, "num_burnin": 5000}
 DIRECTIONS = {"× 200": 200.0, "÷ 200": 1 / 200}
-"""No power of ten: a ladder by factors of ten from there does not meet the pilot's choice again."""
+"""No power of ten: a ladder by factors of ten from there does not meet burn-in's choice again."""
 TRIALS, TOLERANCE = 24, 0.05
 LOST = 1000.0
 """Where the figure shows what has no estimate, in per cent."""
@@ -96,8 +96,11 @@ def mean_of(rows: list[dict[str, Any]]) -> tuple[float, float, float] | None:
 
 def search(folder: Path, targets: list[dict], trials: int) -> dict[str, list[Found]]:
     """Every target from both starts."""
-    pilot = write(folder / "pilot.yaml", targets, [{"name": "sgld", "overrides": {"num_draws": 10, "num_burnin": 0}}])
-    steps = {row["target_id"]: float(row["step_size"][0]) for row in rows_of(flow("packed.py", folder, pilot, "pilot"))}
+    short = {"num_draws": 10, "thin": 1, "num_burnin": 5000, "precond": "none"}
+    learned = write(folder / "learned.yaml", targets, [{"name": "sgld", "overrides": short}])
+    steps = {
+        row["target_id"]: float(row["step_size"][0]) for row in rows_of(flow("packed.py", folder, learned, "learned"))
+    }
     found = {}
     for number, (direction, factor) in enumerate(DIRECTIONS.items()):
         # As many digits as tuning keeps.
@@ -138,7 +141,7 @@ def section(found: dict[str, list[Found]], trials: int, seconds: float) -> str:
     within = sum(one.error is not None and one.error <= TOLERANCE for one in all_of_them)
     return f"""## Tuning
 
-`python benchmarks/tune.py`: SGLD from 200 times and from a 200th of the step size that its pilot chain chooses,
+`python benchmarks/tune.py`: SGLD from 200 times and from a 200th of the step size that its burn-in learns,
 {trials} trials of 2 seeds each, and {LENGTHS["num_draws"]:,} draws of 4 chains with thin {LENGTHS["thin"]} and burn-in
 {LENGTHS["num_burnin"]:,} at the start. λ̂ is the mean of two runs with fresh seeds at the settings found, cost the full
 gradients of one. {within} of {len(all_of_them)} are within {TOLERANCE:.0%}; {seconds:.0f} s in all.

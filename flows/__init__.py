@@ -1,1 +1,17 @@
-"""Parsl flows: scripts in a checkout, not an installed package. Never imports jax or mpi4py."""
+"""The scripts that run studies, and what they share.
+
+While a script of this folder imports its modules, Ctrl-C ends it as it ends any other command, with no traceback;
+`lambda_hat.errors.run_command` listens again.
+"""
+
+import signal
+import sys
+from pathlib import Path
+
+_script = getattr(sys.modules["__main__"], "__file__", None)
+if (
+    _script is not None
+    and Path(_script).resolve().parent == Path(__file__).resolve().parent
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

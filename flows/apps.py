@@ -1,5 +1,5 @@
-"""The Parsl apps. They run on workers: everything they need comes as an argument, and they live in an importable
-module, because a name of the driver's `__main__` would not exist there."""
+"""The Parsl apps. They run on workers, which know no name of the driver's `__main__`: apps live in an importable module
+and take everything they need as arguments."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any
 
 from parsl import python_app
 
-from flows.deadlines import DEADLINE_VARIABLE, earliest_deadline
+from flows.sites.deadlines import deadline_in_allocation
 from lambda_hat.errors import EXIT_UNFINISHED
-from lambda_hat.lease import LEASE_VARIABLE, lease_state
-from mpi.launch import LauncherChoice
+from lambda_hat.store.drain import DEADLINE_VARIABLE
+from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE, heartbeat_state
+from mpi.launchers import LauncherChoice
 
 START_SECONDS = 600.0
-"""In which the first rank of a launch has to show itself; a thousand of them import Python from one filesystem."""
+"""The first rank of a launch has to show itself in this time: a thousand ranks import Python from one filesystem."""
 
 
 @python_app(executors=["tasks"])
 def run_task(argv: list[str], out_file: str, err_file: str, env: dict[str, str], inputs: Sequence = ()) -> int:
-    """Run one process to its end; returns its exit status. What happened is in the store.
+    """Run one process to its end. Returns its exit status; what happened is in the store.
 
-    Without time left, or with its driver gone, nothing is started, and the status is 75.
+    Without time left, or with the driver gone, nothing is started, and the status is 75.
     """
     import os
 
@@ -50,22 +51,23 @@ def run_pack(
     inputs: Sequence = (),
     parsl_resource_specification: dict[str, Any] | None = None,
 ) -> int:
-    """Launch `command` over the nodes that Parsl gave this task; returns the launcher's exit status.
+    """Launch `command` over the nodes that Parsl gave this task. Returns the launcher's exit status.
 
-    `inputs` are futures that are settled once the pack's targets have been built or have failed. After
-    `limit_seconds` the launcher is ended, and the status is 124; `sign_of_life` as of `run_process`. The ranks are told
-    to drain at `deadline`, or before the end of the block or job that they are in. Without time left, or with the
-    driver gone, nothing is launched, and the status is 75.
+    inputs: futures that are done once the builds of the pack's targets have ended. limit_seconds: after so long the
+    launcher is ended, and the status is 124. sign_of_life: as for `run_process`. deadline: when the ranks drain at
+    the latest, in seconds since the epoch; they also drain before their block or job ends. Without time left, or with
+    the driver gone, nothing is launched, and the status is 75.
     """
     import os
 
     from flows.apps import give_deadline, not_started, run_process, why_not_to_start
-    from mpi.launch import Launch, find_launcher, launch_environment, launch_line
+    from mpi.launch import Launch, launch_environment, launch_line
+    from mpi.launchers import find_launcher
 
     env = give_deadline(env, deadline, os.environ)
     if (reason := why_not_to_start(env)) is not None:
         return not_started(reason, err_file)
-    # Parsl tells a task its place through these variables alone.
+    # Parsl tells a task its place through these variables only.
     nodes = os.environ["PARSL_MPI_NODELIST"].split(",")
     launch = Launch(tuple(nodes), int(os.environ["PARSL_RANKS_PER_NODE"]), cores_per_rank, gpus_per_node)
     launcher = find_launcher(choice)
@@ -78,22 +80,22 @@ def run_pack(
 
 
 def give_deadline(env: dict[str, str], own: float | None, environ: Mapping[str, str]) -> dict[str, str]:
-    """`env` with the time at which what is started has to drain, where there is one."""
-    deadline = earliest_deadline(own, {**environ, **env})
+    """`env` with the time at which its processes have to drain, if there is one. own: that of the pack."""
+    deadline = deadline_in_allocation(own, {**environ, **env})
     return env if deadline is None else {**env, DEADLINE_VARIABLE: repr(deadline)}
 
 
 def why_not_to_start(env: Mapping[str, str]) -> str | None:
-    """Why nothing with this environment should be started any more; None: it should."""
+    """Why no process with this environment may be started any more. None: it may."""
     if float(env.get(DEADLINE_VARIABLE, "inf")) <= time.time():
         return "no time is left in this allocation"
-    if LEASE_VARIABLE in env and lease_state(Path(env[LEASE_VARIABLE])) != "live":
+    if HEARTBEAT_VARIABLE in env and heartbeat_state(Path(env[HEARTBEAT_VARIABLE])) != "live":
         return "its driver has ended"
     return None
 
 
 def not_started(reason: str, err_file: str) -> int:
-    """Write the reason to the log; the exit status of what was left for later."""
+    """Write the reason to the log. Returns the exit status of what is left for later."""
     with open(err_file, "a") as err:
         err.write(f"not started: {reason}\n")
     return EXIT_UNFINISHED
@@ -102,9 +104,9 @@ def not_started(reason: str, err_file: str) -> int:
 def run_process(
     argv: list[str], out_file: str, err_file: str, env: dict[str, str], sign_of_life: str | None = None
 ) -> int:
-    """Run `argv` with its output in two files, without standard input; returns its exit status.
+    """Run `argv` with its output in two files and no standard input. Returns its exit status.
 
-    With `sign_of_life`, a pattern of file names, it is ended with status 124 where no such file appears in time: a
+    sign_of_life: a pattern of file names. Where no such file appears in time, the process is ended with status 124: a
     launcher whose helpers the scheduler refuses may wait for them for ever.
     """
     import glob

@@ -4,53 +4,45 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-import signal
 import sys
 from pathlib import Path
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # Ctrl-C during the imports ends the command as it ends any other, with no traceback; `run_command` listens again.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-REPO_ROOT = Path(__file__).resolve().parents[1]
-if str(REPO_ROOT) not in sys.path:
-    sys.path.insert(0, str(REPO_ROOT))
-
-from flows.check import check_site  # noqa: E402
-from flows.jobs import SCRIPT_VARIABLE, Job, submit_next  # noqa: E402
-from flows.journal import record_of  # noqa: E402
-from flows.packs import PROGRAM, submit_packs  # noqa: E402
-from flows.plan import Plan  # noqa: E402
-from flows.scheduler import require_scheduler  # noqa: E402
-from flows.sites import BatchSite  # noqa: E402
-from flows.study import Flow, parse_options  # noqa: E402
-from lambda_hat.errors import EXIT_OK, ConfigError, LambdaHatError, run_command  # noqa: E402
-from lambda_hat.store import write_bytes_atomic  # noqa: E402
-from lambda_hat.studies import write_study  # noqa: E402
-from mpi.launch import assume_launcher, find_launcher, launch_line  # noqa: E402
+from flows.driver.check import check_site
+from flows.driver.dry_run import show_packs
+from flows.driver.options import parse_options
+from flows.driver.packs import submit_packs
+from flows.driver.pricing import plan_sentences
+from flows.driver.request import Request
+from flows.driver.run_study import run_study
+from flows.driver.screen import Screen
+from flows.sites.batch_jobs import SCRIPT_VARIABLE, BatchJob, submit_next
+from flows.sites.scheduler import require_scheduler
+from flows.sites.site_schemas import BatchSite
+from lambda_hat.errors import EXIT_OK, ConfigError, LambdaHatError, run_command
+from lambda_hat.store.layout import write_bytes_atomic
+from lambda_hat.store.study_records import StudyLog, write_study
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Do what the words of the command say. Returns the exit status."""
     args = parse_options(__doc__ or "", argv, packed=True)
     check_options(args)
     if args.submit is not None and args.site is None:
         args.site = args.submit
-    flow = Flow.from_options(args, packed=True)
+    request = Request.from_options(args, packed=True)
     if args.submit is not None:
-        return submit_job(flow, args)
-    if not isinstance(flow.site, BatchSite) or flow.site.mpi == "bundled":
-        find_launcher(flow.site.launcher)
-    flow.site.resources  # noqa: B018 - raises where the site does not say how many ranks a node has
+        return submit_job(request, args)
+    request.check_launch()
     if args.check:
-        return check_site(flow, args.dry_run)
-    if args.chain:
-        flow.on_out_of_time = lambda: follow_up(flow)
-    return flow.run(submit_packs, show_dry_run, args.dry_run)
+        return check_site(request, args.dry_run)
+    following = follow_up if args.chain else None
+    return run_study(request, submit_packs, show_packs, dry=args.dry_run, on_out_of_time=following)
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse options that mean nothing together."""
+    """Refuse options that mean nothing together. Raises ConfigError."""
     if args.submit is None:
         for option in ("nodes", "walltime"):
             if getattr(args, option) is not None:
@@ -68,42 +60,43 @@ def check_options(args: argparse.Namespace) -> None:
         raise ConfigError(f"--chain: got {args.chain}, expected an integer of at least 0")
 
 
-def submit_job(flow: Flow, args: argparse.Namespace) -> int:
-    """Show, and without --dry-run submit, the job that runs this study inside itself."""
-    site = flow.site
+def submit_job(request: Request, args: argparse.Namespace) -> int:
+    """Show the job that runs this study inside itself and, without --dry-run, submit it. Returns the exit status."""
+    site, screen = request.site, Screen()
     if not isinstance(site, BatchSite) or site.kind != args.submit:
         raise ConfigError(f"--site {args.site}: a {site.kind} site, but --submit {args.submit} needs one of that kind")
-    job = Job(site, flow.store, inner_words(flow, args), flow.rerun, args.chain or 0)
+    job = BatchJob(site, request.store, inner_words(request, args), request.rerun, args.chain or 0)
     path = job.script_path()
     script = job.render(path)
-    plan = flow.plan(flow.rerun, look_only=True)
-    flow.show_plan(plan)
+    plan = request.plan(request.rerun, look_only=True)
+    screen.say_all(plan_sentences(request, plan))
     print(script, end="")
     if args.dry_run:
-        flow.say("dry run: nothing was submitted")
+        screen.say("dry run: nothing was submitted")
         return EXIT_OK
     scheduler = require_scheduler(site.kind)
     if not plan.runs:
-        flow.say("nothing is left to sample: no job was submitted")
+        screen.say("nothing is left to sample: no job was submitted")
         return EXIT_OK
-    flow.make_folders()
+    request.make_folders()
     write_bytes_atomic(path, script.encode())
     try:
         job_id = scheduler.submit(path)
     except LambdaHatError:
         path.unlink()
         raise
-    job = {"scheduler": scheduler.title, "job_id": job_id, "watch": scheduler.watch_command(job_id)}
-    write_study(flow.store.root, record_of(flow, plan, job)).close()
-    flow.say(f"submitted job {job_id}; its log will be {path.with_suffix('')}.{job_id}.log")
-    flow.say(f"to look at it: {scheduler.watch_command(job_id)}")
+    watch = scheduler.watch_command(job_id)
+    submitted = {"scheduler": scheduler.title, "job_id": job_id, "watch": watch}
+    write_study(request.store.root, request.record(plan, submitted)).close()
+    screen.say(f"submitted job {job_id}; its log will be {path.with_suffix('')}.{job_id}.log")
+    screen.say(f"to look at it: {watch}")
     return EXIT_OK
 
 
-def inner_words(flow: Flow, args: argparse.Namespace) -> list[str]:
+def inner_words(request: Request, args: argparse.Namespace) -> list[str]:
     """The words of this command that the job's own command repeats, with absolute paths."""
-    words = ["--experiments", str(args.experiments.absolute()), "--store", str(flow.store.root)]
-    words += ["--results", str(flow.results_root)]
+    words = ["--experiments", str(args.experiments.absolute()), "--store", str(request.store.root)]
+    words += ["--results", str(request.results_root)]
     for option in ("pack", "lanes", "retries"):
         if getattr(args, option) is not None:
             words += [f"--{option}", str(getattr(args, option))]
@@ -111,39 +104,21 @@ def inner_words(flow: Flow, args: argparse.Namespace) -> list[str]:
     return [*words, *(word for word in args.words if not word.startswith("site."))]
 
 
-def follow_up(flow: Flow) -> None:
+def follow_up(screen: Screen, log: StudyLog) -> None:
     """Submit the next job of the chain that this one belongs to."""
     script = os.environ.get(SCRIPT_VARIABLE)
     if script is None:
-        flow.say(
+        screen.say(
             f"--chain: {SCRIPT_VARIABLE} is not set, so nothing was submitted; --submit writes a script that sets it"
         )
         return
     try:
         following, job_id = submit_next(Path(script))
     except LambdaHatError as error:
-        flow.say(f"the next job of the chain was not submitted: {error}")
+        screen.say(f"the next job of the chain was not submitted: {error}")
         return
-    flow.say(f"submitted job {job_id} to go on: {following}")
-    flow.journal.append("next_job", job_id=job_id)
-
-
-def show_dry_run(flow: Flow, plan: Plan) -> None:
-    """Print every target, pack and launch line; nothing is submitted."""
-    site = flow.site
-    launcher = assume_launcher(site.launcher) if isinstance(site, BatchSite) else find_launcher(site.launcher)
-    for target_id, cfg in flow.study.targets.items():
-        state = "build" if target_id in plan.builds else flow.store.target_status(target_id)
-        flow.say(f"target {target_id}  {state:<7} {cfg.label}")
-    for index, runs in enumerate(plan.packs(flow.study.settings.pack)):
-        targets = len({run.target_id for run in runs})
-        flow.say(
-            f"pack {index}: {len(runs)} runs of {targets} targets, about {flow.price(flow.pack_seconds(runs))} on "
-            f"{site.resources['num_ranks']} ranks"
-        )
-        launch = site.launch(site.nodes[: site.pack_nodes])
-        flow.say(f"    {shlex.join(launch_line(launcher, launch, [*PROGRAM, 'PACK.json'], os.environ))}")
-    flow.say("dry run: nothing was started")
+    screen.say(f"submitted job {job_id} to go on: {following}")
+    log.append("next_job", job_id=job_id)
 
 
 if __name__ == "__main__":

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # As flows/packed.py.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-REPO_ROOT = Path(__file__).resolve().parents[1]
-if str(REPO_ROOT) not in sys.path:
-    sys.path.insert(0, str(REPO_ROOT))
-
-from flows.sites import BatchSite  # noqa: E402
-from flows.study import Flow  # noqa: E402
-from flows.tuning import Tuning  # noqa: E402
-from lambda_hat.config import SAMPLE_SCHEMAS  # noqa: E402
-from lambda_hat.errors import ConfigError, nearest, run_command  # noqa: E402
-from lambda_hat.id_utils import canonical_json, identity_payload  # noqa: E402
-from lambda_hat.workflow_config import CONF_DIR, Study, compose_sample_cfg, sampler_points  # noqa: E402
-from mpi.launch import find_launcher  # noqa: E402
+from flows.driver.request import Request
+from flows.driver.searches import Tuning
+from lambda_hat.config import SAMPLE_SCHEMAS
+from lambda_hat.errors import ConfigError, nearest, run_command
+from lambda_hat.id_utils import canonical_json, identity_payload
+from lambda_hat.workflow_config import CONF_DIR, Study, compose_sample_cfg, sampler_points
 
 if TYPE_CHECKING:
     from lambda_hat.tuning.wanted import Start
@@ -66,7 +57,7 @@ def options_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pack", type=int, metavar="N", help="at most N runs in one MPI launch (default 32)")
     parser.add_argument("--ranks", type=int, metavar="R", help="MPI ranks per node (default: one per core)")
     parser.add_argument("--site", metavar="S", help="a name in conf/site, or a .yaml or .py file (default local)")
-    parser.add_argument("--store", metavar="DIR", help="targets, runs, packs and journals (default runs)")
+    parser.add_argument("--store", metavar="DIR", help="targets, runs, packs and what was tried (default runs)")
     parser.add_argument("--results", metavar="DIR", help="the experiments file and the picture (default results)")
     parser.add_argument("--deadline", metavar="WHEN", help="stop in time for WHEN, as flows/packed.py does")
     parser.add_argument("--dry-run", action="store_true", help="show what would run and its cost, start nothing")
@@ -79,7 +70,7 @@ def options_parser() -> argparse.ArgumentParser:
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    """What a command says in the options of `options_parser`. Raises ConfigError."""
+    """Read the options of `options_parser`. Raises ConfigError."""
     args = options_parser().parse_intermixed_args(argv)
     for option, value, least in (("trials", args.trials, 1), ("batch", args.batch, 1), ("seeds", args.seeds, 1)):
         if value is not None and value < least:
@@ -98,22 +89,28 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Do what the words of the command say. Returns the exit status."""
     args = parse_options(argv)
-    flow = Flow.from_options(args, packed=True)
-    if not isinstance(flow.site, BatchSite) or flow.site.mpi == "bundled":
-        find_launcher(flow.site.launcher)
-    flow.site.resources  # noqa: B018 - raises where the site does not say how many ranks a node has
-    tuning = Tuning(flow, args, starts_of(flow.study, args.samplers, args.quick))
+    request = Request.from_options(args, packed=True)
+    request.check_launch()
+    tuning = Tuning(request, args, starts_of(request.study, args.samplers, args.quick))
     return tuning.dry_run() if args.dry_run else tuning.run()
 
 
 def starts_of(study: Study, names: Sequence[str] | None, quick: bool) -> list[Start]:
-    """What the searches begin with: every target with every sampler setting of the study that is not another's with
-    another seed. A sampler that is named and that the study has no entry for starts from its defaults.
+    """What the searches begin with: every sampler entry of the study on each of its targets.
 
-    quick: only samplers whose step size is to be set. Raises ConfigError where nothing is left.
+    Entries that differ in their seeds alone count once.
+
+    Args:
+        study: What is tuned.
+        names: Only these samplers; one that the study has no entry for starts from its defaults.
+        quick: Only samplers that are given a step size.
+
+    Raises:
+        ConfigError: Nothing is left.
     """
-    from lambda_hat.tuning.space import step_key
+    from lambda_hat.tuning.space import step_key, with_lengths
     from lambda_hat.tuning.wanted import Start
 
     entries = sampler_points(study)
@@ -134,6 +131,7 @@ def starts_of(study: Study, names: Sequence[str] | None, quick: bool) -> list[St
                 refused = cfg.name
                 continue
             key = canonical_json(identity_payload(cfg))
+            cfg = with_lengths(cfg, build)
             found.setdefault(key, Start(target_id, build, cfg, entry["name"], overrides, x64, source))
     if not found:
         raise ConfigError(

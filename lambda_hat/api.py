@@ -11,8 +11,9 @@ import numpy as np
 
 from lambda_hat.config import SAMPLE_SCHEMAS, SampleConfig
 from lambda_hat.errors import ConfigError, nearest
-from lambda_hat.execute import Estimate, estimate
-from lambda_hat.llc import llc_from_losses
+from lambda_hat.estimate.llc import llc_from_losses
+from lambda_hat.execute.progress import telling
+from lambda_hat.execute.sampling import Estimate, estimate
 from lambda_hat.omegaconf_support import build_dataclass, schema_for
 from lambda_hat.targets.custom import target_of
 
@@ -20,49 +21,82 @@ if TYPE_CHECKING:
     import xarray
 
 NOT_OPTIONS = ("target_id", "name", "format", "runtime", "prior_radius")
-"""Fields of a sampler's configuration that belong to a study."""
+"""Fields of a sampler's configuration that only a study sets."""
 
 
 @dataclass(frozen=True)
 class LLCEstimate:
-    """A local learning coefficient with its error, and whether to believe it. c = num_chains, d = num_draws."""
+    """A local learning coefficient, its standard error, and the verdict on both.
+
+    w_star are the given `params`, and `U(w) = n_beta L_n(w) + gamma/2 |w - w_star|^2` is the potential, in nats.
+    Expectations are over the draws of all chains that stayed finite. A number that does not exist is NaN. In shapes,
+    c = num_chains and d = num_draws.
+    """
 
     llc: float
-    """`n_beta (E[L_n(w)] - L_n(w_star))`. Never clipped; negative where `params` are no minimum."""
+    """`n_beta (E[L_n(w)] - L_n(w_star))`, without unit. Never clipped: it can be negative if w_star is no minimum."""
     std_error: float
-    """Of `llc`, from the chains' own effective sample size; without the bias of a sampler that accepts every step."""
+    """Standard error of `llc`, from the effective sample size. It does not include the bias of a sampler that accepts
+    every step."""
     per_chain: np.ndarray
-    """(c,) the estimate of every chain; NaN for one that became non-finite."""
+    """(c,) the estimate of every chain; NaN for a chain that became non-finite."""
     verdict: str
-    """`ok`, or what is wrong: diverged, divergent, stuck, not_a_minimum, unmixed, drifting, too_short."""
+    """`ok`, or what is wrong: diverged, divergent, stuck, not_a_minimum, heated, not_equilibrated, not_local, unmixed,
+    drifting, uncertain, too_short."""
     verdict_sentence: str
+    """The reason for the verdict, and what to change."""
     sampler: str
+    """Name of the sampler."""
     n: int
     """Number of data points."""
     dim: int
     """Number of parameters that moved."""
     n_beta: float
+    """Inverse temperature times n, in 1 / (units of the loss)."""
     gamma: float
+    """Strength of the localisation, in 1 / (units of params)^2."""
     rhat: float
+    """Rank-normalised split R-hat of the loss: 1 if the chains agree."""
     ess: float
-    """Effective sample size of the mean loss, over all chains."""
+    """Effective sample size of the mean loss, in draws over all chains."""
     loss_at_w_star: float
+    """`L_n(w_star)` on the full data, in the units of the loss."""
+    temperature: float
+    """Configurational temperature `E[(w - w_star) . grad U(w)] / dim`: 1 in equilibrium."""
+    temperature_std_error: float
+    """Standard error of `temperature`."""
+    growth: float
+    """`n_beta E[(w - w_star) . grad L_n(w)]`, in nats. With `localisation` it adds up to `dim * temperature`."""
+    localisation: float
+    """`gamma E[|w - w_star|^2]`, in nats."""
+    distance: float
+    """Root of `E[|w - w_star|^2]`, in the units of params."""
+    degree: float
+    """`growth / llc`, the degree of growth of the loss along the chains: 2 in a quadratic basin, below 1 if the loss
+    levels off."""
+    llc_variance: float
+    """`n_beta^2 Var[L_n(w)]`, another estimate of the LLC for a homogeneous loss. It does not use `loss_at_w_star`."""
     singular_fluctuation: float
-    """NaN unless `singular_fluctuation=True` was asked for."""
+    """The singular fluctuation (Watanabe 2010), without unit; NaN unless `singular_fluctuation=True` was given."""
     waic: float
+    """WAIC in nats per data point, up to the constant that the loss omits; NaN unless `singular_fluctuation=True`."""
     num_gradients: int
-    """Gradients evaluated, over all chains, of a batch or of the full data."""
+    """Gradients evaluated over all chains, of a batch or of the full data, including burn-in."""
     notes: tuple[str, ...]
+    """Sentences about how the run went."""
     losses: np.ndarray = field(repr=False)
-    """(c, d) the mean losses L_n(w) at the recorded draws, float64."""
+    """(c, d) float64, the mean losses L_n(w) at the recorded draws, in the units of the loss."""
 
     def to_xarray(self) -> xarray.Dataset:
-        """`loss` and `llc` over (chain, draw), with the numbers of the estimate as attributes."""
+        """The variables `loss` and `llc` over (chain, draw), with the numbers of the estimate as attributes."""
         import xarray
 
         llc = llc_from_losses(self.losses, self.loss_at_w_star, self.n_beta)
         dims = ("chain", "draw")
-        attributes = ("llc", "std_error", "verdict", "sampler", "n", "dim", "n_beta", "gamma", "loss_at_w_star")
+        attributes = (
+            "llc", "std_error", "verdict", "sampler", "n", "dim", "n_beta", "gamma", "loss_at_w_star", "temperature",
+            "degree",
+        )  # fmt: skip
         return xarray.Dataset(
             {"loss": (dims, self.losses), "llc": (dims, llc)},
             coords={axis: np.arange(size) for axis, size in zip(dims, self.losses.shape, strict=True)},
@@ -76,6 +110,8 @@ class LLCEstimate:
             f"  {self.verdict_sentence}",
             f"  {self.sampler}: {chains} chains of {draws} draws, {self.num_gradients:,} gradients; R-hat "
             f"{self.rhat:.3f}, effective sample size {self.ess:.0f}",
+            f"  T = {self.temperature:.3g} +- {self.temperature_std_error:.2g} (1 in equilibrium): growth "
+            f"{self.growth:.4g} + localisation {self.localisation:.4g} over dim; degree {self.degree:.3g}",
             f"  dim = {self.dim}, n = {self.n}, n_beta = {self.n_beta:.4g}, gamma = {self.gamma:g}",
             *(f"  note: {note}" for note in self.notes),
         ]
@@ -90,35 +126,52 @@ def estimate_llc(
     sampler: str = "sgld",
     num_chains: int = 4,
     num_draws: int = 2000,
-    num_burnin: int = 500,
+    num_burnin: int | None = None,
     gamma: float = 1.0,
     beta: float | None = None,
     n_beta: float | None = None,
     n: int | None = None,
     seed: int = 0,
     restrict: Sequence[str] | str | None = None,
+    progress: bool | None = None,
     **sampler_options: Any,
 ) -> LLCEstimate:
     """Estimate the local learning coefficient of `loss_fn` at `params` (Lau et al. 2023, arXiv 2308.12108, eq. 12).
 
-    `llc = n_beta (E[L_n(w)] - L_n(params))`, the mean taken over the posterior
-    `exp(-n_beta L_n(w) - gamma/2 |w - params|^2)` by Markov chains. The same code as a study's, in this process.
+    `llc = n_beta (E[L_n(w)] - L_n(params))`. Markov chains take the expectation over the posterior
+    `exp(-n_beta L_n(w) - gamma/2 |w - params|^2)`. The code is that of a study, and runs in this process.
 
-    loss_fn: `(params, batch) -> mean loss`, one real number, in nats for a log likelihood. With a parameter called
-        `key` it also gets a fresh random key per evaluation (sgld, sghmc and sgnht take such a loss).
-    params: any pytree (Equinox, Flax, Haiku, dicts), at a minimum of the loss. Its floating-point arrays are sampled.
-    data: any pytree of arrays whose leading axis counts the data points, or None for a loss that needs none.
-    sampler: sgld, sghmc, sgnht, mala, hmc, nuts, mclmc, adjusted_mclmc.
-    num_burnin: steps per chain before the first draw. 500 is arbitrary: look at the verdict, and at `losses`.
-    gamma: strength of the Gaussian localisation, in 1 / (units of params)^2. 1 is arbitrary.
-    beta, n_beta: inverse temperature, or n times it; by default `beta = 1 / log n` (Watanabe 2013).
-    n: number of data points; by default the leading axis of `data`, needed where that is None.
-    restrict: glob patterns over parameter paths ("layers/0/*"); only these move, the others stay.
-    sampler_options: `step_size`, `batch_size`, `thin`, `jitter`, `precision`, `singular_fluctuation` and the other keys
-        of the sampler's configuration (`lambda_hat.config`); chosen or defaulted as in a study where not given.
+    Args:
+        loss_fn: `(params, batch) -> mean loss`, one real number, in nats for a log likelihood. For masked rows or
+            tokens it returns the pair (sum of the losses of the rows, sum of their weights). If it has a parameter
+            called `key`, it is given a new random key per evaluation; only sgld, sghmc and sgnht take such a loss.
+        params: any pytree (Equinox, Flax, Haiku, dicts), at a minimum of the loss. Its floating-point arrays are
+            sampled.
+        data: any pytree of arrays whose leading axis counts the data points; None for a loss without data.
+        sampler: sgld, sghmc, sgnht, mala, hmc, nuts, mclmc or adjusted_mclmc.
+        num_chains: number of independent chains.
+        num_draws: recorded draws per chain.
+        num_burnin: transitions per chain before the first draw, which learn step size and metric. Default: as in a
+            study, a quarter of the transitions that sgld, sghmc and sgnht record, 1000 for hmc and nuts, more for the
+            others.
+        gamma: strength of the Gaussian localisation, in 1 / (units of params)^2. The default is arbitrary.
+        beta: inverse temperature, in 1 / (units of the loss). Default: `1 / log n` (Watanabe 2013).
+        n_beta: n times `beta`; give one of the two.
+        n: number of data points. Default: the length of the arrays of `data`; required if `data` is None.
+        seed: seed of all random numbers of the chains.
+        restrict: glob patterns over parameter paths ("layers/0/*"). Only matching parameters move. Default: all.
+        progress: whether to print the expected cost and the progress to stderr. Default: if stderr is a terminal and
+            the estimate takes more than a few seconds. The cost of the loss is measured for this.
+        **sampler_options: `step_size`, `batch_size`, `thin`, `jitter`, `precision`, `singular_fluctuation` and the
+            other keys of the sampler's configuration (`lambda_hat.config`). Defaults are those of a study.
 
-    Raises ConfigError (a ValueError), before anything is compiled: a loss that is not one real number, not finite at
-    `params`, or independent of them; data whose arrays disagree in length; an unknown sampler or option.
+    Returns:
+        The estimate with its standard error, its verdict and the recorded losses.
+
+    Raises:
+        ConfigError: a ValueError, raised before any chain starts, if the loss is no mean over rows, is not finite at
+            `params`, has no finite gradient there or does not depend on them; if the arrays of `data` differ in length;
+            or if the sampler or an option is unknown.
     """
     schema = schema_for(SAMPLE_SCHEMAS, sampler, "sampler")
     options = _options(schema, sampler, sampler_options)
@@ -138,7 +191,8 @@ def estimate_llc(
         "restrict": [restrict] if isinstance(restrict, str) else restrict,
     }
     cfg = build_dataclass(schema, [("estimate_llc", {key: _plain(value) for key, value in options.items()})])
-    return _result(cfg, estimate(target, cfg))
+    with telling(target, cfg, progress) as shown:
+        return _result(cfg, estimate(target, cfg, shown))
 
 
 def _options(schema: type[SampleConfig], sampler: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +205,7 @@ def _options(schema: type[SampleConfig], sampler: str, given: dict[str, Any]) ->
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and sequences as a configuration holds them."""
+    """Convert a scalar array to a number and a tuple to a list, as a configuration holds them."""
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
         return value.item()
     return list(value) if isinstance(value, tuple) else value
@@ -173,6 +227,13 @@ def _result(cfg: SampleConfig, found: Estimate) -> LLCEstimate:
         rhat=summary.rhat_max,
         ess=summary.ess_mean,
         loss_at_w_star=found.target.loss_at_w_star,
+        temperature=summary.temperature,
+        temperature_std_error=summary.temperature_std_error,
+        growth=summary.growth,
+        localisation=summary.localisation,
+        distance=summary.distance,
+        degree=summary.degree,
+        llc_variance=summary.llc_variance,
         singular_fluctuation=summary.singular_fluctuation,
         waic=summary.waic,
         num_gradients=draws.num_gradients,

@@ -1,10 +1,11 @@
-"""Every error that a user can meet, and the exit status that each one means."""
+"""Every error that a user can meet, with its exit status."""
 
 from __future__ import annotations
 
 import difflib
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
@@ -12,17 +13,19 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNFINISHED = 75
+"""EX_TEMPFAIL of sysexits.h: the same command goes on from there."""
 EXIT_INTERRUPTED = 130
+"""128 and the number of SIGINT, as in a shell."""
 
 
 class LambdaHatError(Exception):
-    """Base of the package's errors. The message says what, what was expected, and what to write instead."""
+    """Base of the package's errors. The message says what is wrong, what was expected, and what to write instead."""
 
     exit_code = EXIT_FAILED
 
 
 class ConfigError(LambdaHatError, ValueError):
-    """A configuration, option or command that cannot be run as written; nothing was started."""
+    """A configuration, option or command cannot be run as written. Nothing was started."""
 
     exit_code = EXIT_USAGE
 
@@ -34,13 +37,13 @@ class StoreError(LambdaHatError):
 
 
 class StoreUnwritable(StoreError):
-    """The disk is full, a quota is used up, or the permission is gone: nothing is lost, and there is no going on."""
+    """The disk is full, a quota is used up, or a permission is gone. Nothing is lost, but the command cannot go on."""
 
     exit_code = EXIT_FAILED
 
 
 class CorruptArtifact(StoreError):
-    """A stored file does not match its checksum or cannot be parsed."""
+    """A stored file does not match its checksum, or cannot be parsed."""
 
     exit_code = EXIT_FAILED
 
@@ -50,7 +53,12 @@ class TargetNotBuilt(LambdaHatError):
 
 
 class Paused(LambdaHatError):
-    """A run stopped before its end, and its state is kept: the same command goes on from there."""
+    """A run stopped before its end. Its state is kept, and the same command goes on from there.
+
+    Args:
+        reason: Why it stopped.
+        advanced: Whether it got further than an earlier attempt.
+    """
 
     exit_code = EXIT_UNFINISHED
 
@@ -58,45 +66,63 @@ class Paused(LambdaHatError):
         super().__init__(f"stopped before its end: {reason}; what is sampled is kept, run the same command again")
         self.reason = reason
         self.advanced = advanced
-        """It got further than an earlier try."""
 
 
 class TooLarge(LambdaHatError):
-    """A run that needs more memory than its rank has; it was not started."""
+    """A run needs more memory than its rank has. It was not started."""
 
 
 class BuildFailed(LambdaHatError):
-    """A target could not be built from a valid configuration (training diverged, for example)."""
+    """A target could not be built from a valid configuration, for example because training diverged."""
 
 
 class LaunchError(LambdaHatError):
-    """The MPI world is not the one that the launcher was asked for; nothing was started."""
+    """The MPI world is not the one that the launcher was asked for. Nothing was started."""
 
     exit_code = EXIT_USAGE
 
 
 class SchedulerError(LambdaHatError):
-    """The cluster's scheduler refused a job or a question; its own words are in the message."""
+    """The cluster's scheduler refused a job or a question. The message has the scheduler's words."""
 
     exit_code = EXIT_USAGE
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """`did you mean ...? valid: ...` for a mistyped word."""
+    """The hint for a mistyped word: "did you mean ...? valid: ...".
+
+    Args:
+        word: The mistyped word.
+        valid: All valid words.
+    """
     options = sorted(map(str, valid))
     close = difflib.get_close_matches(str(word), options, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
     return f"{hint}valid: {', '.join(options)}"
 
 
-def run_command(main: Callable[[], int]) -> NoReturn:
-    """Run the body of a command, turning the package's own errors into one message and an exit status.
+def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Repeat a Ctrl-C that came inside a destructor or a weak reference's callback, where Python drops it."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        main_thread = threading.main_thread().ident
+        threading.Timer(0.05, signal.pthread_kill, [main_thread, signal.SIGINT]).start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
-    Other exceptions keep their traceback: they are defects of ours, not of the input.
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """Run the body of a command, and exit with its status.
+
+    The package's own errors become one message and an exit status. Other exceptions keep their traceback: they are
+    defects of the package, not of the input.
+
+    Args:
+        main: Returns the exit status.
     """
     try:
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = _interrupt_again
         code = main()
     except LambdaHatError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Content hashes: what a target or a run is called follows from its configuration alone."""
+"""Ids of targets and runs: hashes of their configurations, and of nothing else."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ import json
 from dataclasses import asdict, replace
 from typing import Any
 
-from lambda_hat.config import BuildConfig, CustomBuild, SampleConfig
+from lambda_hat.config import BuildConfig, CustomBuild, MlpBuild, SampleConfig
 
 NOT_IDENTITY = ("runtime", "store")
-"""Sections that say where and how something is computed, never what."""
+"""Sections that change no number, and so belong to no id."""
 _encoded = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def canonical_json(payload: Any) -> str:
-    """JSON with sorted keys and no white space; non-finite numbers are refused (ValueError)."""
+    """JSON with sorted keys and without white space.
+
+    Raises:
+        ValueError: `payload` holds a non-finite number.
+    """
     return _encoded(payload)
 
 
 def identity_payload(cfg: BuildConfig | SampleConfig) -> dict[str, Any]:
     """The part of a configuration that decides its numbers."""
-    # A run's configuration is flat but for its sections, and a study has a hundred thousand of them to name.
+    # Apart from `runtime` a run's configuration is flat, and `asdict` is slow for the 100,000 runs of a large study.
     content = vars(cfg) if isinstance(cfg, SampleConfig) else asdict(cfg)
     payload = {key: value for key, value in content.items() if key not in NOT_IDENTITY}
     if isinstance(cfg, CustomBuild):
-        # The file's content is in it, by its hash.
+        # The hash of the file's content stays.
         del payload["target"]["checkpoint"]
     return payload
 
@@ -36,14 +40,14 @@ def target_id_for(cfg: BuildConfig) -> str:
 
 
 def trajectory_id(cfg: BuildConfig) -> str | None:
-    """What the checkpoints of one training have in common; None for a target that is no checkpoint."""
-    if getattr(cfg, "step", None) is None:
+    """One id for all checkpoints of a training; None for a target that is not a checkpoint."""
+    if not isinstance(cfg, MlpBuild) or cfg.step is None:
         return None
     return target_id_for(replace(cfg, step=None))
 
 
-def checkpoint_ids(cfg: BuildConfig) -> dict[str, BuildConfig]:
-    """All checkpoints of the training that `cfg` is one of, by target id, in the order of their steps."""
+def checkpoint_ids(cfg: MlpBuild) -> dict[str, MlpBuild]:
+    """All checkpoints of the training that `cfg` belongs to, by target id, in the order of their steps."""
     checkpoints = [replace(cfg, step=step) for step in cfg.checkpoint_steps]
     return {target_id_for(checkpoint): checkpoint for checkpoint in checkpoints}
 
@@ -55,5 +59,5 @@ def run_id_for(cfg: SampleConfig) -> str:
 
 
 def random_identity(cfg: SampleConfig) -> int:
-    """31 bits that set a run's random numbers apart from those of any other run with the same seed."""
+    """31 bits by which a run's random numbers differ from those of other runs with the same seed."""
     return int(hashlib.sha1(canonical_json(identity_payload(cfg)).encode()).hexdigest()[8:16], 16) >> 1

@@ -1,4 +1,4 @@
-"""YAML in, validated dataclasses out: the only place that talks to OmegaConf about schemas."""
+"""YAML in, validated dataclasses out. OmegaConf checks types, the dataclasses check values."""
 
 from __future__ import annotations
 
@@ -8,24 +8,32 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lambda_hat import plain_yaml
-from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS, BuildConfig, SampleConfig
+from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS, BuildConfig, SampleConfig, plain_yaml
 from lambda_hat.errors import ConfigError, nearest
 
-Schema = TypeVar("Schema")
+
+class AnyDataclass(Protocol):
+    """What every dataclass is to a type checker."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Schema = TypeVar("Schema", bound=AnyDataclass)
 _ABSENT = object()
 _hints = functools.cache(get_type_hints)
 
 
 def load_yaml(path: Path | str) -> dict[str, Any]:
-    """Read a YAML mapping of plain data. Tags, which would construct Python objects, are refused; `${...}` is text.
+    """The mapping in a YAML file, as `plain_yaml.read` reads it; empty if the file is.
 
-    Raises ConfigError naming the file, and the line where the parser stopped.
+    Raises:
+        ConfigError: there is no such mapping. The message names the file, and the line where the parser stopped.
     """
     content = plain_yaml.read(Path(path))
     if content is None:
@@ -36,7 +44,11 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
 
 
 def refuse_interpolation(content: Any, source: str, shell_keys: Sequence[str] = ()) -> None:
-    """ConfigError where a person's file has a `${...}` outside of `shell_keys`: it would be taken for a text."""
+    """Refuse a `${...}` in what was read from `source`, except under `shell_keys`, whose text a shell reads.
+
+    Raises:
+        ConfigError: there is one. The message names `source` and the key.
+    """
     if isinstance(content, dict):
         for key, value in content.items():
             if key not in shell_keys:
@@ -46,42 +58,46 @@ def refuse_interpolation(content: Any, source: str, shell_keys: Sequence[str] = 
             refuse_interpolation(value, f"{source}[{index}]", shell_keys)
     elif isinstance(content, str) and "${" in content:
         raise ConfigError(
-            f"{source}: got {content!r}, but nothing is filled in for ${{...}}, lest an id depend on the environment; "
-            "write the value itself, or give it on the command line, where the shell fills it in"
+            f"{source}: got {content!r}, but nothing is filled in for ${{...}}, because an id must not depend on the "
+            "environment; write the value itself, or give it on the command line, where the shell fills it in"
         )
 
 
 def build_dataclass(schema: type[Schema], layers: Sequence[tuple[str, dict[str, Any]]]) -> Schema:
-    """Merge `layers` of (source, mapping) onto `schema`, later ones winning, and construct the dataclass.
+    """Merge `layers`, pairs of a source and a mapping, onto the defaults of `schema`, and construct the dataclass.
 
-    Raises ConfigError with the source, the key and the nearest valid keys for a mistyped key or a wrong type,
-    and passes on what the dataclass itself refuses.
+    Later layers win.
+
+    Raises:
+        ConfigError: a key is unknown, or a type or a value is wrong. The message names the source and the key, and the
+            nearest valid keys for an unknown one.
     """
     for source, layer in layers:
-        _check_keys(schema, layer, source, "")
-    contents = [_literal(layer, source) for source, layer in layers]
-    node = _defaults(schema)
+        _check_shape(schema, layer, source)
+    contents = [_literal(layer) for _, layer in layers]
+    last = layers[-1][0] if layers else schema.__name__
     try:
-        node = OmegaConf.merge(node, *contents)
-    except OmegaConfBaseException:
+        node = OmegaConf.merge(_defaults(schema), *contents)
+    except (OmegaConfBaseException, TypeError) as refusal:
         for (source, _), content in zip(layers, contents, strict=True):
             try:
-                node = OmegaConf.merge(node, content)
+                OmegaConf.merge(_defaults(schema), content)
             except OmegaConfBaseException as error:
-                key = error.full_key or ""
-                raise ConfigError(f"{source}: {key}: {_first_line(error)}") from None
+                raise ConfigError(f"{source}: {error.full_key}: {_first_line(error)}") from None
+        raise ConfigError(f"{last}: {_first_line(refusal)}") from None
     try:
-        return OmegaConf.to_object(node)
+        return cast(Schema, OmegaConf.to_object(node))
     except ConfigError as error:
         raise ConfigError(f"{_source_of(str(error), layers)}: {error}") from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{layers[-1][0] if layers else schema.__name__}: {_first_line(error)}") from None
+        raise ConfigError(f"{last}: {_first_line(error)}") from None
 
 
 def with_values(cfg: Schema, values: dict[str, Any]) -> Schema | None:
-    """`cfg` with the values of some dotted keys: what `build_dataclass` makes of them in a later layer, much faster.
+    """`cfg` with other values under some dotted keys, as if they came in a later layer of `build_dataclass`.
 
-    None where that is not certain, or the values are refused: then `build_dataclass` is to be asked.
+    It takes microseconds, where merging takes milliseconds. Returns None if the values are refused, or if merging might
+    read them differently: then ask `build_dataclass`.
     """
     own: dict[str, Any] = {}
     inner: dict[str, dict[str, Any]] = {}
@@ -98,10 +114,11 @@ def with_values(cfg: Schema, values: dict[str, Any]) -> Schema | None:
             return None
     for head, part_values in inner.items():
         part = getattr(cfg, head)
-        changed = with_values(part, part_values) if head not in own and is_dataclass(part) else None
-        if changed is None:
+        if head in own or not is_dataclass(part) or isinstance(part, type):
             return None
-        own[head] = changed
+        own[head] = with_values(part, part_values)
+        if own[head] is None:
+            return None
     try:
         return replace(cfg, **own)
     except (ValueError, TypeError, ArithmeticError):
@@ -109,41 +126,34 @@ def with_values(cfg: Schema, values: dict[str, Any]) -> Schema | None:
 
 
 def _as_merged(hint: Any, value: Any) -> Any:
-    """What merging puts into a field for a plain value of its own type, or a whole number where it holds fractions;
-    _ABSENT for any other value."""
+    """The value that merging puts into a field of type `hint`; _ABSENT if OmegaConf might convert or refuse `value`."""
     types = get_args(hint) or (hint,)
     if type(value) is int and int not in types and float in types and abs(value) <= 2**53:
         return float(value)
     if type(value) not in (int, float, bool, str, type(None)) or type(value) not in types:
         return _ABSENT
-    # OmegaConf reads meaning into some texts.
-    plain = not isinstance(value, str) or (value.isascii() and "$" not in value and value != MISSING)
-    return value if plain else _ABSENT
+    # OmegaConf reads these two as a reference and as a missing value.
+    return _ABSENT if isinstance(value, str) and ("${" in value or value == MISSING) else value
 
 
 @functools.cache
 def _defaults(schema: type) -> DictConfig:
-    """What layers are merged onto; merging copies it."""
+    """The defaults of `schema` as an OmegaConf node, which merging copies."""
     return OmegaConf.structured(schema)
 
 
-def _literal(content: Any, source: str) -> Any:
-    """`content` with every text written so that OmegaConf takes it for itself: `${` begins an interpolation there."""
+def _literal(content: Any) -> Any:
+    """`content` with `${` escaped in every text, because OmegaConf reads it as a reference."""
     if isinstance(content, dict):
-        return {key: _literal(value, source) for key, value in content.items()}
+        return {key: _literal(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_literal(value, source) for value in content]
-    if not isinstance(content, str):
-        return content
-    try:
-        content.encode()
-    except UnicodeEncodeError:
-        raise ConfigError(f"{source}: got {content!r}, which is no text in UTF-8") from None
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", content) if "${" in content else content
+        return [_literal(value) for value in content]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", content) if isinstance(content, str) and "${" in content else content
 
 
 def _source_of(message: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """Where the key that a dataclass complains of (`key: got ...`) was last set; the last layer if nowhere."""
+    """The last layer that sets the key with which `message` begins (`key: got ...`); the last one that sets anything
+    if none does."""
     words = message.partition(":")[0].split(".")
     for source, layer in reversed(layers):
         inside: Any = layer
@@ -154,45 +164,35 @@ def _source_of(message: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> st
     return next((source for source, layer in reversed(layers) if layer), "configuration")
 
 
-def _check_keys(schema: type, layer: Any, source: str, prefix: str) -> None:
-    if not isinstance(layer, dict):
-        where = prefix.rstrip(".") or "the whole"
-        raise ConfigError(f"{source}: {where}: expected a mapping, got {layer!r}")
-    hints = _hints(schema)
-    valid = [f.name for f in fields(schema)]
-    for key, value in layer.items():
-        if key not in valid:
-            raise ConfigError(f"{source}: unknown key '{prefix}{key}'; {nearest(key, valid)}")
-        _check_container(hints[key], value, f"{source}: {prefix}{key}")
-        inner = _dataclass_in(hints[key])
-        if inner is not None and value is not None:
-            _check_keys(inner, value, source, f"{prefix}{key}.")
+def _check_shape(hint: Any, value: Any, source: str, path: str = "") -> None:
+    """Refuse unknown keys, and a list, a mapping or a single value that stands where another of the three belongs.
 
-
-def _check_container(hint: Any, value: Any, where: str) -> None:
-    """OmegaConf lets some lists within lists of words pass, and says neither which key nor what was got where a list
-    and a mapping are taken for each other."""
-    for option in (hint, *getattr(hint, "__args__", ())) if get_origin(hint) is not list else (hint,):
-        kind = get_origin(option) or option
-        if kind is list and isinstance(value, dict):
-            raise ConfigError(f"{where}: expected a list, got {value!r:.80}")
-        if kind is dict and isinstance(value, list):
-            raise ConfigError(f"{where}: expected a mapping, got {value!r:.80}")
-        if kind is list and isinstance(value, list) and get_args(option):
-            for index, item in enumerate(value):
-                _check_item(get_args(option)[0], item, f"{where}[{index}]")
-
-
-def _check_item(hint: Any, item: Any, where: str) -> None:
-    if hint in (str, int, float, bool) and (item is None or isinstance(item, (list, dict))):
-        raise ConfigError(f"{where}: expected {hint.__name__}, got {item!r:.80}")
-    _check_container(hint, item, where)
-
-
-def _dataclass_in(hint: Any) -> type | None:
-    """The dataclass in `X` or `X | None`."""
-    options = getattr(hint, "__args__", (hint,))
-    return next((option for option in options if isinstance(option, type) and is_dataclass(option)), None)
+    OmegaConf does not list the valid keys, names no key if a list and a mapping are exchanged, and accepts a list as a
+    text inside a list.
+    """
+    if get_origin(hint) is UnionType:
+        hint = next(option for option in get_args(hint) if option is not NoneType)
+    kind = get_origin(hint) or hint
+    if kind is Any or value is None:
+        return
+    if kind is dict or is_dataclass(kind):
+        fits, expected = isinstance(value, dict), "a mapping"
+    elif kind is list:
+        fits, expected = isinstance(value, (list, tuple)), "a list"
+    else:
+        fits, expected = not isinstance(value, (list, tuple, dict)), "a single value"
+    if not fits:
+        raise ConfigError(f"{source}: {path and f'{path}: '}expected {expected}, got {value!r:.80}")
+    if kind is list:
+        for index, item in enumerate(value):
+            _check_shape(get_args(hint)[0], item, source, f"{path}[{index}]")
+    elif is_dataclass(kind):
+        hints, valid = _hints(kind), [f.name for f in fields(kind)]
+        for key, inner in value.items():
+            dotted = f"{path}.{key}" if path else key
+            if key not in valid:
+                raise ConfigError(f"{source}: unknown key '{dotted}'; {nearest(key, valid)}")
+            _check_shape(hints[key], inner, source, dotted)
 
 
 def _first_line(error: Exception) -> str:
@@ -200,9 +200,12 @@ def _first_line(error: Exception) -> str:
 
 
 def apply_words(content: dict[str, Any], words: Sequence[str], shell_keys: Sequence[str] = ()) -> dict[str, Any]:
-    """`content` with `key=value` words applied, each value read as YAML; list items are `targets.0.seed=3`.
+    """A copy of `content` with the values of `key=value` words: a dotted key, such as `targets.0.seed`, and YAML.
 
-    Raises ConfigError naming the word.
+    The values of `shell_keys` may hold `${...}`.
+
+    Raises:
+        ConfigError: a word cannot be applied. The message names it.
     """
     result = copy.deepcopy(content)
     for word in words:
@@ -218,9 +221,10 @@ def apply_words(content: dict[str, Any], words: Sequence[str], shell_keys: Seque
 
 
 def set_key(content: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Set the dotted `key` of `content`, in place; folders that are missing are made, and mappings merged.
+    """Set the dotted `key` of `content` in place. Missing mappings on the way are made; a mapping is merged into one.
 
-    Raises ConfigError, beginning with `where`, for a key that leads nowhere.
+    Raises:
+        ConfigError: `key` leads nowhere. The message begins with `where`.
     """
     words = key.split(".")
     place: Any = content
@@ -257,23 +261,28 @@ def _set(place: Any, index: Any, value: Any) -> None:
 
 
 def to_yaml(cfg: Any) -> str:
-    """YAML text of a configuration dataclass; `load_build_config` and `load_sample_config` read it back."""
+    """A configuration dataclass as YAML text, which `load_build_config` and `load_sample_config` read back."""
     return plain_yaml.dump(asdict(cfg))
 
 
 def load_build_config(path: Path | str) -> BuildConfig:
-    """Read the configuration of a target, as `to_yaml` wrote it."""
+    """The configuration of a target in a file that `to_yaml` wrote. Raises ConfigError."""
     content = load_yaml(path)
-    kind = None
-    if isinstance(content.get("target"), dict):
-        if "kind" not in content["target"] and "factory" in content["target"]:
-            content["target"] = custom_target(content["target"], str(path))
-        kind = content["target"].get("kind")
-    return build_dataclass(schema_for(BUILD_SCHEMAS, kind, f"{path}: target.kind"), [(str(path), content)])
+    target = content.get("target")
+    if isinstance(target, dict) and "kind" not in target and "factory" in target:
+        content["target"] = custom_target(target, str(path))
+    return build_dataclass(build_schema(content, str(path)), [(str(path), content)])
+
+
+def build_schema(content: dict[str, Any], where: str) -> type[BuildConfig]:
+    """The schema of a target's configuration, by its `target.kind`. Raises ConfigError if there is none."""
+    target = content.get("target")
+    kind = target.get("kind") if isinstance(target, dict) else None
+    return schema_for(BUILD_SCHEMAS, kind, f"{where}: target.kind")
 
 
 def custom_target(target: dict[str, Any], source: str) -> dict[str, Any]:
-    """A target section that names a factory, its kind filled in. Raises ConfigError for any other."""
+    """`target`, which must name a factory, with its `kind`. Raises ConfigError if it names none."""
     if "factory" not in target:
         raise ConfigError(
             f"{source}: target: got {target!r}, expected a name in conf/target, or factory: package.module:function "
@@ -283,14 +292,14 @@ def custom_target(target: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def load_sample_config(path: Path | str) -> SampleConfig:
-    """Read the configuration of a run, as `to_yaml` wrote it."""
+    """The configuration of a run in a file that `to_yaml` wrote. Raises ConfigError."""
     content = load_yaml(path)
     schema = schema_for(SAMPLE_SCHEMAS, content.get("name"), f"{path}: name")
     return build_dataclass(schema, [(str(path), content)])
 
 
 def schema_for(schemas: dict[str, type[Schema]], name: Any, where: str) -> type[Schema]:
-    """The schema called `name`; ConfigError with the nearest valid names if there is none."""
+    """The schema called `name`. Raises ConfigError with the nearest valid names if there is none."""
     if not isinstance(name, str) or name not in schemas:
         raise ConfigError(f"{where}: unknown {name!r}; {nearest(str(name), schemas)}")
     return schemas[name]

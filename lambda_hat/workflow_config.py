@@ -1,7 +1,7 @@
-"""From an experiments file to the grid: every target, every run, their ids, and what they should cost.
+"""From an experiments file to the grid: every target and every run, their ids and expected costs.
 
-Layers, later ones winning: the schema's defaults, the groups under `conf/`, the entry's `seed` and `overrides`, its
-`sweep`. Groups are files: `model: small` reads `conf/model/small.yaml`.
+A configuration has these layers, of which later ones win: the defaults of its schema, the groups under `conf/`, the
+entry's `seed` and `overrides`, its `sweep`. A group is a file: `model: small` reads `conf/model/small.yaml`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ from lambda_hat.config import (
     SampleConfig,
     SgldConfig,
 )
-from lambda_hat.cost import CostModel, shape_in_store, shape_of
+from lambda_hat.config.common import positive_int
+from lambda_hat.config.defaults import TARGET_ACCEPTANCE
+from lambda_hat.config.parameter_paths import moving_dim
 from lambda_hat.errors import ConfigError, nearest
 from lambda_hat.id_utils import canonical_json, identity_payload, run_id_for, target_id_for
-from lambda_hat.lanes import check_lanes
 from lambda_hat.omegaconf_support import (
     apply_words,
     build_dataclass,
+    build_schema,
     custom_target,
     load_yaml,
     refuse_interpolation,
@@ -42,69 +44,73 @@ from lambda_hat.omegaconf_support import (
     set_key,
     with_values,
 )
-from lambda_hat.paths import moving_dim
+from lambda_hat.planning.cost import CostModel, shape_of
+from lambda_hat.planning.lanes import check_lanes
 
 Config = TypeVar("Config", BuildConfig, SampleConfig)
 
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
 
 MLP_GROUPS = ("model", "data", "teacher")
-_OVERRIDES = "Keys of the configuration, as a mapping, that differ from the groups and defaults."
-_SWEEP = "Dotted keys of the configuration, each with a list of values: one entry for every combination."
+_OVERRIDES = "A mapping of configuration keys to values that differ from the groups and defaults."
+_SWEEP = "A mapping of dotted configuration keys to lists of values. There is one entry for every combination."
+_KINDS = [kind for kind in BUILD_SCHEMAS if kind != "custom"]
+"""Kinds of target that an entry may name."""
 TARGET_ENTRY_KEYS = {
-    "target": "A name in `conf/target`, by default `mlp`; or `{factory: ..., kwargs: ..., version: ...}`.",
+    "target": "A kind of target or a name in `conf/target`, by default `mlp`; or `{factory: ..., kwargs: ..., "
+    "version: ...}`, whose Python function is called.",
     "model": "mlp: a name in `conf/model`, the student.",
     "data": "mlp: a name in `conf/data`.",
     "teacher": "mlp: a name in `conf/teacher`; `_null`, or none: a network of the student's architecture.",
     "seed": "The target's seed.",
-    "checkpoints": "mlp: `{every: N}`, one target for every N Adam steps of the training.",
+    "checkpoints": "mlp: `{every: N}`, a target at every N-th Adam step of the training.",
     "overrides": _OVERRIDES,
     "sweep": _SWEEP,
 }
 SAMPLER_ENTRY_KEYS = {
     "name": "The sampler.",
-    "targets": "Ids of the targets that it is for, as `--dry-run` prints them; by default all of them.",
+    "targets": "Ids of the targets to sample, as `--dry-run` prints them; by default all targets.",
     "overrides": _OVERRIDES,
     "sweep": _SWEEP,
 }
-"""What an entry of the grid may say, and what it means."""
+"""The keys of an entry of the grid, and their meaning."""
 NULL_GROUP = "_null"
 MOST_ENTRIES = 1_000_000
-"""Runs of a study at most: a sweep multiplies quickly."""
+"""Most runs of a study: a sweep multiplies quickly."""
 
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What an experiments file, or `key=value` words, may set beside the grid. None of it changes a number,
-    except `jax_enable_x64: false`, which makes every run float32 that does not name its precision."""
+    """The keys of an experiments file, which `key=value` words and options override in that order. Apart from the grid
+    only `jax_enable_x64: false` changes numbers, and `lanes` their rounding."""
 
     store_root: str = "runs"
-    """The store; `--store`."""
+    """The store: the folder that keeps targets, runs and packs; `--store`."""
     results_root: str = "results"
-    """The folder of the table and the pictures; `--results`."""
+    """The folder that the table and the pictures are written to; `--results`."""
     site: str = "local"
-    """Where it runs: a name in `conf/site`, or a file; `--site`."""
+    """Where the study runs: a name in `conf/site`, or the path of a file; `--site`."""
     pack: int = 32
-    """Runs of one MPI launch at most; `--pack`."""
+    """Most runs of one pack, which is one MPI launch; `--pack`."""
     retries: int = 1
-    """Tries in a row that may get nothing done; `--retries`."""
+    """Tries in a row that may finish no further run. Until then the runs that packs lost are packed again; 0: never.
+    `--retries`."""
     lanes: Any = 1
-    """A number, or auto."""
+    """Runs of one program that a rank samples side by side: a number, or `auto`. 1 keeps every bit. `--lanes`."""
     jax_enable_x64: bool = True
-    """False makes every run float32 that does not name its `precision`."""
+    """If false, every run without a `precision` of its own is float32."""
     compile_cache: bool = True
-    """Exchange compiled programs through the store's `cache`."""
+    """Share compiled programs through the store's `cache`. If false, each process compiles its own, as suits a slow
+    store."""
     targets: list[Any] = field(default_factory=list)
-    """The entries of the grid's targets."""
+    """The target entries of the grid."""
     samplers: list[Any] = field(default_factory=list)
-    """The entries of the grid's sampler settings."""
+    """The sampler entries of the grid."""
 
     def __post_init__(self):
-        if self.pack < 1:
-            raise ConfigError(f"pack: got {self.pack}, expected an integer of at least 1")
+        positive_int("pack", self.pack)
+        positive_int("retries", self.retries, 0)
         object.__setattr__(self, "lanes", check_lanes("lanes", self.lanes))
-        if self.retries < 0:
-            raise ConfigError(f"retries: got {self.retries}, expected an integer of at least 0")
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ class PlannedRun:
     run_id: str
     cfg: SampleConfig
     program: str
-    """Runs of equal `program` are expected to share compiled code."""
+    """Runs with the same `program` are expected to share compiled code."""
     cost: float
     """Expected seconds, without compilation."""
 
@@ -129,19 +135,24 @@ class Study:
     targets: dict[str, BuildConfig]
     runs: list[PlannedRun]
     notes: list[str]
-    """Sentences to show with the plan: duplicates, batches larger than the data."""
+    """Sentences that are shown with the plan, about duplicates and batches larger than the data."""
     site_overrides: list[str]
-    """The `site.key=value` words, for the site's own schema."""
+    """The `site.key=value` words without their `site.`."""
     costs: CostModel = field(default_factory=CostModel)
-    """What the runs' `cost` follows."""
+    """The model that the runs' `cost` comes from."""
 
     def priced(self, costs: CostModel, targets_dir: Path) -> Study:
-        """The same study at other costs. targets_dir: of the store, which knows custom targets that are built."""
-        if costs == self.costs:
+        """The same study at other costs. `targets_dir` of the store has what was measured of custom targets."""
+        if costs == self.costs and not any(isinstance(build, CustomBuild) for build in self.targets.values()):
             return self
-        shapes = {t: shape_in_store(build, targets_dir / t) for t, build in self.targets.items()}
+        shapes = {t: shape_of(build, targets_dir / t) for t, build in self.targets.items()}
         runs = [replace(run, cost=costs.seconds(shapes[run.target_id], run.cfg)) for run in self.runs]
         return replace(self, runs=runs, costs=costs)
+
+    def guessed(self, targets_dir: Path) -> int:
+        """Number of custom targets that the store at `targets_dir` has not measured yet."""
+        custom = ((t, build) for t, build in self.targets.items() if isinstance(build, CustomBuild))
+        return sum(not shape_of(build, targets_dir / t).is_known for t, build in custom)
 
 
 def compose_study(
@@ -150,19 +161,23 @@ def compose_study(
     settings: dict[str, Any] | None = None,
     conf_dir: Path = CONF_DIR,
 ) -> Study:
-    """Read an experiments file, apply `key=value` words and `settings` (options given by name), expand the grid.
+    """Read an experiments file and expand its grid.
 
-    Raises ConfigError, naming the file and the key, for whatever could not run.
+    Args:
+        experiments: The file.
+        words: `key=value` words of the command line, which override the file.
+        settings: Settings given as options, which override both.
+        conf_dir: The folder of the groups.
+
+    Raises:
+        ConfigError: something in it could not run. The message names the file and the key.
     """
     experiments = Path(experiments)
     content = load_yaml(experiments)
     refuse_interpolation(content, str(experiments))
     site_overrides = [word.removeprefix("site.") for word in words if word.startswith("site.")]
     content = apply_words(content, [word for word in words if not word.startswith("site.")])
-    layers = [(str(experiments), content), ("command line", settings or {})]
-    if (conf_dir / "workflow.yaml").is_file():
-        layers.insert(0, (str(conf_dir / "workflow.yaml"), load_yaml(conf_dir / "workflow.yaml")))
-    study = build_dataclass(StudySettings, layers)
+    study = build_dataclass(StudySettings, [(str(experiments), content), ("command line", settings or {})])
     for key in ("targets", "samplers"):
         if not getattr(study, key):
             raise ConfigError(f"{experiments}: {key}: the grid is empty; list at least one entry under {key}")
@@ -175,15 +190,16 @@ def compose_study(
 
 
 def sampler_points(study: Study) -> list[dict[str, Any]]:
-    """The sampler entries of a study with every sweep multiplied out into overrides."""
+    """The sampler entries of a study, with the points of every sweep as entries of their own."""
     expanded = _expand(study.settings.samplers, f"{study.source}: samplers", SAMPLER_ENTRY_KEYS)
     return [entry.content for entry in expanded]
 
 
 def with_samplers(study: Study, samplers: list[dict[str, Any]], where: str, conf_dir: Path = CONF_DIR) -> Study:
-    """The targets of `study` with other sampler entries, at default costs. where: names the entries in errors.
+    """The targets of `study` with other sampler entries, which messages call `where`, at default costs.
 
-    Raises as `compose_study`.
+    Raises:
+        ConfigError: as `compose_study` does.
     """
     settings, notes = replace(study.settings, samplers=samplers), []
     expanded = _expand(samplers, where, SAMPLER_ENTRY_KEYS)
@@ -198,19 +214,27 @@ def compose_build_cfg(
     conf_dir: Path = CONF_DIR,
     source: str = "target entry",
 ) -> BuildConfig:
-    """The build configuration of one target entry without `sweep`.
+    """The configuration of one target.
 
-    Raises ConfigError naming `source` and the key.
+    Args:
+        target_entry: An entry of the grid's targets without `sweep`.
+        store_root: The store, which belongs to no id.
+        conf_dir: The folder of the groups.
+        source: What error messages call the entry.
+
+    Raises:
+        ConfigError: the entry could not be built. The message names `source` and the key.
     """
     _check_entry(target_entry, TARGET_ENTRY_KEYS, source)
     name = target_entry.get("target", "mlp")
     if isinstance(name, dict):
         where, base = source, {"target": custom_target(name, source)}
+    elif name in _KINDS and not Path(_group_file("target", str(name), conf_dir)).is_file():
+        where, base = source, {"target": {"kind": name}}
     else:
         where, base = _group_file("target", name, conf_dir), _group("target", name, conf_dir, source)
-    kind = base.get("target", {}).get("kind")
-    schema = schema_for(BUILD_SCHEMAS, kind, f"{where}: target.kind")
-    layers = [(where, base)]
+    schema = build_schema(base, where)
+    kind, layers = base["target"]["kind"], [(where, base)]
     for group in MLP_GROUPS:
         if group not in target_entry:
             continue
@@ -241,10 +265,19 @@ def compose_sample_cfg(
     conf_dir: Path = CONF_DIR,
     source: str = "sampler entry",
 ) -> SampleConfig:
-    """The configuration of one run: one sampler entry without `sweep`, on one target.
+    """The configuration of one run.
 
-    With `build`, the target's configuration, defaults that depend on the target are filled in, and a sampler that
-    the target cannot take is refused. Raises ConfigError naming `source` and the key.
+    Args:
+        target_id: The target's id.
+        sampler_entry: An entry of the grid's samplers without `sweep`.
+        build: The target's configuration. If given, defaults that depend on the target are filled in, and a sampler
+            that does not suit it is refused.
+        jax_enable_x64: If false, the run is float32 unless the entry names a precision.
+        conf_dir: The folder of the groups.
+        source: What error messages call the entry.
+
+    Raises:
+        ConfigError: the entry could not run. The message names `source` and the key.
     """
     setting = _sampler_setting(sampler_entry, target_id, jax_enable_x64, conf_dir, source)
     return setting if build is None else _on_target(setting, target_id, _Facts(build), source)
@@ -253,7 +286,7 @@ def compose_sample_cfg(
 def _sampler_setting(
     sampler_entry: dict[str, Any], target_id: str, jax_enable_x64: bool, conf_dir: Path, source: str
 ) -> SampleConfig:
-    """The configuration of an entry, as far as it does not depend on the target."""
+    """The part of an entry's configuration that does not depend on the target."""
     _check_entry(sampler_entry, SAMPLER_ENTRY_KEYS, source)
     if "name" not in sampler_entry:
         raise ConfigError(f"{source}: name: missing; {nearest('', SAMPLE_SCHEMAS)}")
@@ -268,7 +301,7 @@ def _sampler_setting(
 
 
 class _Facts:
-    """What runs ask of the configuration of their target; many runs ask the same of one."""
+    """What runs need to know of their target's configuration, computed once for all of them."""
 
     def __init__(self, build: BuildConfig):
         self.build = build
@@ -277,11 +310,11 @@ class _Facts:
         self.shape = shape_of(build)
         whose = identity_payload(build)["target"] if isinstance(build, CustomBuild) else None
         self.program = canonical_json([build.kind, build.dim, build.num_data, whose])[1:-1]
-        """The target's part of a program's signature."""
+        """The target's part of `PlannedRun.program`."""
         self._dims: dict[str, int | None] = {}
 
     def moving_dim(self, cfg: SampleConfig, source: str) -> int | None:
-        """Parameters that move; None where they are not known before the target is built."""
+        """Number of parameters that a run moves; None if it is not known before the target is built."""
         key = repr(cfg.restrict)
         if key not in self._dims:
             try:
@@ -292,7 +325,7 @@ class _Facts:
 
 
 def _on_target(setting: SampleConfig, target_id: str, facts: _Facts, source: str) -> SampleConfig:
-    """`setting` on one target: what depends on the target filled in, and what it cannot take refused."""
+    """`setting` on one target, with the defaults that depend on it. ConfigError if the two do not go together."""
     cfg = replace(setting, target_id=target_id, **_defaults_on(setting, facts))
     dim = facts.moving_dim(cfg, source)
     if dim is not None and dim < cfg.min_dim:
@@ -300,19 +333,25 @@ def _on_target(setting: SampleConfig, target_id: str, facts: _Facts, source: str
             f"{source}: {cfg.name} needs at least {cfg.min_dim} parameters, but target {target_id} "
             f"({facts.build.kind}) has {dim}; take another sampler, or put that target into a study without {cfg.name}"
         )
+    if cfg.singular_fluctuation and facts.build.no_likelihood is not None:
+        raise ConfigError(
+            f"{source}: singular_fluctuation: target {target_id} ({facts.build.kind}) has none: "
+            f"{facts.build.no_likelihood}; leave it out, or say under targets which ones the entry is for"
+        )
     return cfg
 
 
 def _defaults_on(setting: SampleConfig, facts: _Facts) -> dict[str, Any]:
     if isinstance(setting, (HmcConfig, NutsConfig)) and setting.target_acceptance is None:
-        return {"target_acceptance": 0.99 if facts.exact else 0.9}
+        return {"target_acceptance": 0.99 if facts.exact else TARGET_ACCEPTANCE[setting.name]}
     return {}
 
 
 def with_checkpoint_hash(cfg: BuildConfig, source: str) -> BuildConfig:
-    """`cfg` with the absolute path of its checkpoint file and the hash of its content.
+    """`cfg` with the absolute path of its checkpoint file, and the hash of the file's content.
 
-    Raises ConfigError where there is no such file, or the hash that is given is another one.
+    Raises:
+        ConfigError: the file cannot be read, or `cfg` gives another hash.
     """
     if not isinstance(cfg, CustomBuild) or cfg.target.checkpoint is None:
         return cfg
@@ -323,8 +362,8 @@ def with_checkpoint_hash(cfg: BuildConfig, source: str) -> BuildConfig:
         raise ConfigError(f"{source}: target.checkpoint: {path} cannot be read: {error.strerror or error}") from None
     if cfg.target.checkpoint_sha256 not in (None, digest):
         raise ConfigError(
-            f"{source}: target.checkpoint_sha256: got {cfg.target.checkpoint_sha256}, but that of {path} is {digest}; "
-            "leave it out"
+            f"{source}: target.checkpoint_sha256: got {cfg.target.checkpoint_sha256}, but the hash of {path} is "
+            f"{digest}; leave it out"
         )
     return replace(cfg, target=replace(cfg.target, checkpoint=str(path), checkpoint_sha256=digest))
 
@@ -349,7 +388,7 @@ def _expand_targets(
 
 
 def _points(cfg: BuildConfig) -> list[BuildConfig]:
-    """The targets of one configuration: one, or each checkpoint of a training."""
+    """The targets of one configuration: itself, or every checkpoint of its training."""
     if not isinstance(cfg, MlpBuild) or cfg.checkpoints is None or cfg.step is not None:
         return [cfg]
     return [replace(cfg, step=step) for step in cfg.checkpoint_steps]
@@ -367,7 +406,7 @@ def _expand_runs(
     if sum(len(targets) if own is None else len(own) for own in chosen) > MOST_ENTRIES:
         raise ConfigError(
             f"{source}: {len(targets)} targets times {len(samplers)} sampler settings, expected at most "
-            f"{MOST_ENTRIES} runs; make several studies of it"
+            f"{MOST_ENTRIES} runs; split it into several studies"
         )
     runs: dict[tuple[str, str], PlannedRun] = {}
     said: set[str] = set()
@@ -396,8 +435,8 @@ def _expand_runs(
                 _refuse_collision(run_id, runs[target_id, run_id].cfg, cfg)
                 note(f"{entry.where} is the same run as an earlier entry; it is sampled once")
                 continue
-            batch = cfg.batch_size if isinstance(cfg, SgldConfig) and facts.num_data else None
-            if batch is not None and batch > facts.num_data:
+            batch = cfg.batch_size if isinstance(cfg, SgldConfig) else None
+            if batch is not None and facts.num_data and batch > facts.num_data:
                 note(
                     f"{entry.where}: batch_size {batch} is larger than the {facts.num_data} data points of "
                     f"{target_id}; batches are drawn with replacement"
@@ -409,7 +448,7 @@ def _expand_runs(
 
 
 def _chosen_targets(entry: _Entry, targets: dict[str, BuildConfig]) -> frozenset[str] | None:
-    """The ids of the targets that a sampler entry is for; None: all of them."""
+    """The ids of the targets that a sampler entry names; None if it names none, and is for all."""
     own = entry.content.get("targets")
     if own is None:
         return None
@@ -425,51 +464,52 @@ def _chosen_targets(entry: _Entry, targets: dict[str, BuildConfig]) -> frozenset
 
 
 class _Composer(Generic[Config]):
-    """Composes the points of sweeps: an entry is merged once, and its values put in where merging would do no other."""
+    """Composes the points of a sweep. It merges an entry once, and puts the values of each point into the result,
+    provided that merging them would give the same."""
 
     def __init__(self, compose: Callable[[dict[str, Any], str], Config], merged: Sequence[str]):
-        """merged: dotted keys that an entry does not decide alone, which are left to `compose`."""
+        """merged: dotted keys that later layers set too, so that a sweep over them needs `compose`."""
         self._compose, self._merged = compose, merged
         self._bare: dict[str, Any] | None = None
         self._template: Config | None = None
 
     def __call__(self, entry: _Entry) -> Config:
-        """Raises what `compose` does."""
-        if entry.swept and self._may_put_in(entry):
-            cfg = with_values(self._template, entry.swept)
+        """The configuration of one point. Raises what `compose` raises."""
+        if entry.swept and (template := self._template_for(entry)) is not None:
+            cfg = with_values(template, entry.swept)
             if cfg is not None:
                 return cfg
         return self._compose(entry.content, entry.where)
 
-    def _may_put_in(self, entry: _Entry) -> bool:
+    def _template_for(self, entry: _Entry) -> Config | None:
         if self._bare is not entry.bare:
             self._bare, self._template = entry.bare, None
             if not any(key == word or key.startswith(f"{word}.") for key in entry.swept for word in self._merged):
-                # An entry may be whole only with a value of its sweep.
+                # An entry may be valid only together with a value of its sweep.
                 with contextlib.suppress(ConfigError):
                     self._template = self._compose(entry.bare, entry.where)
-        return self._template is not None
+        return self._template
 
 
 NOT_PROGRAM = ("target_id", "seed", "beta", "gamma", "prior_radius", "step_size", "runtime")
-"""Numbers that every program takes as arguments. A few more of some samplers do no harm here: runs that could share a
-program are then only less likely to meet."""
+"""Keys that every program takes as arguments. Some samplers' programs take more keys so; runs that differ in those get
+different names, though they could share a program."""
 
 
 class _Programs:
-    """The programs of runs, as `PlannedRun.program` names them."""
+    """Makes `PlannedRun.program`, and remembers the parts that many runs share."""
 
     def __init__(self) -> None:
         self._specs: dict[tuple[int, float | None], str] = {}
         self._names: dict[tuple[str, str], str] = {}
 
     def __call__(self, setting: int, cfg: SampleConfig, facts: _Facts) -> str:
-        """setting: the number of what `cfg` was made of, by its target alone."""
-        # The one field of a setting that depends on the target and is part of its programs.
+        """setting: the index of the sampler entry that `cfg` was made from."""
+        # Of the fields that decide a program, only this one depends on the target too.
         key = setting, getattr(cfg, "target_acceptance", None)
         if key not in self._specs:
             spec = {name: value for name, value in vars(cfg).items() if name not in NOT_PROGRAM}
-            spec["pilot"] = getattr(cfg, "step_size", 0.0) is None
+            spec["learns"] = getattr(cfg, "step_size", 0.0) is None
             self._specs[key] = canonical_json(spec)
         spec = self._specs[key]
         if (spec, facts.program) not in self._names:
@@ -489,14 +529,14 @@ class _Entry:
 
     where: str
     content: dict[str, Any]
-    """With the values of the sweep among its overrides."""
+    """The entry, with the values of its point of the sweep among the overrides."""
     bare: dict[str, Any]
-    """Without its sweep, one object for all of its points."""
+    """The entry without its sweep: the same object for all of its points."""
     swept: dict[str, Any]
 
 
 def _expand(entries: list[Any], where: str, valid: Collection[str]) -> list[_Entry]:
-    """Every entry with its `sweep` multiplied out into overrides."""
+    """The points of the sweeps of all entries; an entry without a sweep is one point."""
     expanded = []
     for index, entry in enumerate(entries):
         source = f"{where}[{index}]"
@@ -543,7 +583,9 @@ def _group_file(group: str, name: Any, conf_dir: Path) -> str:
 
 
 def _group(group: str, name: Any, conf_dir: Path, source: str) -> dict[str, Any]:
-    names = [path.stem for path in (conf_dir / group).glob("*.yaml")]
+    names = {path.stem for path in (conf_dir / group).glob("*.yaml")}
+    if group == "target":
+        names |= set(_KINDS)
     if not isinstance(name, str) or name not in names:
         raise ConfigError(f"{source}: {group}: unknown {name!r}; {nearest(str(name), names)}")
     path = _group_file(group, name, conf_dir)

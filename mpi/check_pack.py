@@ -1,13 +1,14 @@
-"""The program under mpirun of a site's preflight: every rank says what it was given and what it sees.
+"""The program that a site's preflight runs under mpirun: every rank reports what it was given and what it sees.
 
     mpirun -n 4 python mpi/check_pack.py CHECK.json
 
 A check file is JSON: `pack_id`, `store_root` (absolute), `cores_per_rank`, `gpus_per_node`, `ranks_per_gpu`, and
-`needs`, the names of modules that ranks import. What `lambda_hat.preflight.judge` reads may stand beside them.
+`needs`, the names of modules that ranks import. It may also have the keys that
+`lambda_hat.planning.preflight.judge` reads.
 
 Each rank takes its cores and its GPU as in a pack, and writes `check-<rank>-<host>-<pid>.json` into the pack's folder
-of the store, or, where that fails, the same as one line to standard output. It waits for no other rank: what is wrong
-may be that there are none. The exit status is 0, whatever was found, and 2 where the report could not be written.
+of the store. If that fails, it writes the same as one line to standard output. It waits for no other rank, because
+there may be none. The exit status is 0, whatever was found, and 2 where the report could not be written.
 """
 
 from __future__ import annotations
@@ -24,33 +25,34 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lambda_hat.cores import Binding
 from lambda_hat.errors import EXIT_OK, ConfigError, CorruptArtifact, LambdaHatError, StoreError, run_command
-from lambda_hat.preflight import CHECK_KEYS, LINE_PREFIX
-from lambda_hat.store import Store, finite_or_none, read_json, write_bytes_atomic, write_json_atomic
-from mpi.devices import (
-    bind_rank,
-    check_gpu,
-    launcher_local_rank,
-    launcher_local_size,
-    launcher_rank,
-    launcher_size,
-)
+from lambda_hat.planning.preflight import CHECK_KEYS, LINE_PREFIX
+from lambda_hat.programs.cores import Binding
+from lambda_hat.programs.memory import memory_limits
+from lambda_hat.store.layout import Store, finite_or_none, read_json, write_bytes_atomic, write_json_atomic
+from mpi.devices import bind_rank, check_gpu
 from mpi.dispatch import start_mpi
+from mpi.launcher_variables import launcher_local_rank, launcher_local_size, launcher_rank, launcher_size
 
 PACKAGES = ("jax", "jaxlib", "blackjax", "mpi4py")
+"""Packages whose versions a rank reports."""
 
 Report = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write this rank's report. Raises ConfigError for a bad check file, StoreError where nothing can be written."""
+    """Write this rank's report.
+
+    Raises:
+        ConfigError: The check file cannot be read, or lacks a key.
+        StoreError: The report cannot be written into the store.
+    """
     parser = argparse.ArgumentParser(prog="check_pack.py", description="One rank's part of a site's preflight.")
     parser.add_argument("check", type=Path, metavar="CHECK.json", help="what is checked, as the driver wrote it")
     first = launcher_rank(os.environ) == 0
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         write_json_atomic(folder / report_name(report), report)
     except StoreError as error:
-        # One write, so that the lines of different ranks stay whole.
+        # A single write keeps the lines of different ranks whole.
         sys.stdout.write(f"{LINE_PREFIX}{json.dumps(finite_or_none(report))}\n")
         sys.stdout.flush()
         where = f"rank {report['launcher_rank']} on {report['host']}"
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_check(path: Path) -> dict[str, Any]:
-    """Read a check file. Raises ConfigError naming the file and the key."""
+    """Read a check file; raises ConfigError, naming the file and the key, where it is not one."""
     try:
         check = read_json(path)
     except CorruptArtifact as error:
@@ -90,12 +92,19 @@ def read_check(path: Path) -> dict[str, Any]:
 
 
 def report_name(report: Report) -> str:
-    """The file of a report; singletons, which all believe to be rank 0, have files of their own."""
+    """The file name of a report. Processes that all believe to be rank 0 have different files."""
     return f"check-{report['launcher_rank']:04d}-{report['host']}-{report['pid']}.json"
 
 
 def examine(check: Mapping[str, Any], folder: Path) -> Report:
-    """This rank's report. What goes wrong is in `errors`, a sentence for each part of it, and spoils no other part."""
+    """Make this rank's report.
+
+    A part that goes wrong spoils no other part: `errors` has a sentence for each.
+
+    Args:
+        check: The content of the check file.
+        folder: The pack's folder in the store.
+    """
     launched = launcher_size(os.environ)
     report: Report = {
         "pack_id": check["pack_id"],
@@ -121,17 +130,18 @@ def examine(check: Mapping[str, Any], folder: Path) -> Report:
         binding = bind_rank(rank, check["cores_per_rank"], check["gpus_per_node"], check["ranks_per_gpu"])
         report |= {"cores": list(binding.cores), "cores_shared": binding.shared, **gpu(binding)}
     if binding is not None:
-        # Only then: jax would take all cores and every GPU.
+        # Without a binding jax would take all cores and every GPU.
         with part(report, "import"):
             begun = time.monotonic()
-            from lambda_hat import execute
+            # All that a rank imports, so that its time and its failures are those of a rank.
+            from lambda_hat.execute import sampling, this_process  # noqa: F401
 
             report["seconds_import"] = time.monotonic() - begun
             with part(report, "device"):
                 if binding.device is not None:
-                    check_gpu(rank, binding, execute.visible_devices)
-                report |= execute.probe()
-    # Not before: to look for jax.x imports jax.
+                    check_gpu(rank, binding, this_process.visible_devices)
+                report |= this_process.probe()
+    # Only now, because looking for a module of jax imports jax.
     report["missing"] = [name for name in check["needs"] if not is_there(name)]
     with part(report, "store"):
         report["store_written"] = False
@@ -145,7 +155,7 @@ def examine(check: Mapping[str, Any], folder: Path) -> Report:
 
 @contextlib.contextmanager
 def part(report: Report, name: str) -> Iterator[None]:
-    """Record what the block raises, as a sentence under `name`; a surprise keeps its traceback on standard error."""
+    """Record an exception of the block as a sentence under `name`; an unexpected one also prints its traceback."""
     try:
         yield
     except LambdaHatError as error:
@@ -156,7 +166,7 @@ def part(report: Report, name: str) -> Iterator[None]:
 
 
 def seconds_alive() -> float:
-    """Since this process was started, imports included."""
+    """Seconds since this process was started, imports included."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
@@ -170,7 +180,7 @@ def installed_version(name: str) -> str | None:
 
 
 def is_there(name: str) -> bool:
-    """Whether the module `name` can be found, without importing more than what it lies in."""
+    """Whether the module `name` can be found, without importing more than its packages."""
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):
@@ -178,7 +188,7 @@ def is_there(name: str) -> bool:
 
 
 def mpi_library() -> str | None:
-    """The first line of what the MPI library calls itself; None without mpi4py, which one process can do without."""
+    """The first line of the MPI library's version; None without mpi4py, which a single process does not need."""
     if "mpi4py.MPI" not in sys.modules:
         return None
     from mpi4py import MPI
@@ -188,37 +198,18 @@ def mpi_library() -> str | None:
 
 
 def memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> dict[str, int | None]:
-    """Bytes that the node has available, and the least limit of the control groups that this process is in."""
+    """Bytes that the node has available, and the least limit of this process's control groups; None: not known."""
     available = None
     with contextlib.suppress(OSError):
         for line in (proc / "meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 available = int(line.split()[1]) * 1024
-    limits = []
-    with contextlib.suppress(OSError):
-        for line in (proc / "self" / "cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers == "":
-                limits += _limits(cgroups, path, "memory.max")
-            elif controllers == "memory":
-                limits += _limits(cgroups / "memory", path, "memory.limit_in_bytes")
-    # Without a limit version 1 says a number near 2**63.
-    return {"memory_available": available, "memory_limit": min((n for n in limits if n < 1 << 60), default=None)}
-
-
-def _limits(root: Path, path: str, file: str) -> Iterable[int]:
-    below = root / path.lstrip("/")
-    for folder in (below, *below.parents):
-        if not folder.is_relative_to(root):
-            return
-        with contextlib.suppress(OSError):
-            text = (folder / file).read_text().strip()
-            if text.isdecimal():
-                yield int(text)
+    limits = memory_limits(cgroups, proc / "self" / "cgroup")
+    return {"memory_available": available, "memory_limit": min(limits, default=None)}
 
 
 def gpu(binding: Binding) -> dict[str, Any]:
-    """What is known of the GPU of `binding`. `gpu_id` is one name of one physical GPU, whatever ranks call it."""
+    """Facts about the GPU of `binding`. Ranks may have different names for a GPU, but `gpu_id` is the same for all."""
     if binding.device is None:
         return {"device": None, "gpu_id": None}
     found = {"device": f"{binding.device_variable}={binding.device}", "gpu_id": None}

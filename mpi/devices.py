@@ -1,5 +1,7 @@
-"""What the launcher says about this process, and the cores and the GPU that the process takes. Imports neither jax nor
-mpi4py: jax looks at cores and GPUs once, when it starts."""
+"""The cores and the GPU that a rank takes.
+
+Imports neither jax nor mpi4py: jax looks at cores and GPUs once, when it starts.
+"""
 
 from __future__ import annotations
 
@@ -12,120 +14,48 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from lambda_hat.cores import Binding, tell_xla
 from lambda_hat.errors import LaunchError
-
-# Hydra and Open MPI come before SLURM: inside a SLURM job their ranks also see the variables of the batch step, or of
-# the step that carries Hydra's proxies. SLURM_LOCALID and SLURM_NTASKS of a batch script without any launcher are those
-# of the script, hence only the variables of a step count, and only beside SLURM_STEP_NUM_TASKS.
-SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-MPT_RANK, MPT_LOCAL_RANK = "MPT_MPI_RANK", "MPT_LRANK"
-"""HPE MPT tells ranks their numbers (radical.pilot and LAMMPS read these), but not how many they are."""
-LOCAL_RANK_VARIABLES = (
-    "MPI_LOCALRANKID",
-    "OMPI_COMM_WORLD_LOCAL_RANK",
-    "PMI_LOCAL_RANK",
-    "SLURM_LOCALID",
-    "PMI_RANK",
+from lambda_hat.programs.cores import Binding, tell_xla
+from mpi.launcher_variables import (
+    LOCAL_RANK_VARIABLES,
+    MPT_RANK,
+    first_number,
+    launcher_local_rank,
+    launcher_local_size,
+    launcher_size,
 )
-LOCAL_SIZE_VARIABLES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "PMI_LOCAL_SIZE")
 
 Vendor = Literal["cuda", "rocm"]
 VISIBLE_DEVICES: dict[Vendor, tuple[str, ...]] = {
     "cuda": ("CUDA_VISIBLE_DEVICES",),
     "rocm": ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"),
 }
-"""The variables that hide GPUs, the one to set first. ROCm applies the others to what the first one left, so one at a
-time may be set; SLURM sets three of them unless its gres.conf says otherwise."""
+"""The variables that hide GPUs; the first one is the one to set. ROCm applies each of the others to the GPUs that the
+first one left, so that only one may be set. SLURM sets three of them, unless its gres.conf says otherwise."""
 
 MEMORY_FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
-"""jax refuses both at once."""
+"""Variables for the share of a GPU's memory that jax takes. jax refuses both at once."""
 DEFAULT_MEMORY_FRACTION = 0.75
-"""jax's own."""
-
-
-def _first(variables: Iterable[str], environment: Mapping[str, str]) -> tuple[str, int] | None:
-    for name in variables:
-        value = environment.get(name, "")
-        if value.isdecimal():
-            return name, int(value)
-    return None
-
-
-def launcher_size(environment: Mapping[str, str]) -> tuple[str, int] | None:
-    """The variable and the number of processes that the launcher started, or None without a known launcher."""
-    return _first(SIZE_VARIABLES, environment)
-
-
-def launcher_rank(environment: Mapping[str, str]) -> int:
-    """This process's number among all that the launcher started; 0 without a known launcher."""
-    found = _first(RANK_VARIABLES if launcher_size(environment) else (MPT_RANK,), environment)
-    return found[1] if found else 0
-
-
-def launcher_local_rank(environment: Mapping[str, str]) -> int:
-    """This process's number among those that the launcher started on this node; 0 without a known launcher.
-
-    `PMI_RANK` is the last resort: of a launcher that numbers ranks only globally, neighbours still differ by one.
-    """
-    found = _first(LOCAL_RANK_VARIABLES if launcher_size(environment) else (MPT_LOCAL_RANK,), environment)
-    return found[1] if found else 0
-
-
-def launcher_local_size(environment: Mapping[str, str]) -> int | None:
-    """How many processes the launcher started on this node, where it says so; 1 without a known launcher."""
-    if launcher_size(environment) is None:
-        return None if MPT_RANK in environment else 1
-    found = _first(LOCAL_SIZE_VARIABLES, environment)
-    return found[1] if found else _slurm_local_size(environment)
-
-
-def _slurm_local_size(environment: Mapping[str, str]) -> int | None:
-    counts: list[int] = []
-    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
-        # 4(x2),3: two nodes with four tasks, then one with three.
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if match is None:
-            return None
-        counts += [int(match[1])] * int(match[2] or 1)
-    node = environment.get("SLURM_NODEID", "")
-    return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
-
-
-def check_world(size: int, expected: int | None, environment: Mapping[str, str]) -> None:
-    """Refuse to be one of several processes that each believe to be alone.
-
-    `size` is MPI's, `expected` the pack's number of ranks. A smaller world than expected, of more than one rank, is
-    let through: it does the same work.
-
-    Raises LaunchError naming both numbers.
-    """
-    if size > 1:
-        return
-    told = launcher_size(environment)
-    if told is not None and told[1] > 1:
-        raise LaunchError(
-            f"the launcher started {told[1]} processes ({told[0]}={told[1]}), but the MPI world of this one has size "
-            "1: each would do the whole work alone. The launcher and mpi4py's MPI library do not belong together. "
-            "Start the ranks with the mpiexec of that library (mpi: bundled is the one beside this python), or under "
-            "srun with the --mpi plugin that the library was built for (mpich: pmi2, Open MPI: pmix)"
-        )
-    if expected is not None and expected > 1:
-        raise LaunchError(
-            f"this pack is meant for {expected} ranks, but the MPI world of this process has size 1. The launcher and "
-            "mpi4py's MPI library do not belong together, or there was no launcher: write "
-            f"mpiexec -n {expected} python mpi/run_pack.py PACK.json, with the mpiexec of that library"
-        )
+"""jax's own default."""
 
 
 def choose_cores(
     available: Iterable[int], local_rank: int, cores_per_rank: int, local_size: int | None
 ) -> tuple[tuple[int, ...], bool]:
-    """The cores of one rank, and whether another rank has them too.
+    """Choose the cores of one rank.
 
-    `available` is cut into blocks of `cores_per_rank` in ascending order, which on machines with two threads per core
-    uses every physical core before a second thread of one. Ranks beyond the last block start again with the first.
+    The available cores are cut into blocks of `cores_per_rank` in ascending order. On machines with two threads per
+    core this uses every physical core before the second thread of any. Ranks beyond the last block start again with
+    the first.
+
+    Args:
+        available: Cores that the process may use.
+        local_rank: Number of the rank on its node.
+        cores_per_rank: Cores of each rank.
+        local_size: Ranks of the node; None: not known.
+
+    Returns:
+        The cores, and whether another rank may have them too.
     """
     cores = sorted(available)
     blocks = max(len(cores) // cores_per_rank, 1)
@@ -135,12 +65,19 @@ def choose_cores(
 
 
 def bind_cores(local_rank: int, cores_per_rank: int, local_size: int | None = None) -> Binding:
-    """Pin this process, and what it starts, to its own cores, and give XLA as many.
+    """Pin this process, and the processes that it starts, to its own cores, and give XLA as many.
 
-    A launcher that has bound the process already leaves it a choice among the cores of that binding only. Where there
-    are fewer than `cores_per_rank`, XLA still has `cores_per_rank` threads, so that the numbers stay the same.
+    If a launcher has bound the process already, it chooses among those cores. If there are fewer than `cores_per_rank`,
+    XLA still has `cores_per_rank` threads, so that the numbers stay the same.
 
-    Raises ConfigError where `cores_per_rank` is below 1, and RuntimeError where jax was imported already.
+    Args:
+        local_rank: Number of the rank on its node.
+        cores_per_rank: Cores of each rank.
+        local_size: Ranks of the node; None: not known.
+
+    Raises:
+        ConfigError: `cores_per_rank` is below 1.
+        RuntimeError: jax was imported already.
     """
     tell_xla(cores_per_rank)
     cores, shared = choose_cores(os.sched_getaffinity(0), local_rank, cores_per_rank, local_size)
@@ -155,15 +92,21 @@ def bind_cores(local_rank: int, cores_per_rank: int, local_size: int | None = No
 def bind_rank(rank: int, cores_per_rank: int, gpus_per_node: int, ranks_per_gpu: int) -> Binding:
     """Give this process its cores and its GPU, by its rank on the node.
 
-    `rank`, its number in the world, stands in where the launcher is unknown.
+    Args:
+        rank: Its number in the world, which replaces the rank on the node where the launcher is unknown.
+        cores_per_rank: Cores of each rank.
+        gpus_per_node: GPUs that the ranks of a node take. With 0 the process computes on its cores, also on a node with
+            GPUs: `JAX_PLATFORMS` becomes cpu unless it is set.
+        ranks_per_gpu: Ranks that share a GPU.
 
-    With `gpus_per_node` 0 the process computes on its cores, also on a node with GPUs: `JAX_PLATFORMS` becomes cpu
-    unless it is set.
-    Raises LaunchError, with host, rank and environment, where the GPUs do not add up; else as `bind_cores`.
+    Raises:
+        LaunchError: The GPUs do not add up; the message has host, rank and environment.
+        ConfigError: As of `bind_cores`.
+        RuntimeError: As of `bind_cores`.
     """
     local_rank, local_size = launcher_local_rank(os.environ), launcher_local_size(os.environ)
     if rank > 0 and launcher_size(os.environ) is None and MPT_RANK not in os.environ:
-        # Of an unknown launcher: neighbours in the world at least don't take the same cores.
+        # The launcher is unknown. This way neighbours in the world do not take the same cores.
         local_rank, local_size = rank, None
     binding = bind_cores(local_rank, cores_per_rank, local_size)
     if gpus_per_node == 0:
@@ -186,9 +129,10 @@ def bind_rank(rank: int, cores_per_rank: int, gpus_per_node: int, ranks_per_gpu:
 
 
 def find_vendor(environment: Mapping[str, str], exists: Callable[[str], bool] = os.path.exists) -> Vendor:
-    """Whose GPUs this node has: by its device files, and only without any by the scheduler's variables.
+    """The vendor of this node's GPUs, by its device files; without any, by the scheduler's variables.
 
-    SLURM sets the variables of every vendor on every node, unless its gres.conf says otherwise.
+    The device files come first, because SLURM sets the variables of every vendor on every node, unless its gres.conf
+    says otherwise.
     """
     if exists("/dev/nvidiactl"):
         return "cuda"
@@ -206,12 +150,25 @@ def choose_gpu(
     gpus_per_node: int,
     ranks_per_gpu: int,
 ) -> str:
-    """The GPU of one rank, in the words of the visible-devices variable.
+    """Choose the GPU of one rank.
 
-    Rank k of a node gets number `k // ranks_per_gpu` of what the scheduler lists, or of all. Where SLURM has bound each
-    task to a GPU, the rank keeps it.
-    Raises LaunchError where the scheduler gives no or too few GPUs, GPUs would be shared by more than `ranks_per_gpu`
-    ranks, or would be idle.
+    Rank k of a node gets number `k // ranks_per_gpu` of the GPUs that the scheduler lists, or of all. If SLURM has
+    bound each task to a GPU, the rank keeps it.
+
+    Args:
+        environment: The environment of the rank.
+        vendor: Of the GPUs.
+        local_rank: Number of the rank on its node.
+        local_size: Ranks of the node; None: not known.
+        gpus_per_node: GPUs that the ranks of a node take.
+        ranks_per_gpu: Ranks that share a GPU.
+
+    Returns:
+        The GPU as the visible-devices variable names it.
+
+    Raises:
+        LaunchError: The scheduler gives no GPU or too few, more than `ranks_per_gpu` ranks would share one, or one
+            would be idle.
     """
     _check_counts(local_rank, local_size, gpus_per_node, ranks_per_gpu)
     variable, listed = listed_gpus(environment, vendor)
@@ -264,25 +221,28 @@ def _check_counts(local_rank: int, local_size: int | None, gpus_per_node: int, r
 
 
 def listed_gpus(environment: Mapping[str, str], vendor: Vendor) -> tuple[str, list[str] | None]:
-    """The visible-devices variable that is set, and what it lists: indices or UUIDs. None where none is set."""
+    """The visible-devices variable that is set, and the indices or UUIDs in it; without any, the first one and None."""
     for variable in VISIBLE_DEVICES[vendor]:
         if variable in environment:
             words = [word.strip() for word in environment[variable].split(",")]
-            # The driver reads up to the first name of no device: -1, NoDevFiles (SLURM's), nothing.
+            # The GPU driver reads up to the first word that names no device: -1, SLURM's NoDevFiles, or an empty one.
             end = next((i for i, word in enumerate(words) if not word or word in ("-1", "NoDevFiles")), len(words))
             return variable, words[:end]
     return VISIBLE_DEVICES[vendor][0], None
 
 
 def _slurm_gpus_per_task(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
-    """What says that SLURM bound this very process to GPUs of its own, how many, and how many tasks have the same ones.
+    """How SLURM bound this very process to GPUs of its own; None where it did not.
 
-    A job's options reach Hydra's and Open MPI's ranks too, but they are not the tasks that were bound.
+    The options of a job also reach the ranks of Hydra and Open MPI, but those are not the tasks that SLURM bound.
+
+    Returns:
+        The variable that says so, the number of GPUs, and the number of tasks that have the same ones.
     """
-    found = _first(LOCAL_RANK_VARIABLES, environment)
+    found = first_number(LOCAL_RANK_VARIABLES, environment)
     if "SLURM_STEP_NUM_TASKS" not in environment or found is None or found[0] != "SLURM_LOCALID":
         return None
-    # SLURMD_TRES_BIND is what the node's daemon did; the others are what was asked for, by job or step.
+    # SLURMD_TRES_BIND says what the daemon of the node did; the others say what the job or the step asked for.
     for variable in ("SLURMD_TRES_BIND", "SLURM_GPU_BIND"):
         how = environment.get(variable, "")
         match = re.search(r"\b(single|per_task):(\d+)$", how)
@@ -295,7 +255,7 @@ def _slurm_gpus_per_task(environment: Mapping[str, str]) -> tuple[str, int, int]
     if tasks.isdecimal():
         return f"SLURM_NTASKS_PER_GPU={tasks}", 1, int(tasks)
     for variable in ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"):
-        # 1, a100:1, gres/gpu:1, gres:gpu:a100:1; cpu:4 beside it says nothing.
+        # Forms are 1, a100:1, gres/gpu:1 and gres:gpu:a100:1. Other parts, such as cpu:4, say nothing about GPUs.
         for part in environment.get(variable, "").split(","):
             match = re.fullmatch(r"(?:.*[:=])?(\d+)", part)
             if match and (variable == "SLURM_GPUS_PER_TASK" or "gpu" in part):
@@ -323,17 +283,27 @@ def _gpu_of_task(
 def gpu_environment(
     environment: Mapping[str, str], vendor: Vendor, device: str, ranks_per_gpu: int
 ) -> dict[str, str | None]:
-    """What to set, or with None to remove, so that jax sees `device` alone and takes its share of the memory.
+    """The variables with which jax sees `device` alone, and takes its share of the memory.
 
-    Raises LaunchError where the memory fraction that is set is no number.
+    Args:
+        environment: The environment of the rank.
+        vendor: Of the GPU.
+        device: The GPU as `choose_gpu` names it.
+        ranks_per_gpu: Ranks that share the GPU.
+
+    Returns:
+        What to set, by variable; None: to remove it.
+
+    Raises:
+        LaunchError: The memory fraction that is set is not a number.
     """
     variable, *others = VISIBLE_DEVICES[vendor]
     changes: dict[str, str | None] = {variable: device}
     changes |= {name: None for name in others if name in environment}
     if vendor == "cuda":
-        # nvidia-smi's order, so that an index in a record means the GPU of that index.
+        # This is the order of nvidia-smi, so that both mean the same GPU by an index.
         changes |= {"CUDA_DEVICE_ORDER": environment.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")}
-    # jax names what keeps a backend from starting only where the backend was asked for by name.
+    # Only where a backend is asked for by name does jax say what keeps it from starting.
     changes |= {"JAX_PLATFORMS": environment.get("JAX_PLATFORMS") or f"{vendor},cpu"}
     if ranks_per_gpu > 1:
         name = next((name for name in MEMORY_FRACTION if environment.get(name)), MEMORY_FRACTION[-1])
@@ -341,15 +311,22 @@ def gpu_environment(
         try:
             whole = float(text)
         except ValueError:
-            raise LaunchError(f"{name}={text} is no number; write {DEFAULT_MEMORY_FRACTION}, jax's own") from None
+            raise LaunchError(f"{name}={text} is not a number; write {DEFAULT_MEMORY_FRACTION}, jax's own") from None
         changes |= {name: f"{whole / ranks_per_gpu:.4g}"}
     return changes
 
 
 def check_gpu(rank: int, binding: Binding, look: Callable[[], Sequence[tuple[str, str]]]) -> None:
-    """Refuse to compute on anything but the one GPU of `binding`; `look` asks jax what it sees (backend and kind).
+    """Refuse to compute on anything but the one GPU of `binding`.
 
-    Raises LaunchError with host, rank, environment, the jax plugins and what nvidia-smi lists.
+    Args:
+        rank: Number of the rank in the world.
+        binding: Cores and GPU of the rank.
+        look: Asks jax for its devices: backend and kind of each.
+
+    Raises:
+        LaunchError: jax does not see exactly one GPU. The message has host, rank, environment, the jax plugins and
+            the output of nvidia-smi.
     """
     try:
         seen, reason = look(), ""
@@ -381,7 +358,7 @@ def _remedy(environment: Mapping[str, str], plugins: Sequence[str]) -> str:
 
 
 def gpu_plugins() -> list[str]:
-    """The installed packages that let jax use GPUs, with versions."""
+    """The installed packages that let jax use GPUs, with their versions."""
     found = set()
     for distribution in importlib.metadata.distributions():
         name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
@@ -405,7 +382,7 @@ def _place(rank: int) -> str:
 
 
 def _about_gpus(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that decide which GPU a process sees."""
+    """The variables of the environment that decide which GPU a process sees."""
     pattern = r"(CUDA|ROCR|HIP|NVIDIA)_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|JAX_PLATFORMS|SLURMD?_\w*(GPU|GRES|TRES)\w*"
     return {name: environment[name] for name in sorted(environment) if re.fullmatch(pattern, name)}
 

@@ -1,12 +1,12 @@
-"""Handing items out to ranks while they compute: dynamic, longest first, and every rank works. Which item goes to
-whom is the business of `mpi/handout.py`.
+"""Hands items out to ranks while they compute: dynamically, longest first, and every rank works.
 
-A thread on rank 0 answers the claims of the other ranks; rank 0's main thread claims through a lock. The thread answers
-within milliseconds while rank 0 computes, because XLA releases the interpreter lock. (A passive-target RMA counter
-stalls for as long as rank 0 is inside an XLA call; `mpi4py.futures` keeps rank 0 from working.)
+`mpi/handout.py` decides which item goes to which rank. A thread on rank 0 answers the claims of the other ranks, and
+the main thread of rank 0 claims through a lock. The thread answers within milliseconds while rank 0 computes, because
+XLA releases the interpreter lock. (A passive-target RMA counter would stall while rank 0 is inside an XLA call, and
+`mpi4py.futures` would keep rank 0 from working.)
 
-Where rank 0 drains, nothing more is handed out, and it tells the others, which look for the message between the chunks
-of what they compute.
+When rank 0 drains, it hands nothing more out, and tells the other ranks, which look for that message between the chunks
+of their runs.
 """
 
 from __future__ import annotations
@@ -23,32 +23,35 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from lambda_hat.drain import Drain
 from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, LaunchError
+from lambda_hat.store.drain import Drain
 from mpi.handout import Handout, Item, outcomes_of
 
 CLAIM, ANSWER, DRAIN = 1, 2, 3
+"""Tags of messages."""
 POLL_SHORTEST, POLL_LONGEST = 0.0005, 0.005
-"""Seconds between two looks for a message. Idle ranks sleep in between: a blocking receive spins, and would take the
-core from a rank that computes."""
+"""Seconds between two looks for a message. Idle ranks sleep in between, because a blocking receive spins, and would
+take the core from a rank that computes."""
 SWITCH_INTERVAL = 0.0005
-"""Seconds that the coordinator waits for the interpreter at each message while rank 0 traces a program, which holds it;
-the interpreter's own interval is 5 ms."""
+"""Seconds that the coordinator waits for the interpreter at each message, while rank 0 traces a program and holds it.
+Python's own interval is 5 ms."""
 
 LAST_WORDS = 0.5
-"""Seconds before an abort: Hydra ends the job at once, and drops what it has not yet read of a rank's output."""
+"""Seconds that a rank waits before an abort, because Hydra ends the job at once and drops the output that it has not
+read yet."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The MPI processes of this launch; `comm` is None where there is only this one."""
+    """The MPI processes of this launch."""
 
     rank: int
     size: int
     comm: Any | None
+    """The communicator; None: this process is the only one."""
 
     def abort(self, code: int) -> NoReturn:
-        """End every rank at once with `code`, this process too."""
+        """End every rank, this process included, at once with the exit status `code`."""
         sys.stdout.flush()
         sys.stderr.flush()
         if self.comm is not None:
@@ -60,10 +63,13 @@ class World:
 def start_mpi(launched: int | None) -> World:
     """Initialise MPI with the thread support that `dispatch` needs.
 
-    Where mpi4py or its library is missing, a process that was not launched as one of several is a world of its own.
-    `launched`: how many processes the launcher says it started, None when there is none.
+    Without mpi4py or its library, a process that was not launched as one of several is a world of its own.
 
-    Raises LaunchError where MPI is needed and missing, or offers less than MPI_THREAD_SERIALIZED.
+    Args:
+        launched: Number of processes that the launcher says it started; None: there is no launcher.
+
+    Raises:
+        LaunchError: MPI is needed and missing, or offers less than MPI_THREAD_SERIALIZED.
     """
     try:
         import mpi4py
@@ -90,12 +96,19 @@ def start_mpi(launched: int | None) -> World:
 
 
 def to_stderr(text: str) -> None:
+    """Print to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def install_abort_hooks(world: World, report: Callable[[str], None] = to_stderr) -> None:
-    """Let an uncaught exception on any rank, in any thread, end the whole job at once; `report` gets its traceback with
-    rank and host. Without this the other ranks wait for ever."""
+    """Let an uncaught exception on any rank, in any thread, end the whole job at once.
+
+    Without this the other ranks would wait for ever.
+
+    Args:
+        world: The processes of this launch.
+        report: Called with the traceback, rank and host; by default it prints them.
+    """
 
     def end(kind: type[BaseException], value: BaseException | None, trace: Any, where: str) -> None:
         place = f"rank {world.rank} of {world.size} on {socket.gethostname()}{where}"
@@ -117,13 +130,21 @@ def install_abort_hooks(world: World, report: Callable[[str], None] = to_stderr)
 def dispatch(
     world: World, items: Sequence[Item], do: Callable[[str], list[str]], drain: Drain | None = None
 ) -> Counter[str]:
-    """Call `do(key)` once for every item, on whichever rank is free, and count the outcomes that it returned, on all
-    ranks alike; those of items that were not handed out are `left`.
+    """Call `do(key)` once for every item, on whichever rank is free. Every rank calls this.
 
-    Called by every rank; `items` matters on rank 0 only. `drain`: as of `Handout`; that of another rank is asked for
-    when that of rank 0 is. A rank that finds nothing left stays, asleep, until every item of every rank has ended, so
-    nothing is under way anywhere when this returns. An exception out of `do` must end the job (`install_abort_hooks`);
-    the other ranks would wait for its item.
+    A rank that finds nothing left sleeps until every item of every rank has ended, so nothing is under way anywhere
+    when this returns. An exception out of `do` must end the job (`install_abort_hooks`), because the other ranks would
+    wait for its item.
+
+    Args:
+        world: The processes of this launch.
+        items: The items; only those of rank 0 count.
+        do: Does an item, and returns its outcomes.
+        drain: Asked on rank 0 whether to hand out more, as in `Handout`. When it is requested there, it is requested on
+            the other ranks as well. By default there is none.
+
+    Returns:
+        The number of outcomes of each kind, the same on all ranks; those of items not handed out are `left`.
     """
     drain = drain or Drain()
     if world.rank > 0:
@@ -137,8 +158,10 @@ def dispatch(
 
 @contextlib.contextmanager
 def _answering(world: World, handout: Handout, drain: Drain) -> Iterator[None]:
-    """Inside the block the coordinator answers the other ranks; left without an exception, it waits until they have all
-    been told that all is done."""
+    """Let the coordinator answer the other ranks inside the block.
+
+    The end of the block waits until all ranks have been told that everything is done, unless there was an exception.
+    """
     coordinator = threading.Thread(
         target=_answer_claims, args=(world.comm, world.size, handout, drain), name="coordinator", daemon=True
     )
@@ -153,7 +176,7 @@ def _answering(world: World, handout: Handout, drain: Drain) -> Iterator[None]:
 
 
 def _arrived(comm: Any, tag: int, **source: int) -> bool:
-    # MPICH's probe looks among what was taken in before it takes in what has come: the second one finds that.
+    # MPICH's probe looks at received messages before it receives new ones; the second probe finds the new ones.
     return comm.iprobe(tag=tag, **source) or comm.iprobe(tag=tag, **source)
 
 
@@ -167,11 +190,11 @@ def _work_remotely(comm: Any, rank: int, do: Callable[[str], list[str]], drain: 
             return comm.recv(source=0, tag=DRAIN)
         return None
 
-    # Asked by this thread alone, which is the only one of this process to call MPI.
+    # Only this thread asks, and only this thread of the process calls MPI.
     drain.listen(heard)
     ended: tuple[str, list[str]] | None = None
     while True:
-        # A claim carries the end of the item before it.
+        # A claim also reports the end of the item before.
         comm.send((rank, ended), dest=0, tag=CLAIM)
         pause = POLL_SHORTEST
         while not _arrived(comm, ANSWER, source=0):
@@ -187,7 +210,7 @@ def _work_remotely(comm: Any, rank: int, do: Callable[[str], list[str]], drain: 
 
 
 def _answer_claims(comm: Any, size: int, handout: Handout, drain: Drain) -> None:
-    """The coordinator's thread: ends when every other rank has been told that all is done."""
+    """Run the coordinator's thread until every other rank has been told that everything is done."""
     idle: deque[int] = deque()
     told = False
     pause = POLL_SHORTEST

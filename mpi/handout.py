@@ -1,6 +1,6 @@
-"""Which item goes to which rank next, and which have ended: the state of a hand-out, apart from how it is talked about.
+"""The state of a hand-out: which item goes to which rank next, and which items have ended.
 
-Nothing here calls MPI, and taking an item costs about the logarithm of how many wait.
+Nothing here calls MPI. Taking an item costs about the logarithm of the number of items that wait.
 """
 
 from __future__ import annotations
@@ -12,45 +12,52 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from lambda_hat.drain import Drain
+from lambda_hat.store.drain import Drain
 
 LEAST_SECONDS = 10.0
-"""Before the deadline in which a run that no allocation is long enough for is not begun any more: it would hardly get
-beyond compiling."""
+"""Time before the deadline in which no run is begun that is longer than the allocation: it would hardly get beyond
+compiling."""
 LEFT = "left"
 """Outcome of items that were not handed out."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """Something to be done once."""
+    """Work to be done once: a build, or runs that one rank gets together."""
 
     key: str
     needs: str | None = None
-    """An item that must have ended before, however it ended."""
+    """The item that must have ended before this one starts, however it ended."""
     cost: float = 0.0
     """Expected seconds."""
     program: str | None = None
-    """Items of equal program share compiled code, so the second one on a rank is cheaper than the first."""
+    """Items with the same program share compiled code, so the second one on a rank is cheaper than the first."""
     alone: bool = False
-    """Goes out after all others, and with nothing else under way: it is suspected of killing its rank."""
+    """It is suspected of killing its rank, so it goes out after all others, and with nothing else under way."""
     size: int = 1
-    """How many outcomes it has."""
+    """Number of its outcomes."""
 
 
 class Handout:
-    """The state of a hand-out, on rank 0; safe to use from several threads.
+    """The state of a hand-out, on rank 0. It is safe to use from several threads.
 
-    Items go out in the given order, longest first, with two exceptions. One whose need is still under way is passed
-    over. And of the items that cost at least half as much as the next one, a rank gets one whose program it has
-    compiled already, else one whose program no rank has: compiling often costs more than sampling. Of each program only
-    the first item that waits is looked at, which is the longest where the order is longest first.
+    Items go out in the given order, with two exceptions:
+    - An item that needs another one waits until that one has ended.
+    - Compiling often costs more than sampling. So among the items that cost at least half as much as the next one, a
+      rank gets one whose program it has compiled already; else one whose program no rank has. Of each program only the
+      first waiting item is considered.
 
-    Nothing goes out once `drain` asks for it, and no item that its expected seconds, corrected by what the items before
-    took, would carry over the deadline; one that is longer than the whole time that there was is begun all the same,
-    because it would not fit into another allocation either. What needs an item that does not go out does not go out.
+    Nothing goes out once `drain` is requested, nor does an item that would run past the deadline by its expected
+    seconds, corrected by the time that earlier items took. But an item that is longer than the whole time from the
+    start to the deadline is begun all the same, because it would not fit into another allocation either. Items that
+    need an item that does not go out do not go out.
 
-    Raises ValueError for an item that needs one which is not listed before it, and for one that is listed twice.
+    Args:
+        items: The items, longest first.
+        drain: Asked whether to hand out more; by default there is none.
+
+    Raises:
+        ValueError: An item needs one that is not listed before it, or is listed twice.
     """
 
     def __init__(self, items: Sequence[Item], drain: Drain | None = None):
@@ -67,25 +74,25 @@ class Handout:
         self._drain = drain or Drain()
         self._whole_time = self._drain.time_left
         self._under_way: dict[str, tuple[Item, float]] = {}
-        """With the time at which it went out."""
+        """The items that have gone out and not ended, with the times at which they went out."""
         self._taken = self._expected = 0.0
-        """Seconds of what has ended."""
+        """Seconds that the ended items took, and were expected to take."""
         self._suspect_under_way = False
         self._unfit: list[Item] = []
         self._needing: dict[str, list[int]] = defaultdict(list)
-        """Places of the items that need one which has not ended."""
-        # Heaps of the places of ready items. A place stays in all of its heaps when its item goes out of one, and is
-        # dropped where it comes to the top.
+        """For items that have not ended, the places of those that need them."""
+        # Heaps of the places of ready items. When an item goes out, its place stays in the other heaps until it reaches
+        # their top.
         self._together: list[int] = []
         self._suspects: list[int] = []
         self._of_program: dict[str, list[int]] = defaultdict(list)
         self._uncompiled: list[int] = []
-        """Of programs that no rank has."""
+        """Items of programs that no rank has compiled."""
         self._compiled: set[str] = set()
         self._programs: dict[int, set[str]] = defaultdict(set)
-        """What each rank has compiled, as far as there may be more of it."""
+        """The programs that each rank has compiled, without those of which no item is left."""
         self._num_of_program = Counter(item.program for item in self._items)
-        """Items of each program that wait, ready or not."""
+        """Number of waiting items of each program, ready or not."""
         self._changed = threading.Condition()
         self.outcomes: Counter[str] = Counter()
         for place, item in enumerate(self._items):
@@ -96,19 +103,19 @@ class Handout:
 
     @property
     def done(self) -> bool:
-        """Every item has ended, or will not go out."""
+        """Whether every item has ended or will not go out."""
         return not self._under_way and (not self._num_waiting or self._drain.reason is not None)
 
     @property
     def left(self) -> list[Item]:
-        """Items that were not handed out, and are not going to be."""
+        """The items that were not handed out, and will not be."""
         return [*self._unfit, *(item for item, waits in zip(self._items, self._waits, strict=True) if waits)]
 
     def end(self, key: str, outcomes: Sequence[str]) -> None:
-        """Item `key`, handed out before, has ended, with these outcomes."""
+        """Note that the item `key` has ended with these outcomes."""
         with self._changed:
             item, begun = self._under_way.pop(key)
-            # A suspect is the only one under way.
+            # While a suspect is under way, nothing else is.
             self._suspect_under_way = False
             if item.cost > 0:
                 self._taken += time.monotonic() - begun
@@ -119,7 +126,7 @@ class Handout:
             self._changed.notify_all()
 
     def take(self, rank: int) -> str | None:
-        """An item for `rank`, or None where there is none now."""
+        """Take an item for `rank`; None where there is none at the moment."""
         with self._changed:
             if self._suspect_under_way or self._drain.reason is not None:
                 return None
@@ -138,17 +145,17 @@ class Handout:
             return item.key
 
     def wait_and_take(self, rank: int) -> str | None:
-        """An item for `rank`, waited for where needs are under way; None when every item has ended."""
+        """Take an item for `rank`, waiting while items that others need are under way; None when everything is done."""
         with self._changed:
             while True:
                 key = self.take(rank)
                 if key is not None or self.done:
                     return key
-                # Not for ever: the drain is no event of this hand-out's.
+                # The wait is bounded, because nobody notifies the hand-out of a drain.
                 self._changed.wait(1.0)
 
     def _choose(self, rank: int) -> int | None:
-        """Place of the item for `rank` among those that may go out together."""
+        """The place of the next item for `rank`, suspects aside."""
         first = self._first(self._together)
         if first is None or self._items[first].program is None:
             return first
@@ -160,7 +167,7 @@ class Handout:
         return first if new is None or self._items[new].cost < least else new
 
     def _first_of_own(self, rank: int, least: float) -> Iterator[int]:
-        """Of every program that `rank` has compiled the first place, where its cost is at least `least`."""
+        """For every program that `rank` has compiled, the first place, if its item costs at least `least`."""
         for program in list(self._programs[rank]):
             if not self._num_of_program[program]:
                 self._programs[rank].remove(program)
@@ -170,7 +177,7 @@ class Handout:
                 yield place
 
     def _first(self, heap: list[int], wanted: Callable[[Item], bool] = lambda item: True) -> int | None:
-        """The first place of `heap` whose item waits, is wanted and fits before the deadline."""
+        """The first place of a heap whose item waits, is wanted, and fits before the deadline."""
         while heap:
             place = heap[0]
             if self._waits[place] and wanted(self._items[place]):
@@ -198,7 +205,7 @@ class Handout:
                 heappush(self._uncompiled, place)
 
     def _give_up(self, place: int) -> None:
-        """The item does not fit before the deadline, and with it nothing that needs it."""
+        """Give up an item that does not fit before the deadline, and all items that need it."""
         places = [place]
         for unfit in places:
             self._remove(unfit)
@@ -212,5 +219,5 @@ class Handout:
 
 
 def outcomes_of(handout: Handout) -> Counter[str]:
-    """How many outcomes there were of each kind; those of items that were not handed out are `left`."""
+    """The number of outcomes of each kind; those of items that were not handed out are `left`."""
     return handout.outcomes + Counter({LEFT: sum(item.size for item in handout.left)})

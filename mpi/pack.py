@@ -1,4 +1,4 @@
-"""A pack: what `mpi/run_pack.py` reads, checks and hands out. Its docstring says what the keys of a pack file mean."""
+"""The pack that `mpi/run_pack.py` reads, checks and hands out; the docstring there explains the keys of a pack file."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS, BuildConfig, SampleConfig
-from lambda_hat.cost import price, read_costs
 from lambda_hat.errors import ConfigError, CorruptArtifact
 from lambda_hat.id_utils import canonical_json, run_id_for, target_id_for, trajectory_id
-from lambda_hat.lanes import AUTO, MOST_LANES, check_lanes, even_pieces
 from lambda_hat.omegaconf_support import build_dataclass, schema_for, with_values
-from lambda_hat.store import Damage, Store, read_json
+from lambda_hat.planning.calibration import read_costs
+from lambda_hat.planning.cost import price
+from lambda_hat.planning.lanes import AUTO, MOST_LANES, check_lanes, even_pieces
+from lambda_hat.store.layout import Damage, Store, read_json
 from lambda_hat.workflow_config import Study
-from mpi.devices import launcher_size
 from mpi.handout import Item
+from mpi.launcher_variables import launcher_size
 
 PACK_FORMAT = 1
 _ID = re.compile(r"[\w-]+")
-"""Ids are names of folders in the store, and lead nowhere else."""
+"""Ids are names of folders, and must not lead out of the store."""
 PACK_KEYS = ("format", "pack_id", "store_root", "cores_per_rank", "expected_ranks", "runs")
 PACK_DEFAULTS = {
     "builds": [],
@@ -43,9 +44,10 @@ Pack = dict[str, Any]
 
 
 def read_pack(path: Path) -> Pack:
-    """Read and check a pack file.
+    """Read and check a pack file; keys that it lacks have their defaults.
 
-    Raises ConfigError naming the file and the key.
+    Raises:
+        ConfigError: The file is not a pack file; the message names the file and the key.
     """
     try:
         pack = read_json(path)
@@ -106,7 +108,7 @@ def _require(holds: Any, name: str, value: Any, expected: str) -> None:
 
 
 def at_least(name: str, value: Any, least: int) -> None:
-    """Raises ConfigError where `value` is not such an integer."""
+    """Raise ConfigError where `value` is not an integer of at least `least`; `name` is its name in the message."""
     if type(value) is not int or value < least:
         raise ConfigError(f"{name}: got {value!r}, expected an integer of at least {least}")
 
@@ -129,7 +131,7 @@ def sample_config(entry: dict[str, Any]) -> SampleConfig:
     where = entry["run_id"]
     config = entry["config"]
     schema = schema_for(SAMPLE_SCHEMAS, config.get("name"), f"{where}: name")
-    # A driver wrote it in full; merging takes ten milliseconds, which a short run hardly does.
+    # A driver writes configurations in full. To merge one takes ten milliseconds, as long as a short run.
     cfg = with_values(schema(), dict(_dotted(config))) if not any("." in str(key) for key in config) else None
     return build_dataclass(schema, [(where, config)]) if cfg is None else cfg
 
@@ -143,7 +145,13 @@ def _dotted(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def pack_of_study(study: Study, cores_per_rank: int, look_only: bool = False) -> Pack:
-    """One pack of all that the store lacks. What it holds damaged is named and, unless `look_only`, set aside."""
+    """Make one pack of everything that the store lacks, and report damaged files.
+
+    Args:
+        study: The study.
+        cores_per_rank: Cores of each rank.
+        look_only: Leave damaged files in place; else they are set aside.
+    """
     store = Store(study.settings.store_root)
     runs = []
     damages: list[Damage] = []
@@ -175,7 +183,14 @@ def pack_of_study(study: Study, cores_per_rank: int, look_only: bool = False) ->
 
 
 def items_of(pack: Pack, ranks: int) -> list[Item]:
-    """The pack's work in the order of hand-out: builds that much depends on first, then runs, longest first."""
+    """The pack's work in the order of hand-out: builds first, then runs, longest first.
+
+    The builds are ordered by the cost of the runs that need them.
+
+    Args:
+        pack: The pack.
+        ranks: Size of the MPI world.
+    """
     waiting: Counter[str] = Counter()
     for run in pack["runs"]:
         waiting[run["target_id"]] += run["cost"]
@@ -195,8 +210,15 @@ def items_of(pack: Pack, ranks: int) -> list[Item]:
 
 
 def bundles_of(pack: Pack, ranks: int) -> dict[str, list[str]]:
-    """The runs that one rank gets at a time, by the first of them: single ones, or with `lanes` those that are expected
-    to share a program, at most as many as lanes, and no more than leave every rank its share."""
+    """The runs that one rank gets together, by the key of the first one.
+
+    These are single runs, or with `lanes` runs that are expected to share a program: at most as many as lanes, and so
+    few that every rank gets its share.
+
+    Args:
+        pack: The pack.
+        ranks: Size of the MPI world.
+    """
     most = MOST_LANES if pack["lanes"] == AUTO else pack["lanes"]
     if most == 1:
         return {key_of(run): [key_of(run)] for run in pack["runs"]}
@@ -209,7 +231,7 @@ def bundles_of(pack: Pack, ranks: int) -> dict[str, list[str]]:
     bundles = []
     for by_target in families.values():
         size = min(most, math.ceil(sum(map(len, by_target.values())) / ranks))
-        # Lanes of one target share its data, but are not worth ranks that have nothing to do.
+        # Lanes of one target share its data. But that is not worth idle ranks.
         whole = min(map(len, by_target.values())) >= size
         for keys in by_target.values() if whole else [list(itertools.chain(*by_target.values()))]:
             bundles += even_pieces(keys, size)
@@ -217,7 +239,7 @@ def bundles_of(pack: Pack, ranks: int) -> dict[str, list[str]]:
 
 
 def builders_of(pack: Pack) -> dict[str, str]:
-    """For every target to build the one whose build makes it: itself, or the first checkpoint of its training."""
+    """For every target to build, the target whose build makes it: itself, or the first checkpoint of its training."""
     firsts: dict[str, str] = {}
     builders = {}
     for entry in pack["builds"]:
@@ -228,16 +250,16 @@ def builders_of(pack: Pack) -> dict[str, str]:
 
 
 def key_of(run: dict[str, Any]) -> str:
-    """The name of an entry of `runs` among all items."""
+    """The key of an entry of `runs` among all items."""
     return f"{run['target_id']}/{run['run_id']}"
 
 
 def describe_pack(pack: Pack) -> str:
-    """What `--dry-run` prints."""
+    """The text that `--dry-run` prints."""
     cores, gpus = pack["cores_per_rank"], pack["gpus_per_node"]
     launched = launcher_size(os.environ)
     seconds = read_costs(Path(pack["store_root"]), cores, gpus).pack_seconds(
-        # Runs without the name of a program share it with no other.
+        # A run whose program is not known shares it with no other run.
         ((run["config"]["name"], run.get("program") or key_of(run), run["cost"]) for run in pack["runs"]),
         pack["expected_ranks"] or (launched[1] if launched else None),
     )

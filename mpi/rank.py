@@ -1,4 +1,4 @@
-"""One rank of a pack: it builds targets, samples runs, by themselves or as lanes, and says what happened."""
+"""One rank of a pack: it builds targets, samples runs singly or as lanes, and records what happened."""
 
 from __future__ import annotations
 
@@ -11,24 +11,31 @@ import time
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from lambda_hat import claims
 from lambda_hat.config import SampleConfig
-from lambda_hat.cores import Binding
-from lambda_hat.drain import Drain
 from lambda_hat.errors import CorruptArtifact, LambdaHatError, Paused, StoreError, StoreUnwritable
-from lambda_hat.lanes import AUTO, even_pieces
-from lambda_hat.store import EventLog, Store, error_line
-from mpi.devices import check_gpu, launcher_local_size
+from lambda_hat.planning.lanes import AUTO, even_pieces
+from lambda_hat.programs.cores import Binding
+from lambda_hat.store import claims
+from lambda_hat.store.drain import Drain
+from lambda_hat.store.layout import EventLog, Store, error_line
+from mpi.devices import check_gpu
 from mpi.dispatch import World
 from mpi.handout import LEFT
+from mpi.launcher_variables import launcher_local_size
 from mpi.pack import Pack, build_config, bundles_of, key_of, sample_config
 
 
 class Console:
-    """Inside the block all that this process prints, native libraries included, goes to the file `path`."""
+    """Inside the block everything that this process prints, native libraries included, goes to a file.
+
+    Args:
+        path: The file.
+        prefix: Start of the lines of `say`.
+    """
 
     def __init__(self, path: Path, prefix: str):
         self._path, self._prefix = path, prefix
@@ -40,7 +47,7 @@ class Console:
         for stream in (1, 2):
             os.dup2(self._log.fileno(), stream)
         for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(line_buffering=True)
+            cast(TextIOWrapper, stream).reconfigure(line_buffering=True)
         faulthandler.enable()
         return self
 
@@ -50,14 +57,14 @@ class Console:
         os.dup2(self._stderr.fileno(), 2)
 
     def say(self, line: str) -> None:
-        """Print one line, with the rank before it, to the log and to where stdout went before the block."""
+        """Print one line, after the prefix, to the file and to the stdout from before the block."""
         for stream in (self._log, self._stdout):
-            # A full disk costs the line. One write, so that the lines of different ranks stay whole.
+            # A full disk costs only this line. A single write keeps the lines of different ranks whole.
             with contextlib.suppress(OSError):
                 stream.write(f"{self._prefix} {line}\n")
 
     def alarm(self, text: str) -> None:
-        """Print `text` to the log and to where stderr went before the block."""
+        """Print `text` to the file and to the stderr from before the block."""
         for stream in (self._log, self._stderr):
             with contextlib.suppress(OSError):
                 stream.write(f"{text}\n")
@@ -77,22 +84,22 @@ def _print_traceback(error: BaseException) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A run that this rank holds the claim of."""
+    """A run whose claim this rank holds."""
 
     key: str
     target_id: str
     run_dir: Path
     claim: claims.Claim
     end: Callable[..., str]
-    """Says how it ended."""
+    """Records how the run ended, as `Rank._begin` returned it."""
 
 
 class Rank:
-    """One rank's work: does its items, each inside a guard, and writes the events."""
+    """Does the items of one rank, each inside a guard, and writes the events."""
 
     def __init__(self, world: World, pack: Pack, store: Store, drain: Drain, events: EventLog, console: Console):
         self._world, self._store, self._drain, self._events, self._console = world, store, drain, events, console
-        self._lease = None if pack["lease"] is None else Path(pack["lease"])
+        self._heartbeat = None if pack["lease"] is None else Path(pack["lease"])
         self._builds = {entry["target_id"]: entry for entry in pack["builds"]}
         self._runs = {key_of(entry): entry for entry in pack["runs"]}
         self._bundles, self._lanes = bundles_of(pack, world.size), pack["lanes"]
@@ -101,7 +108,14 @@ class Rank:
         self._busy = 0.0
 
     def begin(self, binding: Binding) -> None:
-        """Write `start`, import what samples, write `ready`. Raises LaunchError where jax does not see the GPU."""
+        """Write `start`, import what samples, and write `ready`.
+
+        Args:
+            binding: Cores and GPU of this process.
+
+        Raises:
+            LaunchError: jax does not see the GPU.
+        """
         self._events.append(
             "start",
             **self._context,
@@ -111,22 +125,27 @@ class Rank:
             binding=asdict(binding),
         )
         begun = time.monotonic()
-        # Only now: XLA counts the cores that the process may use when it starts.
-        from lambda_hat import execute
+        # Only now, because XLA counts the cores of the process when it starts.
+        from lambda_hat.execute import build, failure_record, sampling, this_process
 
         if binding.device is not None:
-            check_gpu(self._world.rank, binding, execute.visible_devices)
-        self._execute = execute
-        self._events.append("ready", seconds=time.monotonic() - begun, **execute.where_am_i())
+            check_gpu(self._world.rank, binding, this_process.visible_devices)
+        self._build_into, self._record_failure = build.build_into, failure_record.record_failure
+        self._sampling = sampling
+        self._events.append("ready", seconds=time.monotonic() - begun, **this_process.where_am_i())
 
     def finish(self, seconds: float) -> None:
-        """Write `end`: seconds inside builds and runs, and of the whole process."""
+        """Write `end` with the seconds of the whole process and those inside builds and runs."""
         if self._drain.reason is not None:
             self._events.append("drain", rank=self._world.rank, reason=self._drain.reason)
         self._events.append("end", rank=self._world.rank, busy=self._busy, seconds=seconds)
 
     def do(self, key: str) -> list[str]:
-        """Build the target or do the runs of the item `key`; their outcomes, with `build` before it for a target."""
+        """Build the target or sample the runs of an item.
+
+        Returns:
+            The outcome of each; that of a target has `build` before it.
+        """
         begun = time.monotonic()
         try:
             return [f"build {self._build(key)}"] if key in self._builds else self._do_runs(self._bundles[key])
@@ -139,7 +158,7 @@ class Rank:
         if self._store.target_status(target_id) == "built":
             return end("finished", cached=True)
         try:
-            self._execute.build_into(directory, build_config(self._builds[target_id]))
+            self._build_into(directory, build_config(self._builds[target_id]))
         except StoreUnwritable as error:
             return self._cannot_write(end, error)
         except Exception as error:
@@ -147,20 +166,20 @@ class Rank:
         return end("finished")
 
     def _do_runs(self, keys: Sequence[str]) -> list[str]:
-        """The outcomes of some runs that are expected to share a program: together where they do."""
+        """Sample runs that are expected to share a program, together where they do, and return their outcomes."""
         if len(keys) == 1:
             return self._run(keys, 1)
         return [outcome for group, width in self._groups(keys) for outcome in self._run(group, width)]
 
     def _groups(self, keys: Sequence[str]) -> Iterator[tuple[list[str], int]]:
-        """The keys in groups of runs that can be lanes of one program, and how many lanes its program has."""
+        """The keys in groups of runs that can be lanes of one program, each with the number of its lanes."""
         together: dict[Hashable, dict[str, Any]] = {}
         for key in keys:
             try:
-                prepared = self._execute.prepare(*self._whereabouts(key))
-                together.setdefault(self._execute.companions(prepared), {})[key] = prepared
+                prepared = self._sampling.prepare(*self._whereabouts(key))
+                together.setdefault(self._sampling.companions(prepared), {})[key] = prepared
             except Exception:
-                # What is wrong with it is told when it is tried by itself.
+                # The attempt to sample it alone shows what is wrong.
                 yield [key], 1
         for group in together.values():
             most = len(group)
@@ -172,26 +191,26 @@ class Rank:
 
     def _width_for(self, group: list[Any]) -> int:
         begun, lanes = time.monotonic(), 1
-        # Of a program that cannot be measured, what is wrong is told of each run by itself.
+        # If the program cannot be measured, the attempt to sample each run alone shows why.
         with contextlib.suppress(Exception):
-            lanes = self._execute.width_for(group, self._ranks_on_node)
+            lanes = self._sampling.width_for(group, self._ranks_on_node)
         self._events.append("width", rank=self._world.rank, lanes=lanes, seconds=time.monotonic() - begun)
         return lanes
 
     def _whereabouts(self, key: str) -> tuple[Path, Path, SampleConfig]:
-        """Folder of a run, folder of its target, configuration."""
+        """The folder of a run, the folder of its target, and the run's configuration."""
         entry = self._runs[key]
         target_dir = self._store.target_dir(entry["target_id"])
         return self._store.run_dir(entry["target_id"], entry["run_id"]), target_dir, sample_config(entry)
 
     def _run(self, keys: Sequence[str], width: int) -> list[str]:
-        """The outcomes of runs that are lanes of one program."""
+        """Claim and sample runs that are lanes of one program, and return their outcomes."""
         taken = [self._take(key, lane) for lane, key in enumerate(keys)]
         outcomes = [outcome for outcome in taken if isinstance(outcome, str)]
         return outcomes + self._sample([job for job in taken if isinstance(job, Job)], width)
 
     def _take(self, key: str, lane: int) -> Job | str:
-        """A run that is now this rank's to sample; else its outcome."""
+        """Claim a run. Returns the claimed run, or the outcome of one that is not to be sampled here."""
         entry = self._runs[key]
         target_id, run_id = entry["target_id"], entry["run_id"]
         run_dir = self._store.run_dir(target_id, run_id)
@@ -201,7 +220,7 @@ class Rank:
         if self._store.target_status(target_id) != "built":
             return end("blocked", reason=self._why_blocked(target_id))
         try:
-            claim = claims.take(run_dir, self._lease, **self._context)
+            claim = claims.take(run_dir, self._heartbeat, **self._context)
         except StoreUnwritable as error:
             return self._cannot_write(end, error)
         except StoreError as error:
@@ -214,7 +233,7 @@ class Rank:
         return Job(key, target_id, run_dir, claim, end)
 
     def _sample(self, jobs: Sequence[Job], width: int) -> list[str]:
-        """Sample the runs that are this rank's; their outcomes."""
+        """Sample claimed runs, and return their outcomes."""
         outcomes: list[str] = []
 
         def ended(outcome: str, **details: Any) -> None:
@@ -234,21 +253,21 @@ class Rank:
             ended(LEFT, reason=str(error), store_error=True)
         except Exception as error:
             if len(jobs) > 1:
-                # Whose fault it is shows when each is by itself.
+                # Sampling each run alone shows which one failed.
                 return outcomes + [outcome for job in jobs[len(outcomes) :] for outcome in self._sample([job], 1)]
             outcomes.append(self._sampling_failed(jobs[0], error))
             jobs[0].claim.release()
         return outcomes
 
     def _analyses(self, jobs: Sequence[Job], width: int) -> Iterator[dict[str, Any]]:
-        """The analysis of each run once it is published."""
+        """The analysis of each run, as soon as it is published."""
         shared = (self._context, self._drain, self._ranks_on_node)
         if len(jobs) > 1:
-            prepared = [self._execute.prepare(*self._whereabouts(job.key)) for job in jobs]
-            yield from self._execute.sample_together(prepared, *shared, width)
+            prepared = [self._sampling.prepare(*self._whereabouts(job.key)) for job in jobs]
+            yield from self._sampling.sample_together(prepared, *shared, width)
         else:
             for job in jobs:
-                yield self._execute.sample_into(*self._whereabouts(job.key), *shared, self._store.set_aside)
+                yield self._sampling.sample_into(*self._whereabouts(job.key), *shared, self._store.set_aside)
 
     def _sampling_failed(self, job: Job, error: Exception) -> str:
         try:
@@ -260,7 +279,7 @@ class Rank:
         return self._failed(job.end, job.run_dir, error)
 
     def _damages(self, error: Exception, target_id: str) -> str:
-        """What is wrong with the files of a target, which are set aside for that."""
+        """What is wrong with the files of a target, after setting them aside; empty where nothing is."""
         if not isinstance(error, CorruptArtifact):
             return ""
         try:
@@ -269,27 +288,31 @@ class Rank:
             raise
         except StoreError as refusal:
             return str(refusal)
-        # Another rank may have been faster.
+        # Another rank may have set them aside already.
         return "; ".join(map(str, damages)) or (str(error) if self._store.target_status(target_id) != "built" else "")
 
     def _failed(self, end: Callable[..., str], directory: Path, error: Exception) -> str:
-        """Keep the failure of a build or a run with its traceback."""
+        """Write the failure of a build or a run, with its traceback, into `error.json`."""
         try:
-            self._execute.record_failure(directory, error, self._context)
+            self._record_failure(directory, error, self._context)
         except StoreUnwritable as unwritable:
             return self._cannot_write(end, unwritable)
         if not isinstance(error, LambdaHatError):
-            # The message of our own errors says all; error.json has the traceback of both.
+            # The message of our own errors says everything; error.json has the traceback in any case.
             _print_traceback(error)
         return end("failed", reason=_sentence(error), see=str(directory / "error.json"))
 
     def _cannot_write(self, end: Callable[..., str], error: StoreUnwritable) -> str:
-        """No other run could be kept either."""
+        """Request the drain, because no other run could be written either."""
         self._drain.request(str(error))
         return end(LEFT, reason=str(error), store_error=True)
 
     def _begin(self, what: str, lane: int | None = None, **names: str) -> Callable[..., str]:
-        """Write `<what>_start`. The function returned writes `<what>_end` and a line, and returns the status."""
+        """Write the event `<what>_start`.
+
+        Returns:
+            A function (status, **details) that writes the event `<what>_end` and a line, and returns the status.
+        """
         where = {} if lane is None else {"lane": lane}
         self._events.append(f"{what}_start", rank=self._world.rank, **names, **where)
         begun = time.monotonic()

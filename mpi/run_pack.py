@@ -1,33 +1,44 @@
-"""The program under mpirun: runs the runs of one pack, every rank working, each run published as it finishes.
+"""The program that runs under mpirun: it samples the runs of one pack, and every rank works.
 
     mpirun -n 4 python mpi/run_pack.py PACK.json
     mpirun -n 4 python mpi/run_pack.py --experiments conf/smoke.yaml [--store DIR] [key=value ...]
 
-The second form needs no driver: it composes the study, builds the targets that are missing, and runs what is left.
+Each run is published as soon as it is finished. The second form needs no driver: it composes the study, builds the
+targets that are missing, and samples the runs that are left.
 
-A pack file is JSON: `format` (1), `pack_id`, `store_root` (absolute), `cores_per_rank`, `expected_ranks` (or null),
-`runs` (target_id, run_id, config, cost in seconds; program, which runs that share compiled code have in common, where
-known), and where they are needed `builds` (target_id, config), for the ranks to build as well, `gpus_per_node` (0),
-`ranks_per_gpu` (1), `deadline` (seconds since the epoch; the variable LAMBDA_HAT_DEADLINE may bring it forward),
-`lease` (path of the driver's), `suspects` (runs as "target_id/run_id" that may have killed their rank, handed out last
-and one at a time), `lanes` (how many runs of one program a rank samples side by side at most, or "auto"; 1) and
-`compile_cache` (true; false: every rank compiles its programs itself).
+A pack file is JSON. Its keys:
+- `format`: 1.
+- `pack_id`, `store_root` (absolute), `cores_per_rank`.
+- `expected_ranks`: a number, or null.
+- `runs`: of each run its target_id, run_id, config, cost in seconds, and, where known, program. Runs with the same
+  program share compiled code.
+Keys that may be missing, with their defaults:
+- `builds` ([]): targets for the ranks to build first, each with target_id and config.
+- `gpus_per_node` (0), `ranks_per_gpu` (1).
+- `deadline` (null): seconds since the epoch. The variable LAMBDA_HAT_DEADLINE may bring it forward.
+- `lease` (null): the path of the driver's heartbeat.
+- `suspects` ([]): runs, as "target_id/run_id", that may have killed their rank. They go out last, one at a time.
+- `lanes` (1): how many runs of one program a rank samples side by side at most, or "auto".
+- `compile_cache` (true): false lets every rank compile its programs itself.
 
-At the deadline, on SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C, when the driver ends, and when the store cannot be written, the
-ranks drain: each keeps the state of its run in a checkpoint within seconds, and the pack ends by itself.
+The ranks drain at the deadline, on SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C, when the driver ends, and when the store cannot
+be written: each saves the state of its run in a checkpoint within seconds, and the pack ends by itself.
 
-With `gpus_per_node` above 0 each rank takes one GPU by its rank on the node, keeping to what the scheduler gave, and
-the whole pack stops where a rank sees none. With 0 the ranks compute on cores, and leave the node's GPUs alone, unless
+With `gpus_per_node` above 0 each rank takes one GPU by its rank on the node, out of those that the scheduler gave. If a
+rank sees no GPU, the whole pack stops. With 0 the ranks compute on cores, and leave the node's GPUs alone, unless
 `JAX_PLATFORMS` is set.
 
-Logs go to the pack's folder in the store: `rank-0000.log` has what the rank printed, native libraries included, and
-`rank-0000.jsonl` its events: `start`, `ready`, `build_start`, `build_end`, `run_start`, `run_end` and `end`. Every run
-that was handed out has one `run_end`, with `seconds`, the `reason` where it is not finished, and `status`: finished,
-failed, blocked (its target is not there), paused (its state is kept; `advanced` where it got further), left (not begun;
-`store_error` where the store could not be written) or elsewhere (another process samples it). `drain` has a `reason`.
-`run_start` has the `lane`, from 0 on among runs that are sampled side by side. `width` has the `lanes` that "auto"
-chose, and the `seconds` of measuring them, compilation included, which are no run's. `refused`, with a `reason`, stands
-where a rank could not start as the pack asks.
+Logs go to the pack's folder in the store. `rank-0000.log` has everything that the rank printed, native libraries
+included. `rank-0000.jsonl` has its events:
+- `start`, `ready`, `build_start`, `build_end`, `end`.
+- `run_start` has the `lane`, counted from 0 among runs that are sampled side by side.
+- `run_end`: one for every run that was handed out, with `seconds`, the `reason` where it is not finished, and `status`:
+  finished, failed, blocked (its target is missing), paused (its state is saved; `advanced`: it got further), left (not
+  begun; `store_error`: the store could not be written), or elsewhere (another process samples it).
+- `drain` has a `reason`.
+- `width` has the number of `lanes` that "auto" chose, and the `seconds` of that measurement, compilation included. They
+  count for no run.
+- `refused` has the `reason` why a rank could not start as the pack asks.
 """
 
 from __future__ import annotations
@@ -44,8 +55,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lambda_hat.cost import read_costs
-from lambda_hat.drain import Drain, earliest_deadline
 from lambda_hat.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -56,8 +65,10 @@ from lambda_hat.errors import (
     LaunchError,
     run_command,
 )
-from lambda_hat.lease import LEASE_VARIABLE, SLOWEST_LOOK, Lease, drain_when_lost
-from lambda_hat.store import (
+from lambda_hat.planning.calibration import read_costs
+from lambda_hat.store.drain import Drain, earliest_deadline
+from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE, SLOWEST_LOOK, Heartbeat, drain_when_lost
+from lambda_hat.store.layout import (
     CACHE_OFF,
     CACHE_VARIABLE,
     EventLog,
@@ -65,27 +76,24 @@ from lambda_hat.store import (
     write_json_atomic,
 )
 from lambda_hat.workflow_config import compose_study
-from mpi.devices import (
-    bind_rank,
-    check_world,
-    launcher_local_rank,
-    launcher_rank,
-    launcher_size,
-)
+from mpi.devices import bind_rank
 from mpi.dispatch import World, dispatch, install_abort_hooks, start_mpi, to_stderr
+from mpi.launcher_variables import check_world, launcher_local_rank, launcher_rank, launcher_size
 from mpi.pack import Pack, at_least, describe_pack, items_of, pack_of_study, read_pack
 from mpi.rank import Console, Rank
 from mpi.shared_memory import unlink_shared_memory
 
 PATIENCE = 3.0
-"""Seconds by which a rank lets another one go first with a message that both have."""
+"""Seconds that a rank waits before a message, so that another rank with the same message can end the job first."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one pack; the same exit status on every rank.
+    """Run one pack.
 
-    A pack file: 0 when every run was dealt with, the outcome being in the store. `--experiments`: 0 when every run of
-    the study is finished, 1 otherwise.
+    Returns:
+        The exit status, the same on every rank. With a pack file it is 0 when every run was dealt with; the outcomes
+        are in the store. With `--experiments` it is 0 when every run of the study is finished, 1 when one failed, and
+        75 when some are left.
     """
     started = time.monotonic()
     first = launcher_rank(os.environ) == 0
@@ -111,10 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LambdaHatError as error:
         if world.size == 1:
             raise
-        # What is wrong with the site is wrong on every rank: rank 0 ends the job before the others say it again, and
-        # the first rank of a node before the rest of it.
+        # A defect of the site shows on every rank. Rank 0 ends the job before the others repeat the message, and the
+        # first rank of a node before the rest of it.
         time.sleep(0 if world.rank == 0 else PATIENCE * (1 + (launcher_local_rank(os.environ) > 0)))
-        # To leave as a single process does would keep this rank waiting for the others, and them for this one.
+        # If this rank left like a single process, it would wait for the others, and they for it.
         to_stderr(f"error: {error}")
         world.abort(error.exit_code)
     except KeyboardInterrupt:
@@ -130,10 +138,10 @@ def _run_everywhere(world: World, args: argparse.Namespace, drain: Drain, starte
     unlink_shared_memory(world.comm)
     with contextlib.ExitStack() as stack:
         if world.rank == 0:
-            # One rank reads, so that every rank works from the same pack, and bad input is told once.
+            # Only one rank reads, so that all ranks work from the same pack, and bad input is reported once.
             pack = load_pack(args)
             check_world(world.size, pack["expected_ranks"], os.environ)
-            pack |= {"deadline": earliest_deadline(pack["deadline"], os.environ), "lease": _lease_of(pack, stack)}
+            pack |= {"deadline": earliest_deadline(pack["deadline"], os.environ), "lease": _heartbeat_of(pack, stack)}
         if world.comm is not None:
             pack = world.comm.bcast(pack)
         assert pack is not None
@@ -146,20 +154,19 @@ def _run_everywhere(world: World, args: argparse.Namespace, drain: Drain, starte
     return EXIT_UNFINISHED if outcomes["paused"] + outcomes["left"] + outcomes["elsewhere"] else EXIT_OK
 
 
-def _lease_of(pack: Pack, stack: contextlib.ExitStack) -> str | None:
-    """The driver's lease; where no driver started this pack, one of its own, so that others see that its runs are being
-    sampled."""
-    lease = os.environ.get(LEASE_VARIABLE) or pack["lease"]
-    if lease or not pack["runs"]:
-        return lease
-    own = Lease(Store(pack["store_root"]).packs_dir)
-    # Nothing refers to it once the ranks have ended well.
+def _heartbeat_of(pack: Pack, stack: contextlib.ExitStack) -> str | None:
+    """The file of the driver's heartbeat. A pack without a driver makes its own, so that others see it at work."""
+    heartbeat = os.environ.get(HEARTBEAT_VARIABLE) or pack["lease"]
+    if heartbeat or not pack["runs"]:
+        return heartbeat
+    own = Heartbeat(Store(pack["store_root"]).packs_dir)
+    # Nothing refers to the file once the ranks have ended well.
     stack.callback(own.path.unlink, missing_ok=True)
     return str(stack.enter_context(own).path)
 
 
 def options_parser() -> argparse.ArgumentParser:
-    """The options of this program."""
+    """The parser of this program's options."""
     parser = argparse.ArgumentParser(prog="run_pack.py", description="Run one pack of runs, under mpirun or alone.")
     parser.add_argument("pack", nargs="?", type=Path, metavar="PACK.json", help="the pack, as the driver wrote it")
     parser.add_argument("--experiments", type=Path, metavar="FILE", help="compose, build and run this study instead")
@@ -181,7 +188,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = options_parser()
     args = parser.parse_intermixed_args(argv)
     if args.experiments is not None and args.pack is not None:
-        # argparse gives the first key=value word to the pack.
+        # argparse takes the first key=value word for the pack.
         args.words.insert(0, str(args.pack))
         args.pack = None
     if (args.pack is None) == (args.experiments is None):
@@ -197,13 +204,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    # Every rank would print the same usage message.
+    """Print nothing inside the block: every rank would print the same usage message."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
 
 
 def load_pack(args: argparse.Namespace) -> Pack:
-    """The pack of the file, or of the study, as the options say. Raises ConfigError or StoreError."""
+    """Read the pack of the file, or make that of the study, as the options say.
+
+    Raises:
+        ConfigError: The file or the options cannot be used.
+        StoreError: The store cannot be used.
+    """
     if args.pack is not None:
         return read_pack(args.pack)
     given = {"store_root": args.store, "lanes": args.lanes}
@@ -232,11 +244,19 @@ def load_pack(args: argparse.Namespace) -> Pack:
 
 
 def run_pack(world: World, pack: Pack, drain: Drain, started: float) -> Counter[str]:
-    """This rank's part of the pack; returns how many items of all ranks had which outcome.
+    """Do this rank's part of the pack.
 
-    `started` is the monotonic time at which the rank began.
-    Raises LaunchError, with no run attempted on this rank, where it cannot have the cores or the GPU that the pack asks
-    for.
+    Args:
+        world: The processes of this launch.
+        pack: The pack.
+        drain: Asked whether to go on.
+        started: The monotonic time at which the rank started, in seconds.
+
+    Returns:
+        The number of outcomes of each kind, of all ranks.
+
+    Raises:
+        LaunchError: The rank cannot have the cores or the GPU that the pack asks for. It has attempted no run.
     """
     if not pack["runs"]:
         if world.rank == 0:
@@ -247,7 +267,7 @@ def run_pack(world: World, pack: Pack, drain: Drain, started: float) -> Counter[
     events = EventLog(folder / f"rank-{world.rank:04d}.jsonl")
     with Console(folder / f"rank-{world.rank:04d}.log", f"[rank {world.rank}]") as console:
         install_abort_hooks(world, console.alarm)
-        # A rank that leaves ends the launch, so one that looks often is enough for all of them.
+        # A rank that leaves ends the launch, so it is enough that one rank looks often.
         drain_when_lost(pack["lease"], drain, f"rank {world.rank}", 1.0 if world.rank == 0 else SLOWEST_LOOK)
         rank = Rank(world, pack, store, drain, events, console)
         if not pack["compile_cache"]:

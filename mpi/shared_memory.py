@@ -1,4 +1,4 @@
-"""Shared memory that outlives nobody: its file's name goes as soon as all ranks have it open."""
+"""Removes the names of MPICH's shared memory, so that the memory is freed when the last rank ends, however it ends."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from typing import Any
 
 MAPS = Path("/proc/self/maps")
 NAMED = "/dev/shm/mpich_shm_"
+"""Start of the names of MPICH's shared memory."""
 STARTED_AFTER = 600.0
-"""Seconds after which the ranks of any launch have opened what they share, or never will."""
+"""Seconds within which the ranks of any launch have opened their shared memory, or never will."""
 
 
 def unlink_shared_memory(comm: Any | None) -> None:
-    """Remove the names of MPICH's shared memory, which stays until the last rank has ended, however it ends: killed
-    ranks would leave megabytes of a node's memory behind. All ranks call this, first of all. Nothing is there to do for
-    other MPIs, nor where `comm` is None."""
+    """Remove the names of MPICH's shared memory once all ranks have opened it.
+
+    The memory itself stays until the last rank has ended. With their names, killed ranks would leave megabytes of a
+    node's memory behind. All ranks call this before anything else. Other MPIs have no such names.
+
+    Args:
+        comm: The communicator of all ranks; None: this process is alone, and there is nothing to do.
+    """
     if comm is None or sys.platform != "linux":
         return
-    # A rank that is still starting has to find the name.
+    # A rank that is still starting needs the name.
     comm.Barrier()
     _remove_leftovers()
     for line in MAPS.read_text().splitlines():
@@ -32,8 +38,10 @@ def unlink_shared_memory(comm: Any | None) -> None:
 
 
 def _remove_leftovers() -> None:
-    """Remove the names that launches left which were killed before they came this far. Living ranks need none of that
-    age, whosever they are."""
+    """Remove the names of launches that were killed before they removed them.
+
+    No living rank, of whichever launch, needs a name older than STARTED_AFTER.
+    """
     for path in Path(NAMED).parent.glob(f"{Path(NAMED).name}*"):
         with contextlib.suppress(OSError):
             found = path.stat()

@@ -12,19 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from lambda_hat.config import QuadraticBuild, SgldConfig
-from lambda_hat.files import EventLog
 from lambda_hat.id_utils import run_id_for, target_id_for
-from lambda_hat.lease import whoami
-from lambda_hat.store import Store, publish_run, publish_target, write_config, write_json_atomic
-from lambda_hat.studies import TO_SAMPLE, Key, Planned, StudyRecord, write_study
+from lambda_hat.store.files import EventLog
+from lambda_hat.store.heartbeat import whoami
+from lambda_hat.store.layout import Store, write_json_atomic
+from lambda_hat.store.publish import publish_run, publish_target, write_config
+from lambda_hat.store.study_records import TO_SAMPLE, Key, Planned, StudyRecord, write_study
 
 ANALYSIS = {
     "sampler": "sgld", "llc_mean": 1.98, "llc_std_error": 0.02, "llc_per_chain": [1.9, 2.06], "rhat_max": 1.01,
     "ess_bulk_min": 400.0, "ess_tail_min": 300.0, "ess_mean": 350.0, "acceptance": None, "mala_acceptance": 0.99,
+    "temperature": 1.02, "temperature_std_error": 0.03, "growth": 4.03, "localisation": 0.05, "distance": 0.22,
+    "degree": 2.04, "llc_variance": 2.01,
     "num_divergent": 0, "loss_mean": 0.5, "singular_fluctuation": None, "waic": None, "verdict": "ok",
     "verdict_sentence": "the chains agree and the standard error is 1.0% of the estimate.", "loss_at_w_star": 0.01,
     "n": 1000, "dim": 4, "beta": 0.14, "gamma": 1.0, "n_beta": 144.7, "true_llc": 2.0, "true_multiplicity": 1,
-    "true_llc_t": 1.99, "rel_error": None, "step_size": [1e-4, 1e-4], "num_gradients": 120_000, "fge": 30_000.0,
+    "true_llc_t": 1.99, "rel_error": -0.005, "rel_error_llc": -0.01,
+    "step_size": [1e-4, 1e-4], "num_gradients": 120_000, "fge": 30_000.0,
     "seconds_compile": 1.0, "seconds_sample": 2.0, "seconds_total": 3.3, "notes": ["biased by its step size"],
     "host": "node7", "pid": 100, "cores": 1, "backend": "cpu", "device": "cpu", "rank": 1, "started": 1.79e9,
 }  # fmt: skip
@@ -33,7 +37,7 @@ ANALYSIS = {
 
 def gone() -> dict[str, Any]:
     """What `whoami` said in a process of this machine that has ended."""
-    code = "import json; from lambda_hat.lease import whoami; print(json.dumps(whoami()))"
+    code = "import json; from lambda_hat.store.heartbeat import whoami; print(json.dumps(whoami()))"
     return json.loads(subprocess.check_output([sys.executable, "-c", code], text=True))
 
 

@@ -1,5 +1,7 @@
 """`estimate_llc`: any pytree, any loss; the numbers of the flow; bad input in one sentence."""
 
+import warnings
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import pytest
 from lambda_hat import LLCEstimate, estimate_llc
 from lambda_hat.config import NutsConfig
 from lambda_hat.errors import ConfigError
-from lambda_hat.execute import estimate
+from lambda_hat.execute.sampling import estimate
 from lambda_hat.targets.custom import target_of
 
 RNG = np.random.default_rng(0)
@@ -49,6 +51,9 @@ def test_the_default_is_sgld_at_beta_one_over_log_n():
     check(found, exact(WITH_BIAS, found.n_beta), 0.05)
     text = repr(found)
     assert f"llc = {found.llc:.4g} +- {found.std_error:.2g}, ok" in text
+    assert f"  T = {found.temperature:.3g} +- " in text and f"; degree {found.degree:.3g}" in text
+    assert found.growth + found.localisation == pytest.approx(found.dim * found.temperature)
+    assert abs(found.temperature - 1) < 0.1 and abs(found.degree - 2) < 0.2
     assert "4 chains of 2000 draws" in text and "note: unadjusted" in text
 
 
@@ -85,6 +90,7 @@ def test_a_module_with_functions_and_integers_among_its_leaves():
     assert found.dim == 3 * 2 + 2 + 2 + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "params",
     [
@@ -109,6 +115,7 @@ def test_without_data():
     check(found, 1.5 * t / (t + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("restrict", "columns"), [("w", [0, 1, 2]), (["b"], [3]), (["*"], [0, 1, 2, 3])])
 def test_a_restriction_is_the_llc_of_what_moves(restrict, columns):
     found = estimate_llc(squares, LINEAR, (X, Y), sampler="nuts", num_draws=1000, restrict=restrict)
@@ -210,6 +217,16 @@ def test_nothing_of_jax_is_imported_with_the_package(tmp_path):
     assert done.stdout.split() == ["False", "True"], done.stderr
 
 
+def test_a_loss_that_asks_for_float64_warns_nobody():
+    def wide(params, batch):
+        return squares(params, batch) * jnp.ones((), jnp.float64)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = estimate_llc(wide, LINEAR, (X, Y), num_draws=40, num_burnin=40, precision="float32")
+    assert np.isfinite(found.llc)
+
+
 def made(estimate) -> int:
     """Programs that were not in this process before."""
     return estimate.draws.programs_compiled + estimate.draws.programs_loaded
@@ -218,7 +235,7 @@ def made(estimate) -> int:
 def test_the_same_function_is_compiled_once():
     first = estimate_llc(squares, LINEAR, (X, Y), sampler="nuts", num_draws=37)
     target = target_of(squares, LINEAR, (X + 1, Y), None)
-    again = estimate(target, NutsConfig(num_draws=37, num_burnin=500, gamma=1.0, seed=5))
+    again = estimate(target, NutsConfig(num_draws=37, gamma=1.0, seed=5))
     assert made(again) == 0 and first.losses.shape == again.draws.loss.shape
     other = estimate(target_of(lambda p, b: squares(p, b), LINEAR, (X, Y), None), NutsConfig(num_draws=37))
     assert made(other) > 0

@@ -18,7 +18,8 @@ import pytest
 from docs.hooks.keys import keys_in_markdown
 from docs.hooks.options import options_in_markdown, parsers
 from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS
-from lambda_hat.results import SCHEMA
+from lambda_hat.estimate.verdict import WORST_FIRST
+from lambda_hat.report.results import SCHEMA
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = "README.md CONTRIBUTING.md CHANGELOG.md benchmarks/README.md"
@@ -107,6 +108,7 @@ def test_every_command_of_the_benchmarks_but_the_long_ones_runs(tmp_path):
     for name in ("benchmarks", "flows", "mpi", "conf"):
         (tmp_path / name).symlink_to(ROOT / name)
     names = "busy checkpoints costs dln handout memory packing report scale startup step tune".split()
+    names += "calibration defaults equilibrium large metrics promise temperature wells".split()
     long = {"make bench", *(f"python benchmarks/{name}.py" for name in names)}
     ran = [command for command in commands(ROOT / "benchmarks" / "README.md") if command not in long]
     assert len(ran) == 3
@@ -119,10 +121,10 @@ def test_ci_runs_what_the_documents_promise():
     script = (ROOT / ".ci" / "run").read_text()
     promised = {command for command in commands(ROOT / "README.md") if command.startswith("make ")}
     assert promised == {"make run", "make test", "make docs"}
-    assert all(command in script.splitlines() for command in promised)
+    assert all(command in script.splitlines() for command in [*promised, "make test-all"])
     assert ".venv/bin/lambda-hat validate" in script
-    targets = re.findall(r"^([\w$()/.]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert {"run", "test", "lint", "docs", "notebooks", "$(VENV)/.run"} <= set(targets)
+    targets = re.findall(r"^([\w$()/.-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert {"run", "test", "test-all", "lint", "docs", "notebooks", "$(VENV)/.run"} <= set(targets)
 
 
 # ------------------------------------------------------------------------------------------------- where links lead
@@ -209,14 +211,11 @@ def test_the_vocabulary_is_in_the_readme():
 
 
 def test_the_pages_know_every_sampler_target_verdict_and_column():
-    # The last of these takes jax along, which the others do without.
-    from lambda_hat.diagnostics import Verdict
-
     studies, results = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("studies", "results"))
     for name in [*SAMPLE_SCHEMAS, *BUILD_SCHEMAS]:
         assert re.search(rf"^\| .*`{name}`", studies, flags=re.MULTILINE), name
     assert set(SAMPLE_SCHEMAS) <= headings(ROOT / "docs" / "samplers.md")
-    for name in [*(verdict.code for verdict in Verdict), *(n for n in SCHEMA.names if not n.startswith("cfg."))]:
+    for name in [*WORST_FIRST, *(n for n in SCHEMA.names if not n.startswith("cfg."))]:
         assert re.search(rf"^\| .*`{name}`", results, flags=re.MULTILINE), name
 
 
@@ -298,6 +297,6 @@ def test_the_site_has_equations_notebooks_and_references(site):
     assert method.count("<math") > 40
     assert not re.search(r"arithmatex|\\\(|\\\[|\\lambda", method)
     assert "<code>--deadline WHEN</code>" in (site / "options.html").read_text()
-    assert "<code>pilot_c</code>" in (site / "configuration.html").read_text()
+    assert "<code>heat</code>" in (site / "configuration.html").read_text()
     for notebook in NOTEBOOKS:
         assert ".png" in (site / "notebooks" / f"{notebook.stem}.html").read_text()

@@ -55,8 +55,9 @@ def test_store_and_runtime_are_in_no_id():
 def test_every_number_of_a_run_is_in_its_id(schema):
     base = schema(target_id="tgt_1")
     changes = {
-        "target_id": "tgt_2", "precision": "float32" if base.precision == "float64" else "float64",
-        "beta": 0.5, "gamma": 2.0, "prior_radius": 2.0, "step_size": 1e-3, "batch_size": 8, "precond": "rmsprop",
+        "target_id": "tgt_2", "precision": "float64", "thin": 3, "num_burnin": 100,
+        "beta": 0.5, "gamma": 2.0, "prior_radius": 2.0, "step_size": 1e-3, "batch_size": 8, "precond": "none",
+        "metric": "low_rank", "gradient": "plain",
         "adapt": "always", "loss_estimate": "paired", "decay": 0.5, "momentum_decay": 0.5, "target_acceptance": 0.5,
         "restrict": ["layers/0/*"], "friction": 0.5,
     }  # fmt: skip

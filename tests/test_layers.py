@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,35 +16,19 @@ THIRD_PARTY = {
     "matplotlib", "mpi4py", "numpy", "omegaconf", "optax", "optuna", "pandas", "parsl", "plotille", "pyarrow", "rich",
     "safetensors", "scipy", "selenium", "xarray", "yaml",
 }  # fmt: skip
-L0 = {
-    "claims", "config", "cores", "cost", "drain", "errors", "files", "follow", "id_utils", "integrity", "lanes",
-    "lease", "logs", "memory", "omegaconf_support", "packing", "paths", "plain_yaml", "preflight", "store", "studies",
-    "workflow_config",
-}  # fmt: skip
-LAYERS = {
-    0: L0,
-    1: {"targets", "posterior", "programs"},
-    2: {"samplers"},
-    3: {"llc", "diagnostics", "mixing", "waic"},
-    4: {"api", "execute"},
-    5: {
-        "calibration", "entrypoints", "foreign", "one_run", "report", "results", "status", "summary", "terminal",
-        "trace", "tuning", "validate",
-    },
-}  # fmt: skip
-MAY_IMPORT = {
-    0: {"omegaconf", "yaml"},
-    1: {"equinox", "jax", "jaxtyping", "numpy", "optax", "safetensors", "scipy"},
-    2: {"blackjax", "jax", "jaxtyping", "numpy"},
-    3: {"numpy"},
-    4: {"h5netcdf", "jax", "numpy", "xarray"},
-    5: {"arviz", "itables", "jinja2", "markupsafe", "matplotlib", "optuna", "pandas", "plotille", "pyarrow", "rich"},
-}
-JAX_FREE_LATER = {
-    "calibration", "foreign", "one_run", "posterior", "report", "results", "status", "summary", "terminal", "trace",
-    "tuning", "validate",
-}  # fmt: skip
-"""Above L0, yet imported by the driver: they may not reach jax either."""
+COMMANDS = ("lambda_hat/entrypoints/", "flows/")
+"""Files here are named as the command that they are."""
+WITHOUT_JAX = ("config", "estimate", "planning", "report", "status", "store", "tuning")
+"""Rooms that a driver, or a command on a login node, imports."""
+
+
+def _table() -> dict[str, set[str]]:
+    """The rooms of CONTRIBUTING.md, from the top, and the packages that each may import beside its own."""
+    rows = re.findall(r"^\| `([\w/.]+)` \|[^|]*\|([^|]*)\|$", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M)
+    return {room: set(re.findall(r"\w+", packages)) for room, packages in rows}
+
+
+ROOMS = _table()
 
 
 def _imports(path: Path) -> set[str]:
@@ -58,61 +43,65 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-def _part(name: str) -> str:
-    """The module of lambda_hat that a dotted name belongs to."""
-    words = name.split(".")
-    return words[1] if len(words) > 1 else ""
+def _room(path: Path) -> str:
+    """The row of the table that a file belongs to: its own, or that of the innermost folder that has one."""
+    name = path.relative_to(ROOT).as_posix()
+    return max((room for room in ROOMS if name == room or (room.endswith("/") and name.startswith(room))), key=len)
 
 
-def _layer(part: str) -> int | None:
-    return next((layer for layer, parts in LAYERS.items() if part in parts), None)
+def _file_of(module: str) -> Path | None:
+    """The file of a dotted name, where it is a module of the repository."""
+    place = ROOT.joinpath(*module.split("."))
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
 
 
 def _sources(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", _sources("lambda_hat"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_library_imports_only_its_own_layer_and_below(path):
-    part = path.relative_to(ROOT / "lambda_hat").parts[0].removesuffix(".py")
-    if part == "__init__":
-        # It says what the package offers, and fetches it on first use.
-        assert _imports(path) <= {"__future__", "__future__.annotations", "importlib", "importlib.import_module"}
+EVERY_FILE = [*_sources("lambda_hat"), *_sources("mpi"), *_sources("flows")]
+
+
+@pytest.mark.parametrize("path", EVERY_FILE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_imports_its_own_room_those_above_and_its_packages(path):
+    if path == ROOT / "lambda_hat" / "__init__.py":
+        # It says what the package offers, and fetches it on first use; type checkers alone read the rest.
+        lines = path.read_text().splitlines()
+        eager = [line for line in lines if line.startswith(("import ", "from "))]
+        assert eager == [
+            "from __future__ import annotations",
+            "from importlib import import_module",
+            "from typing import TYPE_CHECKING",
+        ]
         return
-    layer = _layer(part)
-    assert layer is not None, f"{part} is in no layer of the table"
-    third_party = set().union(*(MAY_IMPORT[i] for i in range(layer + 1)))
+    order, room = list(ROOMS), _room(path)
     for name in _imports(path):
         top = name.split(".")[0]
-        if top == "lambda_hat":
-            inner = _layer(_part(name))
-            assert inner is None or inner <= layer, f"{path} (L{layer}) imports {name} (L{inner})"
-        elif top in THIRD_PARTY:
-            assert top in third_party, f"{path} (L{layer}) imports {top}"
-        else:
-            assert top in sys.stdlib_module_names, f"{path} imports {top}, which is in no layer"
+        if top in ("lambda_hat", "mpi", "flows"):
+            file = _file_of(name)
+            if file is None or file == ROOT / "lambda_hat" / "__init__.py":
+                continue
+            assert order.index(_room(file)) <= order.index(room), f"{path} (in {room}) imports {name} ({_room(file)})"
+            if room.startswith("flows/") and top == "mpi":
+                assert name.split(".")[1:2] in (["launch"], ["launchers"], []), f"{path} imports {name}"
+        elif top not in sys.stdlib_module_names:
+            assert top in ROOMS[room], f"{path} (in {room}) imports {top}"
 
 
-@pytest.mark.parametrize("path", _sources("mpi"), ids=lambda p: p.name)
-def test_fan_out_imports_mpi4py_and_l0_and_l4(path):
-    for name in _imports(path):
-        top = name.split(".")[0]
-        assert top not in THIRD_PARTY - {"mpi4py"}, f"{path} imports {top}"
-        if top == "lambda_hat" and _part(name):
-            assert _layer(_part(name)) in (0, 4, None), f"{path} imports {name}"
+def test_the_table_names_no_package_that_its_room_has_no_use_for():
+    used: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for path in set(EVERY_FILE) - {ROOT / "lambda_hat" / "__init__.py"}:
+        used[_room(path)] |= {name.split(".")[0] for name in _imports(path)}
+    assert {room: ROOMS[room] - used[room] for room in ROOMS if ROOMS[room] - used[room]} == {}
 
 
-@pytest.mark.parametrize("path", _sources("flows"), ids=lambda p: p.name)
-def test_flows_import_neither_jax_nor_mpi4py(path):
-    for name in _imports(path):
-        top = name.split(".")[0]
-        assert top not in THIRD_PARTY - {"pandas", "parsl", "rich"}, f"{path} imports {top}"
-        if top == "lambda_hat" and _part(name):
-            assert _part(name) in L0 | {"calibration", "report", "results", "summary", "tuning"}, (
-                f"{path} imports {name}"
-            )
-        if top == "mpi":
-            assert name.split(".")[1:2] in (["launch"], []), f"{path} imports {name}"
+def test_every_room_of_the_table_exists_and_no_file_has_the_name_of_one_in_another_room():
+    assert len(ROOMS) > 20 and all((ROOT / room).exists() for room in ROOMS)
+    rooms: dict[str, set[str]] = {}
+    for path in EVERY_FILE:
+        if path.stem != "__init__" and _room(path) not in COMMANDS:
+            rooms.setdefault(path.stem, set()).add(_room(path))
+    assert {stem: found for stem, found in rooms.items() if len(found) > 1} == {}
 
 
 NOT_IN_DRIVERS = ("arviz", "itables", "jax", "jinja2", "matplotlib", "mpi4py")
@@ -120,8 +109,10 @@ NOT_IN_DRIVERS = ("arviz", "itables", "jax", "jinja2", "matplotlib", "mpi4py")
 
 def test_driver_reaches_neither_jax_nor_mpi4py():
     modules = [f"flows.{name}" for name in ("packed", "parsl_llc", "tune", "apps")]
-    modules += ["lambda_hat.entrypoints.cli", "mpi.launch"]
-    modules += [f"lambda_hat.{name}" for name in sorted(L0 | JAX_FREE_LATER)]
+    modules += ["lambda_hat.entrypoints.cli", "mpi.launch", "mpi.launchers"]
+    modules += [
+        f"lambda_hat.{path.parent.name}.{path.stem}" for room in WITHOUT_JAX for path in _sources(f"lambda_hat/{room}")
+    ]
     code = f"import {', '.join(modules)}, sys; print([m for m in {NOT_IN_DRIVERS} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
@@ -130,14 +121,15 @@ def test_driver_reaches_neither_jax_nor_mpi4py():
 NOT_IN_RANKS = ("arviz", "arviz_stats", "matplotlib", "pandas", "pyarrow", "xarray")
 ONE_RUN = """
 import pathlib, sys
-from lambda_hat import execute
+from lambda_hat.execute import build, sampling
 from lambda_hat.config import QuadraticBuild
 from lambda_hat.workflow_config import compose_sample_cfg
 folder = pathlib.Path(sys.argv[1])
-cfg = compose_sample_cfg("tgt_1", {"name": sys.argv[2], "overrides": {"num_draws": 20, "num_burnin": 40}})
-execute.build_into(folder / "target", QuadraticBuild())
+given = {"step_size": 1e-4} if sys.argv[2] == "sgld" else {}
+cfg = compose_sample_cfg("tgt_1", {"name": sys.argv[2], "overrides": {"num_draws": 20, "num_burnin": 40, **given}})
+build.build_into(folder / "target", QuadraticBuild())
 before = "blackjax" in sys.modules
-execute.sample_into(folder / "run", folder / "target", cfg)
+sampling.sample_into(folder / "run", folder / "target", cfg)
 print([name for name in sys.argv[3:] if name in sys.modules], before, "blackjax" in sys.modules)
 """
 
@@ -153,3 +145,13 @@ def test_a_rank_imports_what_its_run_needs_and_no_more(sampler, needs_blackjax, 
 def test_no_script_shadows_a_module(path):
     """`python flows/packed.py` puts `flows/` first on the path."""
     assert path.stem == "__init__" or path.stem not in sys.stdlib_module_names | THIRD_PARTY | {"lambda_hat", "flows"}
+
+
+def test_within_flows_imports_run_one_way():
+    """Imports for type checkers included."""
+    files = _sources("flows")
+    imports = {path: {_file_of(name) for name in _imports(path)} & set(files) - {path} for path in files}
+    while free := [path for path, needed in imports.items() if not needed & imports.keys()]:
+        for path in free:
+            del imports[path]
+    assert list(imports) == [], "these import each other in a circle"

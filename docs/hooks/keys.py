@@ -18,8 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf import MISSING
 
 from docs.hooks.tables import table
-from flows.sites import SITE_SCHEMAS, PythonSite
-from lambda_hat import plain_yaml
+from flows.sites.site_schemas import SITE_SCHEMAS, PythonSite
 from lambda_hat.config import (
     BUILD_SCHEMAS,
     SAMPLE_SCHEMAS,
@@ -27,6 +26,7 @@ from lambda_hat.config import (
     RegressionBuild,
     SampleConfig,
     StochasticGradientConfig,
+    plain_yaml,
 )
 from lambda_hat.workflow_config import CONF_DIR, SAMPLER_ENTRY_KEYS, TARGET_ENTRY_KEYS, StudySettings
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import flows.packed
 import flows.parsl_llc
 from docs.hooks.tables import table
-from flows import study, tune
+from flows import tune
+from flows.driver import options
 from lambda_hat.entrypoints import cli
 from mpi import run_pack
 
@@ -19,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """Every command that a person types, and its parser."""
     found = {
-        "python flows/packed.py": study.options_parser(flows.packed.__doc__ or "", packed=True),
-        "python flows/parsl_llc.py": study.options_parser(flows.parsl_llc.__doc__ or "", packed=False),
+        "python flows/packed.py": options.options_parser(flows.packed.__doc__ or "", packed=True),
+        "python flows/parsl_llc.py": options.options_parser(flows.parsl_llc.__doc__ or "", packed=False),
         "python flows/tune.py": tune.options_parser(),
         "python mpi/run_pack.py": run_pack.options_parser(),
     }

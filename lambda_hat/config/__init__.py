@@ -1,11 +1,11 @@
 """The configuration schemas: one frozen dataclass per kind of target and per sampler.
 
-Every value is validated where it is made (`__post_init__`), so a configuration that exists can be run.
+Every dataclass checks its values when it is made (`__post_init__`), so a configuration that exists can be run.
 `n` is the number of data points, `dim` the number of sampled parameters, `n_beta = n * beta` the inverse
 temperature of the posterior `exp(-n_beta L_n(w) - gamma/2 |w - w_star|^2)` (Lau et al. 2023, arXiv 2308.12108).
 """
 
-from lambda_hat.config.common import RuntimeConfig, StoreConfig
+from lambda_hat.config.common import NO_ROWS, RuntimeConfig, StoreConfig
 from lambda_hat.config.samplers import (
     SAMPLE_FORMAT,
     SAMPLE_SCHEMAS,
@@ -59,6 +59,7 @@ __all__ = [
     "BUILD_SCHEMAS",
     "INPUT_LAWS",
     "NOISES",
+    "NO_ROWS",
     "SAMPLE_FORMAT",
     "SAMPLE_SCHEMAS",
     "AdjustedMclmcConfig",

@@ -1,4 +1,7 @@
-"""What the schemas share: the checks of single values, and sections that are no part of any id."""
+"""What the schemas share: checks of single values, and the sections that belong to no id.
+
+The checks let None pass, because OmegaConf refuses it for every key that may not be null.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +10,50 @@ from dataclasses import dataclass
 
 from lambda_hat.errors import ConfigError, nearest
 
+NO_ROWS = {
+    "population": "the loss is a closed form, without rows of data",
+    "mse": "loss: mse is not a negative log likelihood, write loss: nll",
+    "stochastic": "the loss is random, so the loss of a row is not a negative log likelihood",
+}
+"""Why a target has no singular fluctuation."""
+
 
 def require(condition: bool, key: str, got: object, expected: str) -> None:
+    """Raise ConfigError with `key` and `got` unless `condition` holds."""
     if not condition:
         raise ConfigError(f"{key}: got {got!r}, expected {expected}")
 
 
-def positive_int(key: str, value: int, least: int = 1) -> None:
-    require(value >= least, key, value, f"an integer of at least {least}")
+def positive_int(key: str, value: int | None, least: int = 1) -> None:
+    require(value is None or value >= least, key, value, f"an integer of at least {least}")
 
 
-def positive(key: str, value: float) -> None:
-    require(math.isfinite(value) and value > 0, key, value, "a finite number above 0")
+def positive(key: str, value: float | None) -> None:
+    require(value is None or 0 < value < math.inf, key, value, "a finite number above 0")
 
 
-def non_negative(key: str, value: float) -> None:
-    require(math.isfinite(value) and value >= 0, key, value, "a finite number of at least 0")
+def non_negative(key: str, value: float | None) -> None:
+    require(value is None or 0 <= value < math.inf, key, value, "a finite number of at least 0")
 
 
-def fraction(key: str, value: float) -> None:
-    require(0 < value < 1, key, value, "a number strictly between 0 and 1")
+def fraction(key: str, value: float | None) -> None:
+    require(value is None or 0 < value < 1, key, value, "a number strictly between 0 and 1")
 
 
-def choice(key: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
+def choice(key: str, value: str | None, valid: tuple[str, ...]) -> None:
+    if value is not None and value not in valid:
         raise ConfigError(f"{key}: unknown {value!r}; {nearest(value, valid)}")
 
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """What a process may use. Not part of any id: it decides where a number is computed, not which."""
+    """What a process may use. It belongs to no id, because it decides where a number is computed and not which."""
 
     cores_per_rank: int = 1
-    """Cores that a process computes on. In a study the site's value takes its place."""
+    """Cores that a process computes on. A study takes the site's value instead."""
     checkpoint_every: float = 60.0
-    """Seconds after which a run's state is written, at the latest. What is lost with a rank that is killed."""
+    """Longest time between two writes of a run's state, in seconds. A killed rank loses at most the work since the
+    last."""
 
     def __post_init__(self):
         positive_int("runtime.cores_per_rank", self.cores_per_rank)
@@ -50,7 +62,7 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """Where results lie. Not part of any id, so a store can be moved."""
+    """Where results lie. It belongs to no id, so a store can be moved."""
 
     root: str = "runs"
     """The folder; `store_root` of a study."""

@@ -8,32 +8,40 @@ from typing import ClassVar
 from lambda_hat.config.common import RuntimeConfig, choice, fraction, non_negative, positive, positive_int, require
 from lambda_hat.errors import ConfigError
 
-SAMPLE_FORMAT = 3
+SAMPLE_FORMAT = 4
 
+LEAST_ADAPTATION = 20
+"""Least number of transitions of a burn-in that learns something."""
 PRECISIONS = ("float32", "float64")
-PRECONDS = ("none", "rmsprop", "adam")
+PRECONDS = ("none", "low_rank")
+SGLD_PRECONDS = (*PRECONDS, "rmsprop", "adam")
+METRICS = ("diagonal", "low_rank", "dense")
+GRADIENTS = ("control_variate", "plain")
 ADAPTS = ("burnin", "always")
 LOSS_ESTIMATES = ("full", "paired")
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """What every sampler has. A chain makes `num_burnin + num_draws * thin` transitions and records `num_draws`."""
+    """The keys of every sampler. A chain makes `num_burnin + num_draws * thin` transitions and records `num_draws` of
+    them. A file `conf/sample/<name>.yaml` of your own changes the defaults of that sampler in every study."""
 
     target_id: str = ""
-    """The target. Filled in when a study is composed."""
+    """The target's id. It is filled in when a study is composed."""
     name: str = ""
     """The sampler."""
     seed: int = 0
-    """Of every random number of the run, with the run's own id."""
+    """Seed of the run's random numbers, together with the run's id."""
     num_chains: int = 4
-    """Chains, each with a start and random numbers of its own."""
+    """Number of chains, each with its own start and random numbers."""
     num_draws: int = 2000
     """Recorded draws per chain."""
-    num_burnin: int = 1000
-    """Transitions per chain before the first recorded one (adaptation included). The default is arbitrary."""
-    thin: int = 1
-    """Transitions between two recorded draws."""
+    num_burnin: int | None = None
+    """Transitions per chain before the first recorded one, adaptation included. Null: 1000 for hmc and nuts, 3000 for
+    both MCLMC, 5000 for mala; for sgld, sghmc and sgnht a quarter of the transitions after burn-in. Arbitrary."""
+    thin: int | None = None
+    """Transitions from one recorded draw to the next. Null: 1 for hmc, nuts and both MCLMC, 10 for mala; for sgld,
+    sghmc and sgnht as many as take 30 gradients, or fewer on a large network, where the run's work is bounded."""
     beta: float | None = None
     """Inverse temperature; null means `1 / log n` (Watanabe 2013)."""
     gamma: float | None = None
@@ -44,31 +52,41 @@ class SampleConfig:
     """Standard deviation of every chain's own Gaussian start around `w_star`, in units of w. Arbitrary: small, so that
     burn-in starts inside the basin, and not 0, because derivatives of singular losses vanish at `w_star`."""
     restrict: list[str] | None = None
-    """Glob patterns over parameter paths, `layers/0/*`: only these parameters are sampled, the others stay at `w_star`.
-    `dim` counts what moves. Null: all."""
+    """Glob patterns over parameter paths, such as `layers/0/*`. Only matching parameters are sampled; the others stay
+    at `w_star` and do not count in `dim`. Null: all are sampled."""
     singular_fluctuation: bool = False
     """Also estimate the singular fluctuation (Watanabe's functional variance) and WAIC; one more pass over the data per
     recorded draw."""
-    precision: str = "float64"
-    """float64 or float32. In float32 HMC's energies of several hundred thousand parameters are off by many nats on
-    CPUs, and its adapted steps came out a thousand times too small."""
+    precision: str | None = None
+    """`float64` or `float32`. Null: float32 for sgld, sghmc and sgnht if it represents `n_beta L_n` to a hundredth of a
+    nat, else float64. With several hundred thousand parameters float32 was off by many nats in HMC's energies on CPUs,
+    and HMC's adapted steps came out a thousand times too small."""
     slice_rows: int = 16384
-    """Full-data losses and gradients are summed over slices of this many rows."""
+    """Rows per slice in which full-data losses and gradients are summed."""
     format: int = SAMPLE_FORMAT
-    """Version of what is sampled; part of the id, and filled in."""
+    """Version of the samplers' numbers, which is part of the id. It is filled in."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    """What its process may use."""
+    """What the run's process may use."""
 
     min_dim: ClassVar[int] = 1
+    min_burnin: ClassVar[int] = 0
+    default_burnin: ClassVar[int] = 1000
+    """Transitions of burn-in that a null stands for. Arbitrary."""
+    default_thin: ClassVar[int] = 1
+    """Transitions between two draws that a null stands for."""
+    is_biased: ClassVar[bool] = False
+    """The step size biases its estimate."""
 
     def __post_init__(self):
         require(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 2^32 - 1")
-        for key, least in (("num_chains", 1), ("num_draws", 4), ("num_burnin", 0), ("thin", 1), ("slice_rows", 1)):
-            positive_int(key, getattr(self, key), least)
-        for key in ("beta", "gamma", "prior_radius"):
-            value = getattr(self, key)
-            if value is not None:
-                (non_negative if key == "gamma" else positive)(key, value)
+        positive_int("num_chains", self.num_chains)
+        positive_int("num_draws", self.num_draws, 4)
+        positive_int("num_burnin", self.num_burnin, self.min_burnin)
+        positive_int("thin", self.thin)
+        positive_int("slice_rows", self.slice_rows)
+        positive("beta", self.beta)
+        non_negative("gamma", self.gamma)
+        positive("prior_radius", self.prior_radius)
         if self.gamma is not None and self.prior_radius is not None:
             raise ConfigError(
                 f"gamma: got both gamma = {self.gamma} and prior_radius = {self.prior_radius}, which sets "
@@ -83,12 +101,8 @@ class SampleConfig:
                 "patterns such as layers/0/*; null for all parameters",
             )
         choice("precision", self.precision, PRECISIONS)
-        require(
-            self.num_steps < 2**32,
-            "num_burnin + num_draws * thin",
-            self.num_steps,
-            "fewer than 2^32 transitions of a chain",
-        )
+        steps = (self.num_burnin or 0) + self.num_draws * (self.thin or 1)
+        require(steps < 2**32, "num_burnin + num_draws * thin", steps, "fewer than 2^32 transitions of a chain")
         require(
             self.format == SAMPLE_FORMAT,
             "format",
@@ -98,36 +112,59 @@ class SampleConfig:
 
     @property
     def num_steps(self) -> int:
-        """Transitions of one chain."""
+        """Transitions of one chain. The lengths must be filled in (`lambda_hat.config.defaults.resolved`)."""
+        assert self.num_burnin is not None and self.thin is not None
         return self.num_burnin + self.num_draws * self.thin
 
 
 @dataclass(frozen=True)
 class StochasticGradientConfig(SampleConfig):
-    """What the samplers without an accept-reject step on minibatch gradients share: sgld, sghmc, sgnht."""
+    """The keys that sgld, sghmc and sgnht share: samplers on minibatch gradients, without an accept-reject step."""
 
-    precision: str = "float32"
     step_size: float | None = None
-    """epsilon, in the sense of SGLD, units of w^2. Null: `pilot_c / h`, h the largest curvature of the negative log
-    posterior along a pilot chain."""
-    pilot_c: float = 0.1
-    """c above. On a quadratic SGLD's variance comes out `1 / (1 - c/4)` too large, 2.6 % at .1 and 14 % at .5."""
-    pilot_steps: int = 1000
-    """Steps of the pilot chain, each a gradient and a Hessian-vector product on the full data. Arbitrary."""
-    batch_size: int | None = 256
-    """Rows per gradient, drawn with replacement; null means the full data. Closed-form losses have no batches."""
-    loss_estimate: str = "full"
-    """`full`: L_n at recorded draws. `paired`: `L_B(w) - L_B(w_star)` on a fresh batch of `batch_size`."""
+    """The step size epsilon of SGLD, in units of w^2, or without units under `precond: low_rank`. Null: burn-in learns
+    the largest that `heat` allows."""
+    heat: float = 0.02
+    """Share by which a learned step size may raise the estimate, through discretisation and minibatch noise together,
+    as the chain's own gradients measure it. A larger one mixes faster."""
+    precond: str | None = None
+    """Preconditioner P, learned in burn-in and then frozen: `none` (P = 1), or `low_rank`, a diagonal and 20
+    directions. Null: `none` if a `step_size` is given or there are more than 20,000 parameters, else `low_rank`."""
+    batch_size: int | None = 32
+    """Rows per gradient, drawn with replacement. Null: the full data. Closed-form losses ignore it."""
+    gradient: str | None = None
+    """`plain`: `g_B(w)`. `control_variate`: `g_B(w) - g_B(w_star) + g(w_star)`, which takes two gradients of the batch
+    and has no noise at `w_star`. Null: control_variate on batches, plain on the full data and
+    for a random loss."""
+    loss_estimate: str | None = None
+    """`full`: L_n at recorded draws. `paired`: `L_B(w) - L_B(w_star)` on batches drawn independently of w. With control
+    variates these are the batches of the steps, averaged over `thin`. Null: `full` if it takes no more work than the
+    steps, else `paired`."""
+    mala_checks: bool = False
+    """Also compute how often a Metropolis step would accept (`mala_acceptance`), at 50 draws and on at most 4,096
+    rows."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.step_size is not None:
-            positive("step_size", self.step_size)
-        positive("pilot_c", self.pilot_c)
-        positive_int("pilot_steps", self.pilot_steps, 10)
-        if self.batch_size is not None:
-            positive_int("batch_size", self.batch_size)
+        positive("step_size", self.step_size)
+        positive("heat", self.heat)
+        choice("precond", self.precond, self.preconds)
+        positive_int("batch_size", self.batch_size)
+        choice("gradient", self.gradient, GRADIENTS)
         choice("loss_estimate", self.loss_estimate, LOSS_ESTIMATES)
+        if self.num_burnin is not None and self.num_burnin < LEAST_ADAPTATION and self.learns:
+            raise ConfigError(
+                f"num_burnin: got {self.num_burnin}, but burn-in learns the step size or the preconditioner here; "
+                f"write at least {LEAST_ADAPTATION}, or a step_size and precond: none"
+            )
+
+    preconds: ClassVar[tuple[str, ...]] = PRECONDS
+    is_biased: ClassVar[bool] = True
+
+    @property
+    def learns(self) -> bool:
+        """Whether burn-in learns a step size or a preconditioner."""
+        return self.step_size is None or self.precond not in (None, "none")
 
 
 @dataclass(frozen=True)
@@ -138,38 +175,42 @@ class SgldConfig(StochasticGradientConfig):
     """
 
     name: str = "sgld"
-    precond: str = "none"
-    """Diagonal preconditioner P: `none` (P = 1), `rmsprop` or `adam`."""
+    preconds: ClassVar[tuple[str, ...]] = SGLD_PRECONDS
+    precond: str | None = None
+    """Preconditioner P: `none` (P = 1); `low_rank`, a diagonal and 20 directions learned in burn-in; `rmsprop` or
+    `adam`, diagonal. Null: `none` if a `step_size` is given or there are more than 20,000 parameters, else
+    `low_rank`."""
     adapt: str = "burnin"
-    """`burnin`: P is frozen after burn-in, at the second moment's average over its second half. `always`: the published
-    algorithm, whose stationary law is wrong."""
+    """rmsprop, adam. `burnin`: P is frozen in the middle of burn-in, at the average of the second moment over the
+    quarter before. `always`: P adapts in every step as published, and the chain's stationary law is wrong."""
     decay: float = 0.99
     """Decay of the second moment (rmsprop, adam)."""
     momentum_decay: float = 0.9
     """Decay of the first moment (adam)."""
     damping: float = 1e-3
-    """a in `P = 1 / (a + sqrt(v))`, in units of the loss gradient. Directions without loss gradient get `P = 1/a`; they
-    are held by `gamma` alone, and relax as fast as the others where a is about `sqrt(gamma) / n_beta`."""
+    """The a in `P = 1 / (a + sqrt(v))`, in units of the loss gradient. Directions without loss gradient get `P = 1/a`.
+    Only `gamma` holds them; they relax as fast as the others if a is about `sqrt(gamma) / n_beta`."""
     initial_second_moment: float = 1.0
-    """v before the first gradient. At `w_star` the gradient is zero: from 0, the first steps would have `P = 1/a`."""
+    """The second moment v before the first gradient. The gradient vanishes at `w_star`, so from v = 0 the first steps
+    would have `P = 1/a`."""
     bias_correction: bool = True
-    """adam: divide the moments by `1 - decay^t`, the initial second moment weighted out."""
+    """adam: divide the moments by `1 - decay^t`, after removing the weight of the initial second moment."""
     momentum_in_drift: bool = False
-    """adam: the drift uses the first moment in place of the gradient; biased, as published."""
+    """adam: the drift uses the first moment in place of the gradient, as published. This is biased."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether burn-in learns a step size or a preconditioner."""
+        moving = self.precond in ("rmsprop", "adam") and self.adapt == "always"
+        return self.step_size is None if moving else super().learns
 
     def __post_init__(self):
         super().__post_init__()
-        choice("precond", self.precond, PRECONDS)
         choice("adapt", self.adapt, ADAPTS)
         fraction("decay", self.decay)
         fraction("momentum_decay", self.momentum_decay)
         positive("damping", self.damping)
         non_negative("initial_second_moment", self.initial_second_moment)
-        if self.precond != "none" and self.adapt == "burnin" and self.num_burnin < 1:
-            raise ConfigError(
-                f"num_burnin: got {self.num_burnin}, but precond: {self.precond} with adapt: burnin learns its "
-                "preconditioner there; write num_burnin of at least 1"
-            )
         if self.momentum_in_drift and self.precond != "adam":
             raise ConfigError(f"momentum_in_drift: needs precond: adam, got precond: {self.precond}")
 
@@ -181,7 +222,7 @@ class SghmcConfig(StochasticGradientConfig):
 
     name: str = "sghmc"
     num_integration_steps: int = 10
-    """Steps, one gradient each, per transition."""
+    """Steps per transition, with one gradient each."""
     friction: float = 0.1
     """Share of the momentum lost per step. Arbitrary."""
 
@@ -193,12 +234,12 @@ class SghmcConfig(StochasticGradientConfig):
 
 @dataclass(frozen=True)
 class SgnhtConfig(StochasticGradientConfig):
-    """Stochastic gradient Nosé-Hoover thermostat (Ding et al. 2014): the friction follows the kinetic energy, which
-    takes up the unknown noise of the minibatches."""
+    """Stochastic gradient Nosé-Hoover thermostat (Ding et al. 2014). The friction follows the kinetic energy, and so
+    absorbs the unknown noise of the minibatches."""
 
     name: str = "sgnht"
     friction: float = 0.1
-    """Share of the momentum lost per step at the start, and the noise that is put in. Arbitrary."""
+    """Share of the momentum lost per step at the start; it also sets the injected noise. Arbitrary."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -210,41 +251,46 @@ class HmcConfig(SampleConfig):
     """Hamiltonian Monte Carlo with a fixed number of leapfrog steps, adapted by windows (blackjax)."""
 
     name: str = "hmc"
+    min_burnin: ClassVar[int] = 20
     num_integration_steps: int = 10
-    """Leapfrog steps, one gradient each, per transition."""
+    """Leapfrog steps per transition, with one gradient each."""
     target_acceptance: float | None = None
-    """Mean acceptance that the step size is adapted to; null means .99 on closed-form losses and DLNs, .9 elsewhere."""
+    """Mean acceptance that the step size is adapted to. Null: .99 on closed-form losses and DLNs, else .9."""
     initial_step_size: float = 0.01
-    """Where the adaptation begins, in units of w."""
+    """Step size at which the adaptation starts, in units of w."""
+    metric: str | None = None
+    """Learned in burn-in: `diagonal` (variances), `low_rank` (a diagonal and 20 directions, from draws and gradients)
+    or `dense` (covariances). Null: `low_rank` up to 20,000 parameters, else `diagonal`."""
 
     def __post_init__(self):
         super().__post_init__()
         positive_int("num_integration_steps", self.num_integration_steps)
-        if self.target_acceptance is not None:
-            fraction("target_acceptance", self.target_acceptance)
+        fraction("target_acceptance", self.target_acceptance)
         positive("initial_step_size", self.initial_step_size)
-        positive_int("num_burnin", self.num_burnin, 20)
+        choice("metric", self.metric, METRICS)
 
 
 @dataclass(frozen=True)
 class MclmcConfig(SampleConfig):
-    """Unadjusted microcanonical Langevin (Robnik et al. 2023), with blackjax's tuner; biased by its step size."""
+    """Unadjusted microcanonical Langevin (Robnik et al. 2023); biased by its step size."""
 
     name: str = "mclmc"
-    desired_energy_var: float = 1e-4
-    """Energy variance per dimension that the tuner aims at; smaller means less bias and more gradients. Measured on
-    quadratics and reduced rank regression: -1.6 to -1.9 % at 5e-4 (blackjax's), -.8 to -1.5 % at 1e-4."""
-    num_tuning: int = 2000
-    """Transitions spent by the tuner, before burn-in."""
-    diagonal_preconditioning: bool = True
-    """Let the tuner scale every coordinate by its standard deviation."""
-
+    min_burnin: ClassVar[int] = 20
+    default_burnin: ClassVar[int] = 3000
     min_dim: ClassVar[int] = 2
+    is_biased: ClassVar[bool] = True
+    desired_energy_var: float = 1e-4
+    """Energy variance per dimension at which burn-in sets the step size. A smaller one gives less bias for more
+    gradients. Bias measured on quadratics and reduced rank regression: -1.6 to -1.9 % at 5e-4 (blackjax's default), -.8
+    to -1.5 % at 1e-4."""
+    metric: str | None = None
+    """Learned in burn-in as hmc's metric: `diagonal` or `low_rank`; the kernel supports no `dense` one. Null:
+    `low_rank` up to 20,000 parameters, else `diagonal`."""
 
     def __post_init__(self):
         super().__post_init__()
         positive("desired_energy_var", self.desired_energy_var)
-        positive_int("num_tuning", self.num_tuning, 100)
+        choice("metric", self.metric, METRICS[:2])
 
 
 @dataclass(frozen=True)
@@ -252,17 +298,23 @@ class MalaConfig(SampleConfig):
     """Metropolis-adjusted Langevin (Roberts & Tweedie 1996) on the full data, its step size adapted in burn-in."""
 
     name: str = "mala"
+    min_burnin: ClassVar[int] = 20
+    default_burnin: ClassVar[int] = 5000
+    default_thin: ClassVar[int] = 10
     target_acceptance: float = 0.8
-    """Mean acceptance that the step size is adapted to. .574 is best in many dimensions; singular targets are stiffer
-    in places, and a smaller step sticks less there."""
+    """Mean acceptance that the step size is adapted to. .574 is optimal in many dimensions, but singular targets have
+    stiff places, where a smaller step sticks less."""
     initial_step_size: float = 0.001
-    """In units of w^2, as SGLD's `step_size`."""
+    """Step size at which the adaptation starts, in units of w^2 as SGLD's `step_size`."""
+    metric: str | None = None
+    """Learned in burn-in: `diagonal` (variances), `low_rank` (a diagonal and 20 directions, from draws and gradients)
+    or `dense` (covariances). Null: `low_rank` up to 20,000 parameters, else `diagonal`."""
 
     def __post_init__(self):
         super().__post_init__()
         fraction("target_acceptance", self.target_acceptance)
         positive("initial_step_size", self.initial_step_size)
-        positive_int("num_burnin", self.num_burnin, 20)
+        choice("metric", self.metric, METRICS)
 
 
 @dataclass(frozen=True)
@@ -270,40 +322,45 @@ class NutsConfig(SampleConfig):
     """The No-U-Turn sampler (Hoffman & Gelman 2014), adapted by windows (blackjax)."""
 
     name: str = "nuts"
+    min_burnin: ClassVar[int] = 40
     max_num_doublings: int = 10
-    """A trajectory has at most 2 to this many steps."""
+    """A trajectory has at most `2^max_num_doublings` steps."""
     target_acceptance: float | None = None
-    """Mean acceptance that the step size is adapted to; null means .99 on closed-form losses and DLNs, .9 elsewhere."""
+    """Mean acceptance that the step size is adapted to. Null: .99 on closed-form losses and DLNs, else .98."""
     initial_step_size: float = 0.01
-    """Where the adaptation begins, in units of w."""
+    """Step size at which the adaptation starts, in units of w."""
+    metric: str | None = None
+    """Learned in burn-in: `diagonal` (variances), `low_rank` (a diagonal and 20 directions, from draws and gradients)
+    or `dense` (covariances). Null: `low_rank` up to 20,000 parameters, else `diagonal`."""
 
     def __post_init__(self):
         super().__post_init__()
         positive_int("max_num_doublings", self.max_num_doublings)
-        if self.target_acceptance is not None:
-            fraction("target_acceptance", self.target_acceptance)
+        fraction("target_acceptance", self.target_acceptance)
         positive("initial_step_size", self.initial_step_size)
-        positive_int("num_burnin", self.num_burnin, 40)
+        choice("metric", self.metric, METRICS)
 
 
 @dataclass(frozen=True)
 class AdjustedMclmcConfig(SampleConfig):
-    """Metropolis-adjusted microcanonical Langevin (Robnik et al. 2025), with blackjax's tuner; unbiased."""
+    """Metropolis-adjusted microcanonical Langevin (Robnik et al. 2025); unbiased."""
 
     name: str = "adjusted_mclmc"
-    target_acceptance: float = 0.9
-    """Mean acceptance that the tuner adapts the step size to."""
-    num_tuning: int = 2000
-    """Transitions spent by the tuner, before burn-in."""
-    diagonal_preconditioning: bool = True
-    """Let the tuner scale every coordinate by its standard deviation."""
-
+    min_burnin: ClassVar[int] = 20
+    default_burnin: ClassVar[int] = 3000
     min_dim: ClassVar[int] = 2
+    target_acceptance: float = 0.9
+    """Mean acceptance that the step size is adapted to."""
+    initial_step_size: float = 0.01
+    """Step size at which the adaptation starts, in units of w."""
+    metric: str | None = None
+    """As for mclmc."""
 
     def __post_init__(self):
         super().__post_init__()
         fraction("target_acceptance", self.target_acceptance)
-        positive_int("num_tuning", self.num_tuning, 100)
+        positive("initial_step_size", self.initial_step_size)
+        choice("metric", self.metric, METRICS[:2])
 
 
 SAMPLE_SCHEMAS: dict[str, type[SampleConfig]] = {
@@ -316,3 +373,5 @@ SAMPLE_SCHEMAS: dict[str, type[SampleConfig]] = {
     "mclmc": MclmcConfig,
     "adjusted_mclmc": AdjustedMclmcConfig,
 }
+BIASED_SAMPLERS = tuple(name for name, schema in SAMPLE_SCHEMAS.items() if schema.is_biased)
+"""Names of the samplers whose estimate the step size biases."""

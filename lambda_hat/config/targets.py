@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from omegaconf import MISSING
 
 from lambda_hat.config.common import (
+    NO_ROWS,
     RuntimeConfig,
     StoreConfig,
     choice,
@@ -31,6 +33,7 @@ LOSSES = ("nll", "mse")
 MOST_LAYERS = 1000
 MOST_CHECKPOINTS = 1000
 MOST_PARAMETERS = 2**40
+"""Bounds far above any use: a mistyped number is refused at once, before it fills the memory."""
 DLN_DATA = ("population", "empirical")
 
 
@@ -46,7 +49,7 @@ class QuadraticTarget:
     eigenvalues: list[float] | None = None
     """The `rank` non-zero curvatures `a_i`; null means all 1."""
     n: int = 1000
-    """Number of data points that the loss counts as the mean of; it sets `n_beta`."""
+    """Number of data points that the loss stands for; it sets `n_beta`."""
 
     def __post_init__(self):
         positive_int("target.dim", self.dim)
@@ -54,9 +57,7 @@ class QuadraticTarget:
         rank = self.dim if self.rank is None else self.rank
         require(0 <= rank <= self.dim, "target.rank", rank, f"0 to dim = {self.dim}")
         if self.eigenvalues is not None:
-            require(
-                len(self.eigenvalues) == rank, "target.eigenvalues", self.eigenvalues, f"{rank} numbers, one per rank"
-            )
+            require(len(self.eigenvalues) == rank, "target.eigenvalues", self.eigenvalues, f"rank = {rank} numbers")
             for value in self.eigenvalues:
                 positive("target.eigenvalues", value)
 
@@ -72,9 +73,7 @@ def _check_blocks(key: str, blocks: list[list[int]], point: list[float] | None) 
     start = 0
     for block in blocks:
         inside = point[start : start + len(block)]
-        require(
-            any(x == 0 for x in inside), "target.point", point, "a zero of the loss: one vanishing coordinate per block"
-        )
+        require(any(x == 0 for x in inside), "target.point", point, "a zero of the loss: a coordinate 0 in every block")
         start += len(block)
 
 
@@ -88,7 +87,7 @@ class MonomialTarget:
     point: list[float] | None = None
     """`w_star`; null means the origin. At least one coordinate must be 0."""
     n: int = 1000
-    """Number of data points that the loss counts as the mean of; it sets `n_beta`."""
+    """Number of data points that the loss stands for; it sets `n_beta`."""
 
     def __post_init__(self):
         positive_int("target.n", self.n, 3)
@@ -101,7 +100,8 @@ class MonomialTarget:
 
 @dataclass(frozen=True)
 class MonomialSumTarget:
-    """A sum of monomials over disjoint coordinates; lambdas add, multiplicities add up to `sum m - (blocks - 1)`."""
+    """A sum of monomials over disjoint coordinates. Its lambda is the sum of theirs, its multiplicity the sum of theirs
+    minus `blocks - 1`."""
 
     kind: str = "monomial_sum"
     blocks: list[list[int]] = field(default_factory=lambda: [[1], [2]])
@@ -109,7 +109,7 @@ class MonomialSumTarget:
     point: list[float] | None = None
     """`w_star`; null means the origin. At least one coordinate of every block must be 0."""
     n: int = 1000
-    """Number of data points that the loss counts as the mean of; it sets `n_beta`."""
+    """Number of data points that the loss stands for; it sets `n_beta`."""
 
     def __post_init__(self):
         positive_int("target.n", self.n, 3)
@@ -126,7 +126,7 @@ class RadialTarget:
     k: int = 2
     """The power of the squared radius."""
     n: int = 1000
-    """Number of data points that the loss counts as the mean of; it sets `n_beta`."""
+    """Number of data points that the loss stands for; it sets `n_beta`."""
 
     def __post_init__(self):
         positive_int("target.dim", self.dim)
@@ -142,7 +142,7 @@ class LineAndPointTarget:
     point: list[float] = field(default_factory=lambda: [1.0, 1.0])
     """`w_star`: a point of the line w1 = 1, or the origin."""
     n: int = 1000
-    """Number of data points that the loss counts as the mean of; it sets `n_beta`."""
+    """Number of data points that the loss stands for; it sets `n_beta`."""
 
     def __post_init__(self):
         positive_int("target.n", self.n, 3)
@@ -157,15 +157,15 @@ class LineAndPointTarget:
 
 @dataclass(frozen=True)
 class TanhTarget:
-    """`f(x) = sum_i a_i tanh(b_i x)` at `w_star = 0` with a truth of zero, x standard normal; the expected loss
-    `E f(x)^2 / 2`. With `i = floor(sqrt(hidden))`: `lambda = (hidden + i^2 + i) / (4 i + 2)`, multiplicity 2 where
+    """The expected loss `E f(x)^2 / 2` of `f(x) = sum_i a_i tanh(b_i x)` at `w_star = 0`, for a truth of zero and
+    standard normal x. With `i = floor(sqrt(hidden))`: `lambda = (hidden + i^2 + i) / (4 i + 2)`, multiplicity 2 if
     `i^2 = hidden`, else 1 (Yamazaki & Watanabe 2003; Aoyagi 2010)."""
 
     kind: str = "tanh"
     hidden: int = 1
     """H, the number of hidden units; there are 2 H parameters."""
     n: int = 1000
-    """Number of data points that the loss counts as the mean of; it sets `n_beta`."""
+    """Number of data points that the loss stands for; it sets `n_beta`."""
 
     def __post_init__(self):
         positive_int("target.hidden", self.hidden)
@@ -173,37 +173,33 @@ class TanhTarget:
 
 
 def _is_plain(content: Any) -> bool:
-    """Whether an id can be made of `content`: JSON has no word for anything else."""
-    if isinstance(content, dict):
-        return all(isinstance(key, str) and _is_plain(value) for key, value in content.items())
-    if isinstance(content, (list, tuple)):
-        return all(map(_is_plain, content))
-    return (
-        content is None
-        or isinstance(content, (bool, int, str))
-        or (isinstance(content, float) and math.isfinite(content))
-    )
+    """Whether JSON keeps `content` as it is, so that an id can be made of it."""
+    try:
+        return json.loads(json.dumps(content, allow_nan=False)) == content
+    except (TypeError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)
 class CustomTarget:
-    """A loss, parameters and data that a function of the user's returns."""
+    """A loss, parameters and data that a Python function of the user returns. A study that names one is code: run it
+    only if you trust its author."""
 
     kind: str = "custom"
     factory: str = MISSING
-    """`package.module:function`, importable where targets are built and sampled. It is called with `kwargs` and returns
-    `(loss, params, data)`."""
+    """`package.module:function`, which must be importable wherever targets are built and sampled. It is called with
+    `kwargs` and returns `(loss, params, data)`."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the factory: numbers, texts, booleans, lists and mappings of them. Part of the id."""
     version: int = 1
-    """Raise it when the factory's code changes what it returns: the code itself is in no id."""
+    """Raise it when a change of the factory's code changes what it returns: no id depends on the code itself."""
     checkpoint: str | None = None
-    """A .npz or .safetensors file with arrays by parameter path, which replace those of the factory. The path is in no
-    id."""
+    """A .npz or .safetensors file with arrays by parameter path, which replace those of the factory. No id depends on
+    the path."""
     checkpoint_sha256: str | None = None
     """Hash of the file's content, part of the id. Filled in when a study is composed."""
     n: int | None = None
-    """Number of data points; null: the rows of the data. Needed where the factory returns no data."""
+    """Number of data points. Null: the rows of the data. It is needed if the factory returns no data."""
 
     def __post_init__(self):
         module, colon, function = self.factory.partition(":")
@@ -218,20 +214,18 @@ class CustomTarget:
         require(
             _is_plain(self.kwargs), "target.kwargs", self.kwargs, "finite numbers, texts, booleans, lists, mappings"
         )
-        if self.n is not None:
-            positive_int("target.n", self.n, 3)
-        if self.checkpoint is not None:
-            require(
-                self.checkpoint.endswith((".npz", ".safetensors")),
-                "target.checkpoint",
-                self.checkpoint,
-                "a .npz or .safetensors file",
-            )
+        positive_int("target.n", self.n, 3)
+        require(
+            self.checkpoint is None or self.checkpoint.endswith((".npz", ".safetensors")),
+            "target.checkpoint",
+            self.checkpoint,
+            "a .npz or .safetensors file",
+        )
 
 
 @dataclass(frozen=True)
 class DlnTarget:
-    """A deep linear network `f(x) = W_L ... W_1 x` at a teacher of the given rank, inputs standard normal."""
+    """A deep linear network `f(x) = W_L ... W_1 x` at a teacher of the given rank, with standard normal inputs."""
 
     kind: str = "dln"
     widths: list[int] = field(default_factory=lambda: [2, 1, 2])
@@ -241,8 +235,8 @@ class DlnTarget:
     n: int = 1000
     """Number of data points; with the population loss it only sets `n_beta`."""
     data: str = "population"
-    """`population`: the closed-form expected loss. `empirical`: `n` drawn data points, kept as their second moments;
-    rows are drawn again from their keys where a minibatch needs them."""
+    """`population`: the closed-form expected loss. `empirical`: `n` drawn data points. The target keeps their second
+    moments, and draws the rows of a minibatch again from their random keys."""
     noise_std: float = 0.0
     """Standard deviation of the noise on the outputs of empirical data."""
 
@@ -262,7 +256,7 @@ class DlnTarget:
 
 @dataclass(frozen=True)
 class MlpTarget:
-    """A student network trained on data from a teacher; `model`, `data`, `teacher`, `training` describe it."""
+    """A student network that is trained on data of a teacher network; see `model`, `data`, `teacher` and `training`."""
 
     kind: str = "mlp"
 
@@ -272,11 +266,11 @@ class ModelConfig:
     """A multilayer perceptron."""
 
     widths: list[int] | None = None
-    """Hidden widths. Null: `depth` equal ones, sized by `num_params`."""
+    """Hidden widths. Null: `depth` equal widths, chosen by `num_params`."""
     depth: int | None = None
     """Number of hidden layers, with `num_params`."""
     num_params: int | None = None
-    """Wanted number of parameters; the nearest that equal widths reach."""
+    """Wanted number of parameters. The equal widths that come nearest are taken."""
     activation: str = "tanh"
     """`relu`, `tanh` or `gelu`."""
     bias: bool = True
@@ -288,7 +282,7 @@ class ModelConfig:
             require(bool(self.widths), "model.widths", self.widths, "at least one hidden width")
             for width in self.widths:
                 positive_int("model.widths", width)
-            require(self.num_params is None, "model.num_params", self.num_params, "null beside widths: give one")
+            require(self.num_params is None, "model.num_params", self.num_params, "null, because widths are given")
             require(
                 self.depth is None or self.depth == len(self.widths),
                 "model.depth",
@@ -300,8 +294,9 @@ class ModelConfig:
                 self.num_params is not None and self.depth is not None,
                 "model.widths",
                 None,
-                "either widths, or depth and num_params",
+                "hidden widths, or depth and num_params in their place",
             )
+            assert self.depth is not None
             require(1 <= self.depth <= MOST_LAYERS, "model.depth", self.depth, f"an integer from 1 to {MOST_LAYERS}")
             positive_int("model.num_params", self.num_params)
 
@@ -343,9 +338,7 @@ class DataConfig:
             positive_int(f"data.{key}", getattr(self, key))
         choice("data.input_law", self.input_law, INPUT_LAWS)
         choice("data.noise", self.noise, NOISES)
-        require(
-            math.isfinite(self.anisotropy) and self.anisotropy >= 1, "data.anisotropy", self.anisotropy, "at least 1"
-        )
+        require(1 <= self.anisotropy < math.inf, "data.anisotropy", self.anisotropy, "a finite number of at least 1")
         non_negative("data.separation", self.separation)
         non_negative("data.noise_std", self.noise_std)
         positive("data.noise_df", self.noise_df)
@@ -355,28 +348,27 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Empirical risk minimisation by Adam, then L-BFGS on the full data, each stopped when it no longer improves."""
+    """Empirical risk minimisation by Adam, then by L-BFGS on the full data. Each stops when it no longer improves."""
 
     learning_rate: float = 1e-2
     """Initial Adam step, decayed by a cosine to 0 over `steps`."""
     steps: int = 5000
     """Adam steps at most."""
     batch_size: int | None = None
-    """Null: the full data."""
+    """Rows per Adam step. Null: the full data."""
     patience: int = 500
-    """Adam stops early when the full-data loss has not improved by `tolerance` (relative) for this many steps."""
+    """Adam stops early after this many steps in which the full-data loss did not improve by `tolerance`."""
     tolerance: float = 1e-5
-    """Relative improvement of the loss that `patience` waits for."""
+    """Least relative improvement of the loss that counts for `patience`."""
     polish_steps: int = 5000
-    """At most this many L-BFGS steps after Adam; 0 leaves them out."""
+    """L-BFGS steps after Adam, at most; 0 for none."""
     grad_tolerance: float = 1e-7
-    """L-BFGS stops when the largest gradient entry is below this."""
+    """L-BFGS stops when every entry of the gradient is smaller than this."""
 
     def __post_init__(self):
         positive("training.learning_rate", self.learning_rate)
         positive_int("training.steps", self.steps)
-        if self.batch_size is not None:
-            positive_int("training.batch_size", self.batch_size)
+        positive_int("training.batch_size", self.batch_size)
         positive_int("training.patience", self.patience)
         non_negative("training.tolerance", self.tolerance)
         positive_int("training.polish_steps", self.polish_steps, 0)
@@ -385,30 +377,43 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class CheckpointsConfig:
-    """Points along training that are targets of their own."""
+    """Points along a training, each of which is a target."""
 
     every: int = 500
-    """Adam steps between two of them."""
+    """Adam steps between two checkpoints."""
 
     def __post_init__(self):
         positive_int("checkpoints.every", self.every)
 
 
+class TargetKeys(Protocol):
+    """What `BuildConfig` reads of the section `target`. The `n` of an MLP is in another section."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def n(self) -> int | None: ...
+
+
 @dataclass(frozen=True)
 class BuildConfig:
-    """What every target has. `seed` seeds whatever is random about it."""
+    """The keys of every target."""
 
     seed: int = 0
-    """Of whatever is random about the target."""
+    """Seed of whatever is random about the target."""
     format: int = BUILD_FORMAT
-    """Version of what is built; part of the id, and filled in."""
+    """Version of the targets' numbers, which is part of the id. It is filled in."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    """What its process may use."""
+    """What the build's process may use."""
     store: StoreConfig = field(default_factory=StoreConfig)
     """Where the target lies."""
 
+    if TYPE_CHECKING:
+        # A field of every subclass. An annotation that dataclasses see would move it before the other fields.
+        target: ClassVar[TargetKeys]
     analytic: ClassVar[bool] = True
-    """The loss is known in closed form, without data."""
+    """Whether the loss is known in closed form, without data."""
 
     def __post_init__(self):
         require(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 2^32 - 1")
@@ -426,28 +431,33 @@ class BuildConfig:
 
     @property
     def n(self) -> int | None:
-        """Number of data points; None where it is not known before the target is built."""
+        """Number of data points; None if it is not known before the target is built."""
         return self.target.n
 
     @property
     def param_shapes(self) -> dict[str, tuple[int, ...]] | None:
-        """Shape of every parameter array by path; None where that is not known before the target is built."""
+        """Shape of every parameter array by path; None if it is not known before the target is built."""
         raise NotImplementedError
 
     @property
     def dim(self) -> int | None:
-        """Number of parameters."""
+        """Number of parameters; None if it is not known before the target is built."""
         shapes = self.param_shapes
         return None if shapes is None else sum(math.prod(shape) for shape in shapes.values())
 
     @property
     def num_data(self) -> int | None:
-        """Rows that the full-data loss reads; 0 for a closed-form loss."""
+        """Rows that the full-data loss reads: 0 for a closed-form loss, None if only the build tells."""
         return 0
 
     @property
+    def no_likelihood(self) -> str | None:
+        """Why the loss of a row is not a negative log likelihood; None if it is, as far as the configuration says."""
+        return NO_ROWS["population"] if self.num_data == 0 else None
+
+    @property
     def label(self) -> str:
-        """A few words that tell the target from others in a table or a picture."""
+        """A few words that tell the target from others in tables and pictures."""
         raise NotImplementedError
 
 
@@ -559,8 +569,8 @@ class CustomBuild(BuildConfig):
 
 @dataclass(frozen=True)
 class RegressionBuild(BuildConfig):
-    """A target whose loss compares outputs: `nll` is Gaussian with standard deviation `sigma`, summed over outputs
-    and without its constant, `|y - f(x)|^2 / (2 sigma^2)`; `mse` is averaged over outputs."""
+    """The loss compares outputs. `nll` is Gaussian with standard deviation `sigma`, summed over outputs and without its
+    constant: `|y - f(x)|^2 / (2 sigma^2)`. `mse` is averaged over outputs."""
 
     loss: str = "nll"
     """`nll` or `mse`."""
@@ -571,6 +581,10 @@ class RegressionBuild(BuildConfig):
         super().__post_init__()
         choice("loss", self.loss, LOSSES)
         positive("sigma", self.sigma)
+
+    @property
+    def no_likelihood(self) -> str | None:
+        return NO_ROWS["mse"] if self.loss == "mse" else super().no_likelihood
 
 
 @dataclass(frozen=True)
@@ -592,25 +606,22 @@ class DlnBuild(RegressionBuild):
         return f"dln {'-'.join(map(str, self.target.widths))} rank {rank}, {self.target.data}"
 
 
-def mlp_num_params(widths: list[int], input_dim: int, output_dim: int, bias: bool) -> int:
-    """Number of parameters of a network with the given hidden widths."""
-    sizes = [input_dim, *widths, output_dim]
-    return sum((a + bias) * b for a, b in itertools.pairwise(sizes))
-
-
 def mlp_widths(model: ModelConfig, input_dim: int, output_dim: int) -> list[int]:
-    """Hidden widths of `model`: as given, or `depth` equal ones whose parameter count is nearest to `num_params`."""
+    """Hidden widths of `model`: those given, or `depth` equal ones whose parameter count is nearest to `num_params`."""
     if model.widths is not None:
         return list(model.widths)
 
+    depth, wanted = model.depth, model.num_params
+    assert depth is not None and wanted is not None
+
     def count(width: int) -> int:
-        inner = (model.depth - 1) * (width + model.bias) * width
+        inner = (depth - 1) * (width + model.bias) * width
         return (input_dim + model.bias) * width + inner + (width + model.bias) * output_dim
 
-    # The largest width, of at least 1, that does not go beyond num_params.
-    width = max(1, bisect.bisect_right(range(model.num_params + 1), model.num_params, lo=1, key=count) - 1)
-    width = min((width, width + 1), key=lambda w: abs(count(w) - model.num_params))
-    return [width] * model.depth
+    # The largest width with at most num_params parameters, but at least 1.
+    width = max(1, bisect.bisect_right(range(wanted + 1), wanted, lo=1, key=count) - 1)
+    width = min((width, width + 1), key=lambda w: abs(count(w) - wanted))
+    return [width] * depth
 
 
 @dataclass(frozen=True)
@@ -621,14 +632,14 @@ class MlpBuild(RegressionBuild):
     data: DataConfig = field(default_factory=DataConfig)
     """Inputs and noise."""
     teacher: ModelConfig | None = None
-    """Null: a network of the student's architecture."""
+    """The network that makes the outputs. Null: one of the student's architecture."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How `w_star` is found."""
     checkpoints: CheckpointsConfig | None = None
-    """Targets along training, at every so many Adam steps, in place of the minimum. Training is then not stopped early
-    and not polished."""
+    """If given, points along the training are the targets, in place of the minimum. The training then takes all of its
+    Adam steps, and no L-BFGS follows."""
     step: int | None = None
-    """Which of the checkpoints this target is. A study has one target for each."""
+    """The Adam step of the checkpoint that this target is. A study has one target for each checkpoint."""
 
     analytic: ClassVar[bool] = False
 
@@ -654,7 +665,7 @@ class MlpBuild(RegressionBuild):
 
     @property
     def checkpoint_steps(self) -> list[int]:
-        """Adam steps at which there is a target: every so many, and the last."""
+        """Adam steps of the checkpoints: every `checkpoints.every`, and the last."""
         if self.checkpoints is None:
             return []
         steps = range(self.checkpoints.every, self.training.steps + 1, self.checkpoints.every)

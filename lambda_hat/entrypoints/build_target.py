@@ -8,12 +8,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lambda_hat.cores import bind_process
 from lambda_hat.errors import ConfigError, StoreError, run_command
 from lambda_hat.id_utils import target_id_for
-from lambda_hat.lease import LEASE_VARIABLE, exit_when_lost
 from lambda_hat.omegaconf_support import load_build_config
-from lambda_hat.store import Store
+from lambda_hat.programs.cores import bind_process
+from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE, exit_when_lost
+from lambda_hat.store.layout import Store
 from lambda_hat.workflow_config import with_checkpoint_hash
 
 
@@ -37,9 +37,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"{target_id} is already built in {directory}")
         return 0
     make_folder(directory)
-    exit_when_lost(os.environ.get(LEASE_VARIABLE), target_id)
+    exit_when_lost(os.environ.get(HEARTBEAT_VARIABLE), target_id)
     bind_process(cfg.runtime.cores_per_rank)
-    from lambda_hat.execute import build_into, recording_failure
+    from lambda_hat.execute.build import build_into
+    from lambda_hat.execute.failure_record import recording_failure
 
     started = time.monotonic()
     with recording_failure(directory):

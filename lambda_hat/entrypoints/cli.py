@@ -10,7 +10,7 @@ from pathlib import Path
 import lambda_hat
 from lambda_hat.entrypoints import build_target, logs, report, rerun, sample, show, status, tune, validate, verify
 from lambda_hat.errors import EXIT_OK, LambdaHatError, run_command
-from lambda_hat.store import existing_store
+from lambda_hat.store.layout import existing_store
 
 
 def options_parser() -> argparse.ArgumentParser:
@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _results(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from lambda_hat.report import draw_pictures, write_pictures
-    from lambda_hat.results import collect, runs_of, write_table
+    from lambda_hat.report.results import collect, runs_of, write_table
+    from lambda_hat.report.study_report import draw_pictures, write_pictures
 
     store, refs = runs_of(args.store, args.experiments)
     table = collect(store, refs)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from lambda_hat.entrypoints.show import add_run_arguments
 from lambda_hat.errors import EXIT_OK, ConfigError
-from lambda_hat.one_run.facts import deaths_of, state_without_end
-from lambda_hat.one_run.find import RunPlace, find_run
-from lambda_hat.one_run.logs import Attempt, attempts
-from lambda_hat.store import read_json_or_none
-from lambda_hat.terminal import duration, moment, printable, printable_lines
+from lambda_hat.status.find_run import RunPlace, find_run
+from lambda_hat.status.run_facts import state_without_end
+from lambda_hat.status.run_log import attempts
+from lambda_hat.status.terminal import duration, moment, printable, printable_lines
+from lambda_hat.store.events import Attempt
+from lambda_hat.store.layout import deaths_of, read_json_or_none
+from lambda_hat.store.process_logs import text_of
 
 LINES = 60
 
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the run's lines of every log that has some; 0 also where there are none."""
+    """Print the lines that every log has of the run. Returns 0, also where there are none."""
     if args.lines < 1:
         raise ConfigError(f"--lines: got {args.lines}, expected an integer of at least 1")
     place = find_run(args.store, args.run_words)
@@ -41,11 +43,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _parts(place: RunPlace, most: int) -> Iterator[str]:
     tried = [] if place.store is None else attempts(place.store, place.key)
-    for attempt in tried:
-        yield "\n".join([_heading(attempt), *_tail(attempt.lines, most, attempt.log)])
+    for attempt, lines in tried:
+        yield "\n".join([_heading(attempt), *_tail(lines, most, attempt.life.log.with_suffix(".log"))])
     for name in ("sample.log", "sample.err"):
         path = place.run_dir / name
-        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        lines = text_of(path).splitlines()
         if lines:
             yield "\n".join([f"== {path}", *_tail(lines, most, path)])
     deaths = deaths_of(place.run_dir)
@@ -57,12 +59,11 @@ def _parts(place: RunPlace, most: int) -> Iterator[str]:
 
 
 def _heading(attempt: Attempt) -> str:
-    end = "has not ended" if attempt.status is None else attempt.status
-    if attempt.seconds is not None:
-        end += f" in {duration(attempt.seconds)}"
+    life = attempt.life
+    told = "has not ended" if attempt.status is None else f"{attempt.status} in {duration(attempt.seconds)}"
     reason = f": {printable(attempt.reason)}" if attempt.reason else ""
-    where = f"rank {attempt.rank} on {printable(attempt.host)}, {attempt.pack_id}"
-    return f"== {where}, {moment(attempt.begun, time.time())}: {end}{reason}"
+    where = f"rank {life.rank} on {printable(life.host)}, {life.log.parent.name}"
+    return f"== {where}, {moment(attempt.begun, time.time())}: {told}{reason}"
 
 
 def _tail(lines: list[str], most: int, path: Path) -> list[str]:
@@ -79,5 +80,5 @@ def _death(death: dict) -> str:
 def _error(error: dict, most: int, path: Path) -> list[str]:
     traceback = error.get("traceback")
     if isinstance(traceback, str) and traceback.strip():
-        return _tail(printable_lines(traceback.rstrip()).splitlines(), most, path)
+        return _tail(printable_lines(traceback), most, path)
     return [printable(f"{error.get('type')}: {error.get('message')}")]

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from lambda_hat.errors import EXIT_OK, StoreError
-from lambda_hat.store import check_folder
+from lambda_hat.store.layout import check_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write `report.html` and `figures/` from what the store holds now, finished or not."""
-    from lambda_hat.report import write_report
-    from lambda_hat.results import collect, runs_of
+    from lambda_hat.report.results import collect, runs_of
+    from lambda_hat.report.study_report import write_report
 
     store, refs = runs_of(args.store, args.experiments)
     results = args.results.expanduser().absolute()

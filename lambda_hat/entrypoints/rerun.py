@@ -1,4 +1,4 @@
-"""`lambda-hat rerun --failed`: the command of the newest study once more, for what failed."""
+"""`lambda-hat rerun --failed`: the newest study's command again, for what failed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from lambda_hat.errors import EXIT_OK, ConfigError, StoreError
 from lambda_hat.status import Studies, newest_record
-from lambda_hat.store import Store, existing_store
-from lambda_hat.studies import STUDIES, StudyRecord, shown
+from lambda_hat.store.layout import Store, existing_store
+from lambda_hat.store.study_records import STUDIES, StudyRecord, shown
 
 SEARCH = "tune.py"
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Become the recorded command with `--rerun failed`; 0, starting nothing, where nothing has failed."""
+    """Become the recorded command with `--rerun failed`. Where nothing has failed, start nothing and return 0."""
     if not args.failed:
         raise ConfigError("rerun: nothing to do; write lambda-hat rerun --failed, which tries again what has failed")
     store = existing_store(args.store)
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(store: Store, record: StudyRecord) -> None:
-    """Refuse a command that is not this user's, or that cannot be started. Raises StoreError with the remedy."""
+    """Raise StoreError, with the remedy, for a command that is not this user's or that cannot be started."""
     path = store.root / STUDIES / f"{record.name}.json"
     by_hand = f"if it is the right one, type it yourself: {record.typed('failed')}"
     if not record.own:

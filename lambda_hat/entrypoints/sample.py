@@ -8,15 +8,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lambda_hat import claims
 from lambda_hat.config import SampleConfig
-from lambda_hat.cores import bind_process
-from lambda_hat.drain import Drain, earliest_deadline
 from lambda_hat.entrypoints.build_target import make_folder
 from lambda_hat.errors import ConfigError, Paused, StoreError, StoreUnwritable, TargetNotBuilt, run_command
 from lambda_hat.id_utils import run_id_for
-from lambda_hat.lease import LEASE_VARIABLE, Lease, drain_when_lost
 from lambda_hat.omegaconf_support import load_sample_config
+from lambda_hat.programs.cores import bind_process
+from lambda_hat.store import claims
+from lambda_hat.store.drain import Drain, earliest_deadline
+from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE, Heartbeat, drain_when_lost
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     make_folder(run_dir)
     drain = Drain(earliest_deadline(None, os.environ))
     drain.on_signals()
-    lease = os.environ.get(LEASE_VARIABLE)
+    lease = os.environ.get(HEARTBEAT_VARIABLE)
     drain_when_lost(lease, drain, run_id)
     bind_process(cfg.runtime.cores_per_rank)
     with contextlib.ExitStack() as stack:
@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sample(run_dir: Path, target_dir: Path, cfg: SampleConfig, drain: Drain) -> dict:
-    from lambda_hat.execute import record_failure, sample_into
+    from lambda_hat.execute.failure_record import record_failure
+    from lambda_hat.execute.sampling import sample_into
 
     try:
         return sample_into(run_dir, target_dir, cfg, drain=drain)
@@ -81,7 +82,7 @@ def _sample(run_dir: Path, target_dir: Path, cfg: SampleConfig, drain: Drain) ->
 
 
 def _own_lease(run_dir: Path, stack: contextlib.ExitStack) -> Path:
-    own = Lease(run_dir)
+    own = Heartbeat(run_dir)
     stack.callback(own.path.unlink, missing_ok=True)
     return stack.enter_context(own).path
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from lambda_hat.errors import EXIT_OK
-from lambda_hat.one_run.find import find_run
+from lambda_hat.status.find_run import find_run
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,15 +23,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 add_arguments = add_run_arguments
 
 
-add_arguments = add_run_arguments
-
-
 def run(args: argparse.Namespace) -> int:
-    """Show one run, whatever its state; 0."""
+    """Show one run, whatever its state. Returns 0."""
     from rich.console import Console
 
-    from lambda_hat.one_run.view import view
-    from lambda_hat.terminal import print_all
+    from lambda_hat.status.run_view import view
+    from lambda_hat.status.terminal import print_all
 
     place = find_run(args.store, args.run_words)
     console = Console(highlight=False)

@@ -1,8 +1,9 @@
-"""`lambda-hat status`: how a study goes, from any machine that sees its store."""
+"""`lambda-hat status`: how a study stands, on any machine that sees its store."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lambda_hat.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError
 from lambda_hat.status import Studies
-from lambda_hat.store import existing_store
+from lambda_hat.store.layout import existing_store
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show the studies whose drivers run, else the newest one; 0, whatever became of it."""
+    """Show the studies whose drivers run, else the newest one. Returns 0, whatever became of it."""
     from rich.console import Console
 
-    from lambda_hat.status.view import views
-    from lambda_hat.terminal import print_all
+    from lambda_hat.status.study_view import views
+    from lambda_hat.status.terminal import print_all
 
     if args.watch is not None and not (math.isfinite(args.watch) and args.watch > 0):
         raise ConfigError(f"--watch: got {args.watch:g}, expected a number of seconds above 0")
@@ -55,22 +56,20 @@ def watch(studies: Studies, console: Console, period: float) -> None:
     """Show the studies again and again until they are over; on a terminal in place, elsewhere one below the other."""
     from rich.live import Live
 
-    from lambda_hat.status.view import in_place, views
-    from lambda_hat.terminal import print_all
+    from lambda_hat.status.study_view import in_place, views
+    from lambda_hat.status.terminal import print_all
 
     found = studies.look()
-    if not console.is_terminal:
+    terminal = Live(console=console, auto_refresh=False, vertical_overflow="crop") if console.is_terminal else None
+    with terminal or contextlib.nullcontext():
         while True:
-            print_all(console, views(studies.store, found))
+            if terminal is None:
+                print_all(console, views(studies.store, found))
+            else:
+                terminal.update(in_place(views(studies.store, found, bars=True)), refresh=True)
             if all(status.driver.over for status in found):
                 return
             time.sleep(period)
-            console.print()
-            found = studies.look()
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        while True:
-            live.update(in_place(views(studies.store, found, bars=True)), refresh=True)
-            if all(status.driver.over for status in found):
-                return
-            time.sleep(period)
+            if terminal is None:
+                console.print()
             found = studies.look()

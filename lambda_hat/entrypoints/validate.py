@@ -4,47 +4,48 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from lambda_hat.config import SAMPLE_SCHEMAS
 from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, ConfigError, nearest
-from lambda_hat.summary import BIASED_SAMPLERS
-from lambda_hat.validate import (
-    CHANCE_STD_ERRORS,
-    DEFAULT_SAMPLERS,
-    MAX_BIASED_ERROR,
-    MAX_ERROR,
-    MAX_STD_ERRORS,
-    Row,
-    default_processes,
-    may_be_chance,
-    run_rows,
-    select,
-)
+from lambda_hat.store.files import finite_or_none
+from lambda_hat.validate import judged, noiseless, noiseless_table, noisy, noisy_plot, noisy_table, outcomes
+from lambda_hat.validate.noiseless import DEFAULT_SAMPLERS, run_rows
+from lambda_hat.validate.runner import default_processes, run_jobs
 
-NARROWEST = 120
-"""Columns that the table takes where there is no terminal to ask."""
+SUITES = ("truth", "noisy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--suite",
+        choices=SUITES,
+        default="truth",
+        help="truth: chosen settings on targets without noise (default); noisy: default settings on noisy data",
+    )
     parser.add_argument(
         "--sampler",
         action="append",
         default=[],
         metavar="S",
-        help=f"a sampler, several with commas, or all; repeatable; default: {','.join(DEFAULT_SAMPLERS)}",
+        help=f"a sampler, several with commas, or all; repeatable; default: {','.join(DEFAULT_SAMPLERS)} (truth), all "
+        "(noisy)",
     )
     parser.add_argument("--only", default="*", metavar="GLOB", help="only rows whose name matches")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every run (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every run, or the first seed (default: 0)")
     parser.add_argument("--processes", type=int, metavar="N", help="of one core each; default: one per core")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON, and nothing else")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="noisy: draw temperature against error, and counts")
+    parser.add_argument(
+        "--judge", action="store_true", help="noisy: train and judge the networks anew, and store the values"
+    )
 
 
-def samplers_of(words: Sequence[str]) -> list[str]:
+def samplers_of(words: Sequence[str], default: Iterable[str] = DEFAULT_SAMPLERS) -> list[str]:
     """Names in the order given, from words that may each be a comma list or `all`; the defaults where there is none.
 
     Raises ConfigError for an unknown one.
@@ -57,64 +58,117 @@ def samplers_of(words: Sequence[str]) -> list[str]:
             names[name] = None
         else:
             raise ConfigError(f"--sampler: unknown {name!r}; {nearest(name, [*SAMPLE_SCHEMAS, 'all'])}")
-    return list(names) or list(DEFAULT_SAMPLERS)
+    return list(names) or list(default)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the truth suite; 0 where every estimate with an exact answer meets its bar, else 1.
-
-    A miss that may be chance (`may_be_chance`) is sampled once more, with the next seed, which decides.
-    """
+    """Run a suite; 0 where its bars are met, else 1."""
     if args.processes is not None and args.processes < 1:
         raise ConfigError(f"--processes: got {args.processes}, expected an integer of at least 1")
     if not 0 <= args.seed < 2**32:
         raise ConfigError(f"--seed: got {args.seed}, expected an integer from 0 to 2^32 - 1")
-    chosen = select(samplers_of(args.sampler), args.only)
     processes = default_processes() if args.processes is None else args.processes
+    if args.suite == "noisy":
+        return _run_judge(args) if args.judge else _run_noisy(args, processes)
+    for name in ("plot", "judge"):
+        if getattr(args, name):
+            raise ConfigError(f"--{name}: is of the noisy suite; add --suite noisy")
+    return _run_truth(args, processes)
+
+
+def _run_truth(args: argparse.Namespace, processes: int) -> int:
+    """A miss that may be chance (`noiseless.may_be_chance`) is sampled once more, with the next seed, which decides."""
+    chosen = noiseless.select(samplers_of(args.sampler), args.only)
+
+    def sampled(some: Sequence[tuple[str, noiseless.Row]], seed: int, prefix: str = "") -> tuple[list[dict], bool]:
+        order = [(name, row.label) for name, row in some]
+        running = run_rows(some, processes, seed)
+        return _collected(
+            running, order, lambda r: (r["sampler"], r["row"]), lambda r: noiseless_table.told(r, prefix), prefix
+        )
+
     started = time.monotonic()
-    results, interrupted = _sampled(chosen, processes, args.seed)
-    doubtful = {(r["sampler"], r["row"]) for r in results if may_be_chance(r)}
+    results, interrupted = sampled(chosen, args.seed)
+    doubtful = {(r["sampler"], r["row"]) for r in results if noiseless.may_be_chance(r)}
     if doubtful and not interrupted:
         again = [(name, row) for name, row in chosen if (name, row.label) in doubtful]
-        more, interrupted = _sampled(again, processes, (args.seed + 1) % 2**32, "again: ")
+        more, interrupted = sampled(again, (args.seed + 1) % 2**32, "again: ")
         results += more
     if args.json:
-        json.dump(results, sys.stdout, indent=2, allow_nan=False)
-        print()
+        _print_json(results)
     elif results:
-        print_table(results, time.monotonic() - started, processes)
+        noiseless_table.print_table(results, time.monotonic() - started, processes)
     if interrupted:
         return EXIT_INTERRUPTED
-    return EXIT_FAILED if any(r["meets_bar"] is False for r in _last_of_each(results)) else EXIT_OK
+    return EXIT_FAILED if any(r["meets_bar"] is False for r in noiseless_table.last_of_each(results)) else EXIT_OK
 
 
-def _sampled(
-    chosen: Sequence[tuple[str, Row]], processes: int, seed: int, prefix: str = ""
+def _run_noisy(args: argparse.Namespace, processes: int) -> int:
+    """What is ok and wrong and may be chance (`outcomes.may_be_chance`) is sampled once more, with a seed that no pair
+    has had, and decides."""
+    samplers = samplers_of(args.sampler, SAMPLE_SCHEMAS)
+    pairs = noisy.select(samplers, args.only, args.seed)
+    is_whole = args.only == "*" and set(samplers) == set(SAMPLE_SCHEMAS)
+
+    def sampled(some: Sequence[noisy.Pair], prefix: str = "") -> tuple[list[dict[str, Any]], bool]:
+        done = iter(range(1, len(some) + 1))
+        order = [(pair.setting.label, pair.label, pair.pair_seed) for pair in some]
+
+        def told(row: dict[str, Any]) -> str:
+            return f"{next(done)} of {len(some)}: {noisy_table.told(row, prefix)}"
+
+        return _collected(run_jobs(some, processes), order, outcomes.key_of, told, prefix)
+
+    print(f"{len(pairs)} pairs of {len({p.label for p in pairs})} targets", file=sys.stderr)
+    started = time.monotonic()
+    rows, interrupted = sampled(pairs)
+    doubtful = {outcomes.key_of(row) for row in rows if outcomes.may_be_chance(row)}
+    if doubtful and not interrupted:
+        more, interrupted = sampled(noisy.again(pairs, doubtful), "again: ")
+        rows += more
+    if args.json:
+        _print_json(rows)
+    elif rows:
+        noisy_table.print_tables(rows, time.monotonic() - started, processes, is_whole)
+    if args.plot is not None and rows:
+        noisy_plot.draw(rows, args.plot)
+    if interrupted:
+        return EXIT_INTERRUPTED
+    return EXIT_OK if all(bar.is_met for bar in outcomes.bars(outcomes.deciding(rows))) else EXIT_FAILED
+
+
+def _run_judge(args: argparse.Namespace) -> int:
+    """Judge the networks whose name matches; 0 where every one is ok."""
+    builds = noisy.networks(args.only)
+    records = []
+    for label, record in judged.run_judge(builds):
+        noisy_table.print_judgement(label, record)
+        records.append(record)
+    return EXIT_OK if all(record["verdict"] == "ok" for record in records) else EXIT_FAILED
+
+
+def _collected(
+    running: Iterator[dict[str, Any]],
+    order: Sequence[Any],
+    key_of: Callable[[dict[str, Any]], Any],
+    told: Callable[[dict[str, Any]], str],
+    prefix: str,
 ) -> tuple[list[dict[str, Any]], bool]:
-    """The results in the order of `chosen`, and whether Ctrl-C came before they were all there."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    """The results in the given order of their keys, and whether Ctrl-C came before they were all there."""
+    found: dict[Any, dict[str, Any]] = {}
     interrupted = False
     try:
-        for r in showing_progress(run_rows(chosen, processes, seed), len(chosen), prefix):
-            found[r["sampler"], r["row"]] = _finite(r)
+        for result in showing_progress(running, len(order), told, prefix):
+            found[key_of(result)] = finite_or_none(result)
     except KeyboardInterrupt:
         interrupted = True
-        print(f"interrupted: {len(found)} of {len(chosen)} rows are done", file=sys.stderr)
-    keys = [(name, row.label) for name, row in chosen]
-    return [found[key] for key in keys if key in found], interrupted
+        print(f"interrupted: {len(found)} of {len(order)} rows are done", file=sys.stderr)
+    return [found[key] for key in order if key in found], interrupted
 
 
-def _last_of_each(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of every row of a sampler the result that decides."""
-    return list({(r["sampler"], r["row"]): r for r in results}.values())
-
-
-def _finite(result: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()}
-
-
-def showing_progress(results: Any, count: int, prefix: str = "") -> Any:
+def showing_progress(
+    results: Iterator[dict[str, Any]], count: int, told: Callable[[dict[str, Any]], str], prefix: str = ""
+) -> Iterator[dict[str, Any]]:
     """Pass results on; a bar on a terminal's standard error, a line per result elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -124,77 +178,13 @@ def showing_progress(results: Any, count: int, prefix: str = "") -> Any:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("sampling", total=count)
         for r in results:
-            progress.update(task, advance=1, description=f"{prefix}{r['sampler']}: {r['row']}")
+            name = r["row"] if "row" in r else r["target"]
+            progress.update(task, advance=1, description=f"{prefix}{r['sampler']}: {name}")
             if not console.is_terminal:
-                what = {True: "within its bar", False: "OFF", None: "no exact answer"}[r["meets_bar"]]
-                line = f"{prefix}{r['sampler']}: {r['row']}: {what}, verdict {r['verdict']}, {r['seconds']:.1f} s"
-                console.print(line, soft_wrap=True, markup=False)
+                console.print(told(r), soft_wrap=True, markup=False)
             yield r
 
 
-def print_table(results: Sequence[dict[str, Any]], seconds: float, processes: int) -> None:
-    """A row per result, then a line per sampler."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=max(console.width, NARROWEST))
-    view = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    view.add_column("target", overflow="ellipsis", no_wrap=True, ratio=1)
-    view.add_column("sampler", no_wrap=True)
-    for name in ("λ̂", "± s.e.", "λ_t", "λ", "error", "z"):
-        view.add_column(name, justify="right", no_wrap=True)
-    view.add_column("bar", no_wrap=True)
-    view.add_column("verdict", no_wrap=True)
-    view.add_column("s", justify="right", no_wrap=True)
-    for r in results:
-        met, style = {True: ("met", "green"), False: ("MISSED", "red"), None: ("–", "")}[r["meets_bar"]]
-        view.add_row(
-            Text(r["row"]),
-            r["sampler"],
-            _number(r["llc"], ".4f"),
-            _number(r["std_error"], ".4f"),
-            _number(r["true_llc_t"], ".4f"),
-            _number(r["true_llc"], ".4g"),
-            _number(r["rel_error"], "+.2%"),
-            _number(r["z"], "+.1f"),
-            Text(met, style),
-            Text(r["verdict"], "" if r["verdict"] == "ok" else "yellow"),
-            f"{r['seconds']:.1f}",
-        )
-    console.print(view)
-    for sampler in dict.fromkeys(r["sampler"] for r in results):
-        console.print(summary_line(sampler, [r for r in results if r["sampler"] == sampler]), soft_wrap=True)
-    if len(_last_of_each(results)) < len(results):
-        console.print(
-            f"an honest error exceeds {MAX_STD_ERRORS:g} standard errors once in 370 rows: what missed by no more than "
-            f"{CHANCE_STD_ERRORS:g} was sampled again with the next seed, and its last line in the table decides",
-            soft_wrap=True,
-        )
-    programs = sum(r["programs_compiled"] + r["programs_loaded"] > 0 for r in results)
-    console.print(
-        f"{len(results)} runs of {programs} programs in {seconds:.0f} s on {processes} "
-        f"{'process' if processes == 1 else 'processes'}; s: seconds of a row, its program's compilation included "
-        "where it came first",
-        soft_wrap=True,
-    )
-
-
-def summary_line(sampler: str, results: Sequence[dict[str, Any]]) -> str:
-    """How many rows of one sampler meet its bar."""
-    bar = f"{MAX_STD_ERRORS:g} standard errors and {MAX_ERROR:.0%}"
-    if sampler in BIASED_SAMPLERS:
-        bar = f"{MAX_BIASED_ERROR:.0%}"
-    held = [r for r in _last_of_each(results) if r["meets_bar"] is not None]
-    met = sum(r["meets_bar"] is True for r in held)
-    verdicts: dict[str, int] = {}
-    for r in results:
-        verdicts[r["verdict"]] = verdicts.get(r["verdict"], 0) + 1
-    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
-    return f"{sampler}: {met} of {len(held)} rows with an exact λ_t within {bar} of it; verdicts: {told}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+def _print_json(results: Sequence[dict[str, Any]]) -> None:
+    json.dump(results, sys.stdout, indent=2, allow_nan=False)
+    print()

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lambda_hat.claims import holder
 from lambda_hat.errors import EXIT_FAILED, EXIT_OK, LambdaHatError
-from lambda_hat.integrity import Digests
 from lambda_hat.omegaconf_support import load_build_config, load_sample_config
-from lambda_hat.store import Damage, Store, existing_store, read_json_or_none
+from lambda_hat.store.checksums import Digests
+from lambda_hat.store.claims import holder
+from lambda_hat.store.layout import CHECKPOINT, DEATHS, Damage, Store, existing_store, read_json_or_none
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,9 +86,9 @@ class Verification:
         yield from damages
         if status != "finished":
             yield from self._config(directory, load_sample_config)
-            yield from self._checkpoint(directory / "checkpoint.npz")
+            yield from self._checkpoint(directory / CHECKPOINT)
         yield from self._json(directory / "error.json", dict)
-        yield from self._json(directory / "deaths.json", list)
+        yield from self._json(directory / DEATHS, list)
 
     def _files_for_folders(self, parent: Path, prefix: str) -> Iterator[Damage]:
         for path in sorted(parent.glob(f"{prefix}*")):
@@ -111,7 +111,7 @@ class Verification:
         if not path.exists():
             return
         # Only now: reading them takes jax, whose import takes a while.
-        from lambda_hat.samplers.chunks import read_checkpoint
+        from lambda_hat.engine.chunks import read_checkpoint
 
         try:
             read_checkpoint(path)

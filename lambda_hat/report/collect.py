@@ -10,13 +10,14 @@ import pandas as pd
 import pyarrow as pa
 
 from lambda_hat.errors import LambdaHatError
+from lambda_hat.estimate.verdict import place_of
 from lambda_hat.omegaconf_support import load_build_config
+from lambda_hat.report.closing import AGREEMENTS, agreement
 from lambda_hat.report.failures import Failure, failures_of
-from lambda_hat.report.timeline import RankLife, read_lives
-from lambda_hat.report.verdicts import rank_of
-from lambda_hat.results import to_frame
-from lambda_hat.store import Store
-from lambda_hat.summary import agreement
+from lambda_hat.report.results import to_frame
+from lambda_hat.report.timeline import read_lives
+from lambda_hat.store.events import RankLife
+from lambda_hat.store.layout import Store
 
 STATUSES = ("finished", "failed", "blocked", "pending")
 MOST_NAMED = 5
@@ -34,29 +35,29 @@ class Material:
     statuses: dict[str, int]
     verdicts: dict[str, int]
     """Runs by verdict, ok first."""
-    agreements: tuple[int, int]
-    """Runs that agree with their exact λ_t, of those that have one."""
+    agreements: dict[str, int]
+    """Runs that have an exact λ_t by each of AGREEMENTS."""
     missing: list[str]
     """Sentences on what could not be read, or is not there yet."""
 
 
 def gather(store: Store, table: pa.Table) -> Material:
-    """Read what the page shows beside the table of `lambda_hat.results.collect`, but for the draws of single runs."""
+    """Read what the page shows beside the table of `results.collect`, but for the draws of single runs."""
     frame = to_frame(table)
     rows = table.to_pylist()
     packs = sorted(store.packs_dir.glob("pack_*")) if store.packs_dir.is_dir() else []
     lives = read_lives(packs, {(row["target_id"], row["run_id"]) for row in rows})
     counts = Counter(row["status"] for row in rows)
     verdicts = Counter(row["verdict"] for row in rows if row["verdict"] is not None)
-    judged = [judgement for row in rows if row["status"] == "finished" and (judgement := agreement(row)) is not None]
+    judged = Counter(agreement(row) for row in rows if row["status"] == "finished")
     return Material(
         store=store,
         frame=frame,
         lives=lives,
         failures=failures_of(store, rows),
         statuses={status: counts[status] for status in STATUSES if counts[status] or status == "finished"},
-        verdicts=dict(sorted(verdicts.items(), key=lambda item: -rank_of(item[0]))),
-        agreements=(judged.count("agrees"), len(judged)),
+        verdicts=dict(sorted(verdicts.items(), key=lambda item: -place_of(item[0]))),
+        agreements={word: judged[word] for word in AGREEMENTS},
         missing=list(_missing(store, frame, lives)),
     )
 
@@ -64,7 +65,7 @@ def gather(store: Store, table: pa.Table) -> Material:
 def _missing(store: Store, frame: pd.DataFrame, lives: list[RankLife]) -> Iterator[str]:
     if frame.empty:
         yield f"no run with a readable configuration in {store.root}"
-    elif not (frame["status"] == "finished").any():
+    elif "finished" not in set(frame["status"]):
         yield "no run is finished yet; the same command makes this report again at any time"
     unread = [t for t in store.target_ids() if t not in set(frame["target_id"]) and _unreadable(store, t)]
     if unread:

@@ -23,7 +23,7 @@ LIMIT = 1e50
 """Scales overflow where values are much larger."""
 DRAWN = [
     "llc_mean", "llc_std_error", "rhat_max", "ess_bulk_min", "ess_tail_min", "fge", "seconds_sample", "rel_error",
-    "loss_at_w_star", "true_llc", "true_llc_t",
+    "loss_at_w_star", "true_llc", "true_llc_t", "temperature", "degree", "llc_variance",
 ]  # fmt: skip
 LETTERS_PER_INCH = 9
 """Of a legend."""
@@ -63,7 +63,7 @@ class Drawn:
 
 def finished(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows that have an estimate, with what is drawn of them held within what axes can show."""
-    done = frame[(frame["status"] == "finished") & frame["llc_mean"].notna()].copy()
+    done = frame.loc[(frame["status"] == "finished") & frame["llc_mean"].notna()].copy()
     done[DRAWN] = done[DRAWN].clip(-LIMIT, LIMIT)
     return done
 
@@ -106,15 +106,16 @@ def colours(names: Iterable[str]) -> dict[str, tuple]:
 def exact_lines(axis: Axes, group: pd.DataFrame, x: pd.Series) -> None:
     """The exact values of a target's runs, where they are known: a line, or a dash at each run's place `x` where they
     differ, as λ_t does with β and γ."""
-    for column, label, style in (
+    styles: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("true_llc_t", "exact λ$_t$ at this n", {"color": "black"}),
         ("true_llc", "λ (n → ∞)", {"color": "grey", "linestyle": ":"}),
-    ):
-        known = group[column].dropna()
+    )
+    for column, label, style in styles:
+        known = group.loc[:, column].dropna()
         if known.nunique() == 1:
             axis.axhline(known.iloc[0], linewidth=1, label=label, **style)
         elif len(known):
-            axis.plot(x[known.index], known, marker="_", markersize=12, label=label, **(style | {"linestyle": "none"}))
+            axis.plot(x[known.index], known, marker="_", markersize=12, label=label, **dict(style, linestyle="none"))
 
 
 def tame(axis: Axes, values: pd.Series) -> None:
@@ -130,10 +131,10 @@ def setting_labels(frame: pd.DataFrame, without: Sequence[str] = ()) -> pd.Serie
 
     without: columns that are left out.
     """
-    labels = frame["sampler"].astype(str)
+    labels = frame.loc[:, "sampler"].astype(str)
     for _, part in frame.groupby("sampler"):
         for column in (name for name in frame.columns if name.startswith("cfg.") and name not in without):
-            words = part[column].map(word)
+            words = part.loc[:, column].map(word)
             if words.nunique() > 1:
                 labels[part.index] += ", " + column.removeprefix("cfg.") + " " + words
     return labels
@@ -179,6 +180,7 @@ def arrange(figure: Figure, axes: Sequence[Axes], margin: Margin = MARGIN, room:
     """Put the panels into their places, `room` inches above the bottom. Matplotlib's own layouts, which look at every
     label, take as long as all the rest of a figure."""
     grid, (width, height) = axes[0].get_gridspec(), figure.get_size_inches()
+    assert grid is not None
     sides, ends = margin.left + margin.right, margin.bottom + margin.top
     figure.subplots_adjust(
         left=margin.left / width,

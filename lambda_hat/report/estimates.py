@@ -28,14 +28,14 @@ def draw_estimates(frame: pd.DataFrame) -> Drawn | None:
     left to `draw_training`. None where nothing is finished.
     """
     frame = finished(frame)
-    frame = frame[frame["trajectory"].isna()]
+    frame = frame.loc[frame["trajectory"].isna()]
     if frame.empty:
         return None
     targets = list(dict.fromkeys(frame["target_id"]))
     shown = targets[:MOST_PANELS]
     figure, axes = panels(len(shown))
     for axis, target_id in zip(axes, shown, strict=True):
-        group = frame[frame["target_id"] == target_id].sort_values(["sampler", "run_id"])
+        group = frame.loc[frame["target_id"] == target_id].sort_values(["sampler", "run_id"])
         place = {run: index for index, run in enumerate(group["run_id"])}
         for sampler, part in group.groupby("sampler"):
             axis.errorbar(

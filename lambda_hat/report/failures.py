@@ -1,4 +1,4 @@
-"""What failed: by reason, with where it was recorded and how the log of its process ends."""
+"""Failures by reason, each with its record and the end of its process's log."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lambda_hat.logs import log_of, tail_of
-from lambda_hat.store import Store, read_json_or_none
+from lambda_hat.store.layout import Store, read_json_or_none
+from lambda_hat.store.process_logs import log_of, tail_of
 
 MOST_REASONS = 20
 MOST_NAMED = 5
@@ -28,12 +28,12 @@ class Failure:
     """The `error.json` of the first."""
     log: Path
     tail: str
-    """How that log ends, empty where it is gone."""
+    """The last lines of that log; empty where it is gone."""
     traceback: str
 
 
 def failures_of(store: Store, rows: Iterable[dict[str, Any]]) -> list[Failure]:
-    """The failed and blocked rows of the table by reason, the most frequent first."""
+    """The failed and blocked rows of the table, grouped by reason, the most frequent first."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["status"] in ("failed", "blocked"):
@@ -45,9 +45,8 @@ def failures_of(store: Store, rows: Iterable[dict[str, Any]]) -> list[Failure]:
 def _failure(store: Store, status: str, reason: str, group: list[dict[str, Any]]) -> Failure:
     first = group[0]
     target_id, run_id = first["target_id"], first["run_id"]
-    failed = status == "failed"
-    directory = store.run_dir(target_id, run_id) if failed else store.target_dir(target_id)
-    log = log_of(store, directory) if failed else directory / "build.err"
+    directory = store.run_dir(target_id, run_id) if status == "failed" else store.target_dir(target_id)
+    log = log_of(store, directory)
     record = read_json_or_none(directory / "error.json")
     traceback = record.get("traceback") if isinstance(record, dict) else None
     return Failure(
@@ -63,5 +62,5 @@ def _failure(store: Store, status: str, reason: str, group: list[dict[str, Any]]
 
 
 def _without_place(reason: str) -> str:
-    """The reason alone: runs that fail alike fail on many ranks."""
+    """The reason without rank and host: runs that fail alike fail on many ranks."""
     return re.sub(r" \(rank \d+ on [^)]*\)$", "", reason)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from lambda_hat.report import provenance, table
+from lambda_hat.report import browser_table, provenance
 from lambda_hat.report.collect import Material
 from lambda_hat.report.drawing import Drawn
 from lambda_hat.report.failures import MOST_REASONS
@@ -38,9 +38,9 @@ def render(material: Material, sections: Sequence[Section], missing: Sequence[st
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    template = environment.from_string((resources.files(__package__) / TEMPLATE).read_text(encoding="utf-8"))
+    template = environment.from_string((resources.files("lambda_hat.report") / TEMPLATE).read_text(encoding="utf-8"))
     frame = material.frame
-    view = table.view_of(frame)
+    view = browser_table.view_of(frame)
     shown = [*([_table_section(len(view), len(frame))] if len(view) else []), *sections]
     if material.failures:
         shown.append(_failures_section(len(material.failures)))
@@ -53,12 +53,12 @@ def render(material: Material, sections: Sequence[Section], missing: Sequence[st
         num_targets=frame["target_id"].nunique(),
         statuses=material.statuses,
         verdicts=material.verdicts,
-        agree=material.agreements[0],
-        exact=material.agreements[1],
+        agreements=material.agreements,
+        exact=sum(material.agreements.values()),
         missing=list(missing),
         sections=shown,
-        assets=Markup(table.assets()) if len(view) else "",
-        table=Markup(table.interactive(view)) if len(view) else "",
+        assets=Markup(browser_table.assets()) if len(view) else "",
+        table=Markup(browser_table.interactive(view)) if len(view) else "",
         failures=material.failures[:MOST_REASONS],
         computed_by=provenance.computed_by(finished["run_dir"]),
         made_by=provenance.made_by(),
@@ -71,7 +71,8 @@ def _table_section(shown: int, runs: int) -> Section:
     some = "" if shown == runs else f"The {shown} runs with the worst verdicts, of {runs}. "
     words = (
         "Click a heading to sort, the symbol beside it to filter, and type into the box to search. λ_t? says whether "
-        "an estimate agrees with its exact value within 3 standard errors (sgld, sghmc, sgnht, mclmc: + 5 %). "
+        "an estimate agrees with its exact value within 3 standard errors, or only within the 5 % more that sgld, "
+        "sghmc, sgnht and mclmc are allowed for their step. T is 1 for chains in equilibrium. "
         "results/llc_runs.parquet has every column."
     )
     return Section("table", "Runs", intro=some + words)

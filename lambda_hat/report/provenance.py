@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from lambda_hat.report.drawing import word
-from lambda_hat.store import read_json_or_none
+from lambda_hat.store.layout import read_json_or_none
 
 MOST_TARGETS = 100
 MOST_LOOKED_AT = 100
@@ -57,7 +57,7 @@ def targets_of(frame: pd.DataFrame) -> list[dict[str, str]]:
     rows = frame.drop_duplicates("target_id").head(MOST_TARGETS)
     return [
         {"id": row["target_id"], "label": row["target"], "config": _as_yaml(row["target_config"])}
-        for row in rows[["target_id", "target", "target_config"]].to_dict("records")
+        for row in rows.loc[:, ["target_id", "target", "target_config"]].to_dict("records")
     ]
 
 

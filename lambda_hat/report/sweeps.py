@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import pandas as pd
 
@@ -40,7 +41,7 @@ def draw_sweeps(frame: pd.DataFrame) -> Iterator[Drawn]:
     """A figure for each of the three that takes several values on a target with one sampler: one panel per target, one
     line per setting of the rest, the mean over seeds."""
     frame = finished(frame)
-    frame = frame[frame["trajectory"].isna()]
+    frame = frame.loc[frame["trajectory"].isna()]
     for key, words in SWEPT.items():
         values = frame["cfg.step_size"] if key == "step_size" else frame[key]
         swept = _swept(frame.assign(x=values.astype(float)))
@@ -50,10 +51,11 @@ def draw_sweeps(frame: pd.DataFrame) -> Iterator[Drawn]:
 
 def _swept(frame: pd.DataFrame) -> pd.DataFrame:
     """The runs whose sampler has several values of `x` on their target."""
-    frame = frame[frame["x"].notna()]
+    frame = frame.loc[frame["x"].notna()]
     if frame.empty:
         return frame
-    return frame[frame.groupby(["target_id", "sampler"])["x"].transform("nunique") > 1]
+    counts = cast(pd.Series, frame.groupby(["target_id", "sampler"])["x"].transform("nunique"))
+    return frame.loc[counts > 1]
 
 
 def _draw(frame: pd.DataFrame, key: str, words: str) -> Drawn:
@@ -61,11 +63,11 @@ def _draw(frame: pd.DataFrame, key: str, words: str) -> Drawn:
     targets = list(dict.fromkeys(frame["target_id"]))
     shown = targets[:MOST_TARGETS]
     settings = list(dict.fromkeys(frame["setting"]))
-    frame = frame[frame["setting"].isin(settings[:MOST_SETTINGS])]
+    frame = frame.loc[frame["setting"].isin(settings[:MOST_SETTINGS])]
     shades = colours(frame["setting"])
     figure, axes = panels(len(shown))
     for axis, target_id in zip(axes, shown, strict=True):
-        group = frame[frame["target_id"] == target_id]
+        group = frame.loc[frame["target_id"] == target_id]
         for setting, part in group.groupby("setting"):
             line = part.groupby("x")["llc_mean"].mean()
             axis.plot(line.index, line, "-", linewidth=1, color=shades[setting])

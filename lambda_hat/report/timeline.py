@@ -1,29 +1,23 @@
-"""What the ranks did and when, from the event logs that they left in the store."""
+"""What the ranks did and when, from their event logs."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lambda_hat.report.drawing import SAMPLER_COLOURS, Drawn, Margin, drawn, legend, panels, plain
-from lambda_hat.store import read_events
+from lambda_hat.store.events import RANK_LOGS, Key, RankLife, lives_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Key = tuple[str, str]
-"""Target and run."""
 
 BUILD = "build of a target"
 START_UP = "start-up"
 OTHER = "other sampler"
 COLOURS = {**SAMPLER_COLOURS, BUILD: "#555555", START_UP: "#dddddd", OTHER: "#000000"}
 BADLY = ("failed", "blocked")
-LATEST = 4e9
-"""Seconds since the epoch; a time beyond is a line that the disk has damaged."""
 SESSION_GAP = 120.0
 """Seconds without any rank after which the time axis begins anew."""
 MOST_SESSIONS = 3
@@ -33,8 +27,7 @@ LETTER_INCHES = 0.065
 WIDTH = 11.0
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Something that a rank did, in seconds since the epoch."""
 
     begun: float
@@ -45,82 +38,36 @@ class Span:
     """As the rank recorded it; `unfinished` where it recorded no end."""
 
 
-@dataclass
-class RankLife:
-    """One rank of one pack."""
-
-    pack_id: str
-    host: str
-    rank: int
-    begun: float
-    ended: float
-    spans: list[Span] = field(default_factory=list)
-    busy: float = 0.0
-    """Seconds inside builds and runs."""
-
-
 def read_lives(pack_dirs: Iterable[Path], runs: Collection[Key]) -> list[RankLife]:
     """The ranks of those packs that had some of `runs` in hand, in the order in which they began."""
     lives = []
     for directory in pack_dirs:
-        pack = [life for log in sorted(directory.glob("rank-*.jsonl")) for life in _lives_of(log, directory.name)]
-        if any(key in runs for _, keys in pack for key in keys):
-            lives += [life for life, _ in pack]
+        pack = [life for log in sorted(directory.glob(RANK_LOGS)) for life in lives_of(log)]
+        if any(attempt.key in runs for life in pack for attempt in life.attempts):
+            lives += pack
     return sorted(lives, key=lambda life: (life.begun, life.host, life.rank))
 
 
-def _lives_of(log: Path, pack_id: str) -> Iterator[tuple[RankLife, set[Key]]]:
-    """The processes that wrote a log, and the runs that each began."""
-    found: list[tuple[RankLife, set[Key]]] = []
-    begun: dict[tuple, tuple[float, str]] = {}
-    for event in read_events(log)[0]:
-        time, kind = event.get("time"), event["event"]
-        if not isinstance(time, (int, float)) or not 0 < time < LATEST:
-            continue
-        if kind == "start" or not found:
-            _close(found, begun)
-            rank, host = event.get("rank"), event.get("host")
-            rank = rank if isinstance(rank, int) else 0
-            found.append((RankLife(pack_id, host if isinstance(host, str) else "?", rank, time, time), set()))
-        life, keys = found[-1]
-        life.ended = max(life.ended, time)
-        key = tuple(str(event.get(name)) for name in ("target_id", "run_id"))
-        if kind == "ready":
-            life.spans.append(Span(life.begun, time, START_UP, "finished"))
-        elif kind in ("run_start", "build_start"):
-            begun[key] = (time, _what(kind, event))
-            if kind == "run_start":
-                keys.add(key)
-        elif kind in ("run_end", "build_end") and key in begun:
-            since, what = begun.pop(key)
-            life.spans.append(Span(since, time, what, str(event.get("status"))))
-        elif kind == "end":
-            _close(found, begun)
-            if isinstance(event.get("busy"), (int, float)):
-                life.busy = event["busy"]
-    _close(found, begun)
-    for life, _ in found:
-        life.busy = life.busy or _covered(life.spans)
-    yield from found
+def spans_of(life: RankLife) -> list[Span]:
+    """What a rank did, its start-up first."""
+    spans = [] if life.ready is None else [Span(life.begun, life.ready, START_UP, "finished")]
+    for attempt in life.attempts:
+        spans.append(Span(attempt.begun, attempt.until, _what(attempt.key[1]), attempt.status or "unfinished"))
+    return spans
 
 
-def _close(found: list[tuple[RankLife, set[Key]]], begun: dict[tuple, tuple[float, str]]) -> None:
-    """What has begun and not ended lasted as long as its process is known to have lived."""
-    for since, what in begun.values():
-        life = found[-1][0]
-        life.spans.append(Span(since, max(since, life.ended), what, "unfinished"))
-    begun.clear()
+def busy_seconds(life: RankLife) -> float:
+    """Seconds inside builds and runs: as the rank said at its end, else those that some span covers."""
+    return _covered(spans_of(life)) if life.busy is None else life.busy
 
 
-def _what(kind: str, event: dict[str, Any]) -> str:
-    if kind == "build_start":
-        return BUILD
-    sampler = str(event.get("run_id")).removeprefix("run_").rpartition("_")[0]
-    return sampler if sampler in SAMPLER_COLOURS else OTHER
+def _what(run_id: str) -> str:
+    sampler = run_id.removeprefix("run_").rpartition("_")[0]
+    return (sampler if sampler in SAMPLER_COLOURS else OTHER) if run_id else BUILD
 
 
 def _covered(spans: Iterable[Span]) -> float:
-    """Seconds that are inside of any run or build: lanes run side by side."""
+    """Seconds inside any build or run: lanes run side by side."""
     seconds, until = 0.0, 0.0
     for span in sorted((s for s in spans if s.what != START_UP), key=lambda s: s.begun):
         seconds += max(0.0, span.ended - max(span.begun, until))
@@ -156,11 +103,13 @@ def draw_timeline(lives: list[RankLife]) -> Drawn | None:
     ends = margin.bottom + margin.top
     figure.set_size_inches(WIDTH, sum(heights) * LINE_INCHES + ends * len(shown))
     # Panels in proportion to their lines.
-    axes[0].get_gridspec().set_height_ratios(heights)
+    grid = axes[0].get_gridspec()
+    assert grid is not None
+    grid.set_height_ratios(heights)
     for axis, lines in zip(axes, shown, strict=True):
         _draw_session(axis, lines)
     legend(figure, axes, margin)
-    busy, alive = sum(life.busy for life in lives), sum(life.ended - life.begun for life in lives)
+    busy, alive = sum(map(busy_seconds, lives)), sum(life.ended - life.begun for life in lives)
     caption = (
         f"{len(lives)} rank processes were in runs and builds {busy / alive if alive else 0:.0%} of "
         f"{_duration(alive)} in all, start-up included. A line is a rank of a host, the figure at its right how busy "
@@ -189,7 +138,7 @@ def _draw_session(axis: Axes, lines: list[list[RankLife]]) -> None:
     end = max(life.ended for line in lines for life in line)
     scale, unit = _unit(end - origin)
     for place, line in enumerate(lines[:MOST_LINES]):
-        spans = [span for life in line for span in life.spans]
+        spans = [span for life in line for span in spans_of(life)]
         for what in dict.fromkeys(span.what for span in spans):
             for unfinished in (False, True):
                 bars = [
@@ -197,7 +146,7 @@ def _draw_session(axis: Axes, lines: list[list[RankLife]]) -> None:
                     for s in spans
                     if s.what == what and (s.status == "unfinished") == unfinished
                 ]
-                style = {"hatch": "////"} if unfinished else {"label": what}
+                style: dict[str, Any] = {"hatch": "////"} if unfinished else {"label": what}
                 if bars:
                     axis.broken_barh(
                         bars, (place - 0.4, 0.8), facecolor=COLOURS[what], edgecolor="white", linewidth=0.3, **style
@@ -205,7 +154,7 @@ def _draw_session(axis: Axes, lines: list[list[RankLife]]) -> None:
         bad = [(s.ended - origin) / scale for s in spans if s.status in BADLY]
         if bad:
             axis.plot(bad, [place] * len(bad), "x", color="black", markersize=5, label="failed", zorder=3)
-        busy, alive = sum(life.busy for life in line), sum(life.ended - life.begun for life in line)
+        busy, alive = sum(map(busy_seconds, line)), sum(life.ended - life.begun for life in line)
         share = f"{min(busy / alive, 1.0):.0%}" if alive else ""
         axis.text(1.005, place, share, transform=axis.get_yaxis_transform(), fontsize=7, va="center")
     shown = lines[:MOST_LINES]

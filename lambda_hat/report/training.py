@@ -28,7 +28,7 @@ def draw_training(frame: pd.DataFrame) -> Drawn | None:
     loss; crosses mark estimates whose verdict is not ok. None where no checkpoint is finished.
     """
     frame = finished(frame)
-    frame = frame[frame["trajectory"].notna()]
+    frame = frame.loc[frame["trajectory"].notna()]
     if frame.empty:
         return None
     trainings = list(dict.fromkeys(frame["trajectory"]))
@@ -38,7 +38,7 @@ def draw_training(frame: pd.DataFrame) -> Drawn | None:
     frame = frame.assign(setting=setting_labels(frame))
     shades = colours(frame["setting"])
     for axis, trajectory in zip(axes, shown, strict=True):
-        group = frame[frame["trajectory"] == trajectory]
+        group = frame.loc[frame["trajectory"] == trajectory]
         for setting, part in group.groupby("setting"):
             part = part.sort_values("step")
             steps = part["step"].astype(float)

@@ -1,4 +1,4 @@
-"""Samplers of the localised posterior: `sample` runs the one that a configuration names."""
+"""Samplers of the localised posterior; `sample` runs the one that a configuration names."""
 
 from __future__ import annotations
 
@@ -10,87 +10,114 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lambda_hat.config import SampleConfig, StochasticGradientConfig
+from lambda_hat.config import SampleConfig
+from lambda_hat.config.defaults import Facts, resolved
+from lambda_hat.engine.algorithm import Sampler
+from lambda_hat.engine.chunks import Chunks
+from lambda_hat.engine.run import Lane, run, signature
+from lambda_hat.engine.width import best_width
 from lambda_hat.errors import ConfigError
-from lambda_hat.posterior import posterior_for
-from lambda_hat.samplers.base import Draws, Sampler
-from lambda_hat.samplers.chunks import Chunks
-from lambda_hat.samplers.run import Lane, run, signature
-from lambda_hat.samplers.stochastic import run_with_pilot
-from lambda_hat.samplers.width import best_width
-from lambda_hat.store import programs_folder
+from lambda_hat.estimate.draws import Draws
+from lambda_hat.estimate.posterior import posterior_for
+from lambda_hat.store.layout import programs_folder
 from lambda_hat.targets.base import Target
 
 __all__ = ["Draws", "Lane", "lane_key", "make_lane", "measured_width", "sample", "sample_lanes", "sampler_of"]
 
-SMALL_STEP = 1e-10
-"""At which no chain leaves its place."""
 _widths: dict[Hashable, int] = {}
-"""What was measured in this process."""
+"""Widths that this process has measured, by lane key and number of lanes."""
 
 
 def sampler_of(cfg: SampleConfig) -> Sampler:
-    """The sampler that `cfg` names: `lambda_hat.samplers.sgld.SGLD` for sgld."""
+    """The sampler that `cfg` names, for example `lambda_hat.samplers.sgld.SGLD` for sgld."""
     # blackjax takes nearly as long to import as jax, and SGLD needs none of it.
     module = importlib.import_module(f"{__name__}.{cfg.name}")
     return getattr(module, cfg.name.upper())
 
 
 def make_lane(target: Target, cfg: SampleConfig, identity: int) -> Lane:
-    """One run to sample. Raises ConfigError where the sampler cannot take the target."""
+    """Prepare one run: its posterior, and values for all of the sampler's settings.
+
+    Args:
+        target: What to sample.
+        cfg: The configuration.
+        identity: A number below 2^32 that tells the run from others with the same seed.
+
+    Raises:
+        ConfigError: The sampler cannot sample this target.
+    """
     if target.dim < cfg.min_dim:
         raise ConfigError(
             f"{cfg.name} needs at least {cfg.min_dim} moving parameters, and this target has {target.dim}"
         )
-    return Lane(target, sampler_of(cfg).prepared(cfg), identity, posterior_for(cfg, target.n, target.dim))
+    if cfg.singular_fluctuation and target.no_likelihood is not None:
+        raise ConfigError(f"singular_fluctuation: this target has none: {target.no_likelihood}; leave it out")
+    posterior = posterior_for(cfg, target.n, target.dim)
+    potential = posterior.n_beta * target.loss_at_w_star
+    facts = Facts(target.dim, target.num_data, target.loss.stochastic, potential)
+    return Lane(target, resolved(cfg, facts), identity, posterior)
 
 
 def lane_key(lane: Lane) -> Hashable:
-    """Runs of equal keys can be lanes of one program: same sampler, loss, shapes, dtypes and numbers of transitions."""
+    """Runs of equal keys can be lanes of one program: they agree in sampler, loss, shapes, dtypes and transitions."""
     target, cfg = lane.target, lane.cfg
     lengths = {"num_draws": cfg.num_draws, "num_burnin": cfg.num_burnin, "thin": cfg.thin}
     spec = replace(signature(cfg, sampler_of(cfg).arguments), **lengths)
-    pilot = None
-    if isinstance(cfg, StochasticGradientConfig) and cfg.step_size is None:
-        pilot = cfg.pilot_steps
     arrays = tuple(
         (name, array.shape, np.dtype(array.dtype).str)
         for part in (target.w_star, target.held, target.data)
         for name, array in sorted(part.items())
     )
-    return (cfg.name, spec, pilot, target.loss, target.population, arrays)
+    return (cfg.name, spec, target.loss, target.population, arrays)
 
 
 def sample(target: Target, cfg: SampleConfig, identity: int = 0, chunks: Chunks | None = None) -> Draws:
-    """Sample the localised posterior of `target` at its `w_star` as `cfg` says.
+    """Sample the localised posterior of `target` at its `w_star`, in the precision of `cfg`.
 
-    identity: a number below 2^32 that tells this run from others with the same seed; with `cfg.seed` it makes every
-    random number of the run. Trouble of single chains is in the result (`chain_alive`), never an exception.
-    Everything is traced and run in the precision of `cfg`. chunks: where the run keeps its state, and whether it is to
-    stop; where it does, Paused is raised.
+    A chain that becomes non-finite is marked in the result (`chain_alive`), and raises nothing.
+
+    Args:
+        target: What to sample.
+        cfg: The sampler and its settings.
+        identity: A number below 2^32 that tells this run from others with the same seed. Together with `cfg.seed` it
+            decides every random number of the run.
+        chunks: Where the run saves its state, and when it stops; by default nowhere, and never.
+
+    Returns:
+        The losses in nats, (num_chains, num_draws), and what was observed beside them.
+
+    Raises:
+        ConfigError: The sampler cannot sample this target.
+        TooLarge: The run needs more memory than there is.
+        Paused: `chunks` asked the run to stop before its end.
     """
     return sample_lanes([make_lane(target, cfg, identity)], chunks or Chunks(programs=programs_folder()))[0]
 
 
 def sample_lanes(lanes: Sequence[Lane], chunks: Chunks) -> list[Draws]:
-    """As `sample`, of runs of equal `lane_key` side by side in one program. `chunks` has as many lanes.
+    """Sample runs of equal `lane_key` side by side in one program; otherwise as `sample`.
 
-    A single lane gives the bits of `sample`. Several give them up to rounding: XLA may sum in another order, and a
-    chaotic chain then goes its own way, by the same law.
+    A single lane gives the bits of `sample`. Several lanes give them up to rounding: XLA may sum in another order, and
+    a chaotic chain then takes another path, by the same law.
+
+    Args:
+        lanes: The runs.
+        chunks: As many lanes.
     """
     cfg = lanes[0].cfg
-    runner = run_with_pilot if isinstance(cfg, StochasticGradientConfig) else run
     with jax.enable_x64(cfg.precision == "float64"):
-        return runner(sampler_of(cfg), lanes, chunks)
+        return run(sampler_of(cfg), lanes, chunks)
 
 
 def measured_width(lanes: Sequence[Lane], memory: int | None = None, programs: Path | None = None) -> int:
-    """How many of `lanes`, of equal `lane_key`, are best sampled at a time, by a short measurement of their program
-    and by the `memory` in bytes that it may take. programs: as of `Chunks`."""
+    """Measure how many of some lanes are best sampled side by side.
+
+    Args:
+        lanes: Runs of equal `lane_key`.
+        memory: Bytes that their program may take; None: not known.
+        programs: The folder through which compiled programs are exchanged; None: there is none.
+    """
     cfg = lanes[0].cfg
-    if isinstance(cfg, StochasticGradientConfig) and cfg.step_size is None:
-        # The pilot would choose it; its value changes no time.
-        lanes = [lane._replace(cfg=replace(lane.cfg, step_size=SMALL_STEP)) for lane in lanes]
     key = (lane_key(lanes[0]), len(lanes))
     if key not in _widths:
         with jax.enable_x64(cfg.precision == "float64"):

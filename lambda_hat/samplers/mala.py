@@ -1,51 +1,45 @@
-"""The Metropolis-adjusted Langevin algorithm (Roberts & Tweedie 1996) with blackjax's kernel.
+"""The Metropolis-adjusted Langevin algorithm (Roberts & Tweedie 1996): blackjax's HMC with one leapfrog step.
 
-Each chain adapts its own step size by dual averaging (Hoffman & Gelman 2014) in burn-in; chains share nothing.
+A leapfrog step of length s from a momentum `p ~ N(0, M)` proposes `w - (s^2 / 2) M^-1 grad U + s M^-1 p`. This is a
+Langevin step of `epsilon = s^2` with the preconditioner `M^-1`, and both are accepted with the same probability.
 """
 
 from __future__ import annotations
 
 import blackjax
 import jax.numpy as jnp
-from blackjax.adaptation.step_size import dual_averaging_adaptation
 from jaxtyping import Array
 
 from lambda_hat.config import MalaConfig
-from lambda_hat.samplers.base import Algorithm, Info, Model, Sampler
+from lambda_hat.engine.algorithm import Algorithm, Sampler
+from lambda_hat.engine.model import Model
+from lambda_hat.samplers import hamiltonian
 
 
 def build(model: Model, cfg: MalaConfig, arguments: dict[str, Array]) -> Algorithm:
-    """One chain of MALA. `tuned` is the step size epsilon, as in SGLD; blackjax's is half of it."""
-    kernel = blackjax.mala.build_kernel()
-    init, update, final = dual_averaging_adaptation(arguments["target_acceptance"])
+    """One chain of MALA; its step size is epsilon, as in SGLD. `arguments` as in `hamiltonian`."""
+    kernel = blackjax.hmc.build_kernel()
 
-    def start_chain(key, start):
-        return blackjax.mala.init(start, model.log_density), init(arguments["initial_step_size"]), 1
+    def transition(key, state, step_size, inverse_mass_matrix):
+        state, info = kernel(key, state, model.log_density, step_size, inverse_mass_matrix, 1)
+        # A single step that is far off counts as a rejection, not as a divergence.
+        return state, info._replace(is_divergent=jnp.zeros((), bool))
 
-    def adapt(key, index, state, averaging):
-        state, info = kernel(key, state, model.log_density, 0.5 * jnp.exp(averaging.log_step_size))
-        # A proposal where the density overflows is a rejection.
-        acceptance = jnp.where(jnp.isnan(info.acceptance_rate), 0, info.acceptance_rate)
-        return state, update(averaging, acceptance), 1
-
-    def step(key, state, step_size):
-        state, info = kernel(key, state, model.log_density, 0.5 * step_size)
-        return state, Info(info.acceptance_rate, jnp.zeros((), bool), 1)
-
-    return Algorithm(
-        init=start_chain,
-        adapt=adapt,
-        settle=final,
-        step=step,
-        position=lambda state: state.position,
-        record=lambda key, w: model.full_loss(w),
-        step_size=lambda step_size: step_size,
+    return hamiltonian.adapted(
+        model,
+        arguments | {"initial_step_size": jnp.sqrt(arguments["initial_step_size"])},
+        cfg.metric,
+        lambda start: blackjax.hmc.init(start, model.log_density),
+        transition,
+        lambda key, step_size: step_size,
+        lambda info: 1,
+        reported=jnp.square,
     )
 
 
 MALA = Sampler(
     name="mala",
-    arguments=("num_burnin", "target_acceptance", "initial_step_size"),
+    arguments=hamiltonian.ARGUMENTS,
     strict=False,
     build=build,
     num_adapt=lambda cfg: cfg.num_burnin,

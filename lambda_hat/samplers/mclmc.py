@@ -1,68 +1,142 @@
-"""Unadjusted microcanonical Langevin Monte Carlo (Robnik et al. 2023, arXiv 2212.08549), with blackjax's tuner.
+"""Unadjusted microcanonical Langevin Monte Carlo (Robnik et al. 2023, arXiv 2212.08549) with blackjax's kernel.
 
-Nothing is accepted or rejected: the energy error per step sets the bias. A step that becomes non-finite is reverted.
+Nothing is accepted or rejected: the energy error of a step sets the bias. A step that becomes non-finite is reverted.
+
+Each chain learns by itself: the metric in windows in the first half of burn-in, and the step size in all of it. The
+energy error grows with the cube of the step (Bou-Rabee & Sanz-Serna 2018, arXiv 1711.05337). So every transition shows
+at which step the square of its error would be `desired_energy_var` per dimension. The step follows a mean of these that
+forgets old transitions, and gives little weight to those far off (the rule of blackjax's own tuner).
+
+A chain forgets its direction over a length `L = sqrt(dim)` in the coordinates in which the metric is 1: the posterior
+reaches about as far there.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import blackjax
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from lambda_hat.config import MclmcConfig
-from lambda_hat.samplers.base import Algorithm, Info, Model, Sampler
+from lambda_hat.engine.algorithm import Algorithm, Info, Sampler, visit_of
+from lambda_hat.engine.model import Model
+from lambda_hat.samplers.windows import NUMBER, Windows, learner_of
 from lambda_hat.targets.base import Target
 
 GRADIENTS_PER_STEP = 2
-"""McLachlan's integrator."""
-TUNING_SHARES = (0.4, 0.3, 0.2)
-"""Shares of `num_tuning` for step size, preconditioner and decoherence length; with a preconditioner the tuner adds a
-third of the second share to settle the step size again."""
+"""Gradients that McLachlan's integrator evaluates in a step."""
+FIRST_STEP = 0.25
+"""First step, in units of L. Arbitrary."""
+REMEMBERED = 150
+"""Transitions over which the mean of the energy errors reaches back, about."""
+TRUST = 1.5
+"""A transition whose step is off by a factor of e to this power has a weight of .6 in the mean."""
+POWER = 6
+"""Power of the step with which the square of the energy error grows."""
+SHRINK = 0.8
+"""Longest later step, in units of a step that became non-finite. Arbitrary."""
 
 
-def tuning_steps(cfg: MclmcConfig) -> int:
-    """Transitions that the tuner makes, rounded as it rounds them."""
-    first, second, third = (round(cfg.num_tuning * share) for share in TUNING_SHARES)
-    if cfg.diagonal_preconditioning:
-        second += second // 3
-    return first + second + third
+class StepSize(NamedTuple):
+    """The energy errors that one chain has seen in its present metric."""
+
+    step_size: Float[Array, ""]
+    most: Float[Array, ""]
+    """Bound of the step; infinite until a transition became non-finite."""
+    total: Float[Array, ""]
+    """Weighted sum of squared errors at the present step, in units of the desired square."""
+    weight: Float[Array, ""]
+    """Sum of the weights."""
 
 
-def build(model: Model, cfg: MclmcConfig, arguments: dict) -> Algorithm:
-    """One chain of MCLMC, its tuner included."""
+class Learned(NamedTuple):
+    """The state of one chain's adaptation."""
+
+    step: StepSize
+    metric: Any
+
+
+class Tuned(NamedTuple):
+    """What a chain has after adaptation."""
+
+    step_size: Float[Array, ""]
+    inverse_mass_matrix: Any
+
+
+def begun(length: Array) -> StepSize:
+    """The step before the first transition in a metric. length: L, in whose units the step starts."""
+    zero = jnp.zeros_like(length)
+    return StepSize(FIRST_STEP * length, jnp.full_like(length, jnp.inf), zero, zero)
+
+
+def followed(step: StepSize, energy_change: Array, desired: Array, is_finite: Array) -> StepSize:
+    """The step after a transition.
+
+    Args:
+        step: The step before it.
+        energy_change: The energy error of the transition.
+        desired: The square that its energy error should have.
+        is_finite: Whether the transition stayed finite.
+    """
+    error = energy_change**2 / desired + 1e-8
+    weight = jnp.exp(-0.5 * (jnp.log(error) / (POWER * TRUST)) ** 2)
+    memory = 1 - 2 / (REMEMBERED + 1)
+    total, weights = memory * step.total + weight * error, memory * step.weight + weight
+    found = jnp.minimum(step.step_size * (total / weights) ** (-1 / POWER), step.most)
+    seen = StepSize(found, step.most, total * (found / step.step_size) ** POWER, weights)
+    most = jnp.minimum(step.most, SHRINK * step.step_size)
+    usable = is_finite & jnp.isfinite(found) & (found > 0)
+    reverted = step._replace(step_size=most, most=most, total=step.total * (most / step.step_size) ** POWER)
+    return jax.tree.map(lambda a, b: jnp.where(usable, a, b), seen, reverted)
+
+
+def build(model: Model, cfg: MclmcConfig, arguments: dict[str, Array]) -> Algorithm:
+    """One chain of MCLMC; `arguments` has `num_burnin` and `desired_energy_var`."""
     kernel = blackjax.mclmc.build_kernel()
+    learner = learner_of(cfg.metric)
+    windows = Windows(arguments["num_burnin"] // NUMBER(2))
+    dim, dtype = model.w_star.size, model.w_star.dtype
+    length = jnp.sqrt(jnp.full((), dim, dtype))
+    desired = arguments["desired_energy_var"] * dim
 
     def init(key, start):
-        key_init, key_tune = jax.random.split(key)
-        state = blackjax.mclmc.init(start, model.log_density, key_init)
-        state, tuned, _ = blackjax.mclmc_find_L_and_step_size(
-            kernel,
-            cfg.num_tuning,
-            state,
-            key_tune,
-            logdensity_fn=model.log_density,
-            frac_tune1=TUNING_SHARES[0],
-            frac_tune2=TUNING_SHARES[1],
-            frac_tune3=TUNING_SHARES[2],
-            desired_energy_var=arguments["desired_energy_var"],
-            diagonal_preconditioning=cfg.diagonal_preconditioning,
-        )
-        return state, tuned, 1 + GRADIENTS_PER_STEP * tuning_steps(cfg)
+        return blackjax.mclmc.init(start, model.log_density, key), Learned(begun(length), learner.init(start)), 1
 
-    def step(key, state, tuned):
-        state, info = kernel(key, state, model.log_density, tuned.inverse_mass_matrix, tuned.L, tuned.step_size)
-        return state, Info(jnp.full((), jnp.nan, model.w_star.dtype), ~info.nonans, GRADIENTS_PER_STEP)
+    def transition(key, state, step_size, inverse_mass_matrix):
+        return kernel(key, state, model.log_density, inverse_mass_matrix, length, step_size)
+
+    def adapt(key, index, state, learned: Learned):
+        inverse = learner.inverse_mass_matrix(learned.metric)
+        state, info = transition(key, state, learned.step.step_size, inverse)
+        step = followed(learned.step, info.energy_change, desired, info.nonans)
+        step = jax.tree.map(lambda a, b: jnp.where(windows.is_end(index), a, b), begun(length), step)
+        metric = learner.update(learned.metric, windows, index, state.position, state.logdensity_grad)
+        return state, Learned(step, metric), GRADIENTS_PER_STEP
+
+    def settle(learned: Learned):
+        return Tuned(learned.step.step_size, learner.inverse_mass_matrix(learned.metric))
+
+    def step(key, state, tuned: Tuned):
+        state, info = transition(key, state, tuned.step_size, tuned.inverse_mass_matrix)
+        visit = visit_of(model, state.position, state.logdensity_grad)
+        return state, Info(jnp.full((), jnp.nan, dtype), ~info.nonans, GRADIENTS_PER_STEP, visit)
 
     return Algorithm(
         init=init,
+        adapt=adapt,
+        settle=settle,
         step=step,
         position=lambda state: state.position,
-        record=lambda key, w: model.full_loss(w),
+        record=lambda key, w: model.excess_loss(w),
         step_size=lambda tuned: tuned.step_size,
     )
 
 
 def notes(cfg: MclmcConfig, target: Target) -> tuple[str, ...]:
+    """Sentences for the report."""
     return ("unadjusted: biased by its step size",)
 
 
@@ -71,5 +145,6 @@ MCLMC = Sampler(
     arguments=("num_burnin", "desired_energy_var"),
     strict=False,
     build=build,
+    num_adapt=lambda cfg: cfg.num_burnin,
     notes=notes,
 )

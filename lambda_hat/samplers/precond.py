@@ -1,43 +1,48 @@
-"""Diagonal preconditioners from moments of the loss gradient (RMSProp, Adam)."""
+"""Diagonal preconditioners from moments of the loss gradient (RMSProp, Adam), always moving or learned in windows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from lambda_hat.config import SgldConfig
+from lambda_hat.engine.model import Model
+from lambda_hat.samplers.metric import Metric, diagonal
 
 
 class Moments(NamedTuple):
-    """Moving averages of the loss gradient. The localisation and the temperature do not enter them."""
+    """Moving averages of the loss gradient g, without the localisation and the temperature."""
 
     count: Float[Array, ""]
+    """Gradients seen."""
     first: Float[Array, " dim"]
     second: Float[Array, " dim"]
+    """Of `g^2`, entry by entry."""
 
 
 @dataclass(frozen=True)
 class Preconditioner:
-    """`P = 1 / (damping + sqrt(v))`, `v <- decay v + (1 - decay) g^2` (Li et al. 2016, arXiv 1512.07666).
-
-    bias_correction: read v as `(v_t - decay^t v_0) / (1 - decay^t)`, the weighted mean of the squared gradients seen
-    so far (Adam, arXiv 1412.6980, for any `v_0`); the same for the first moment.
-    """
+    """`P = 1 / (damping + sqrt(v))` with `v <- decay v + (1 - decay) g^2` (Li et al. 2016, arXiv 1512.07666)."""
 
     bias_correction: bool
+    """Take `(v_t - decay^t v_0) / (1 - decay^t)` for v: the weighted mean of the squared gradients seen so far (Adam,
+    arXiv 1412.6980, for any `v_0`). The same holds for the first moment."""
     decay: Float[Array, ""]
     momentum_decay: Float[Array, ""]
     damping: Float[Array, ""]
     initial_second_moment: Float[Array, ""]
 
     def init(self, w: Float[Array, " dim"]) -> Moments:
+        """The moments before the first gradient."""
         zero = jnp.zeros_like(w)
         return Moments(jnp.zeros((), w.dtype), zero, zero + self.initial_second_moment)
 
     def update(self, moments: Moments, gradient: Float[Array, " dim"]) -> Moments:
+        """The moments with one loss gradient (dim,) more."""
         return Moments(
             moments.count + 1,
             self.momentum_decay * moments.first + (1 - self.momentum_decay) * gradient,
@@ -45,17 +50,17 @@ class Preconditioner:
         )
 
     def momentum(self, moments: Moments) -> Float[Array, " dim"]:
-        """The first moment, as it enters the drift."""
+        """The first moment as it enters the drift, corrected if asked for."""
         if not self.bias_correction:
             return moments.first
         return moments.first / (1 - self.momentum_decay**moments.count)
 
     def second_moment(self, moments: Moments) -> Float[Array, " dim"]:
-        """v, corrected if asked for."""
+        """The second moment v, corrected if asked for."""
         if not self.bias_correction:
             return moments.second
         weight = self.decay**moments.count
-        # Rounding can take the difference below zero where every gradient was zero.
+        # If every gradient was zero, rounding can take the difference below zero.
         return jnp.maximum((moments.second - weight * self.initial_second_moment) / (1 - weight), 0)
 
     def scale(self, second_moment: Float[Array, " dim"]) -> Float[Array, " dim"]:
@@ -64,14 +69,60 @@ class Preconditioner:
 
 
 ARGUMENTS = ("decay", "momentum_decay", "damping", "initial_second_moment")
-"""Fields of the configuration that are numbers of the preconditioner."""
+"""Fields of the configuration that are numbers of the preconditioner, and arguments of the programs."""
 
 
 def preconditioner(cfg: SgldConfig, arguments: dict[str, Array]) -> Preconditioner | None:
     """The preconditioner that `cfg` names, with its numbers from `arguments`; None where P is 1."""
-    if cfg.precond == "none":
+    if cfg.precond not in ("rmsprop", "adam"):
         return None
     return Preconditioner(
         bias_correction=cfg.precond == "adam" and cfg.bias_correction,
         **{name: arguments[name] for name in ARGUMENTS},
     )
+
+
+class Seen(NamedTuple):
+    """The second moments that one chain has seen in a window."""
+
+    moments: Moments
+    total: Float[Array, " dim"]
+    """Sum of the second moments after each transition."""
+    count: Float[Array, ""]
+
+
+class SecondMoment:
+    """Learns P from the second moment's average over a window.
+
+    The moving average alone remembers only `1 / (1 - decay)` steps, in which a slow chain sees a single place.
+    """
+
+    fits = False
+    """The curvatures along the directions of the metric have no known size."""
+    rows = 2**31
+    """Transitions of a window that count: all."""
+
+    def __init__(self, precond: Preconditioner, model: Model):
+        self._precond, self._model = precond, model
+
+    def init(self, w: Float[Array, " dim"]) -> tuple[Seen, Metric]:
+        """The state and the metric before the first transition."""
+        moments = self._precond.init(w)
+        seen = Seen(moments, jnp.zeros_like(w), jnp.zeros((), w.dtype))
+        return seen, diagonal(self._precond.scale(moments.second))
+
+    def keep(self, seen: Seen, keeps: Bool[Array, ""], w: Array, gradient: Array) -> Seen:
+        """The state with one `gradient` of the log posterior at `w` more, where `keeps` is true."""
+        n_beta, gamma = self._model.posterior
+        moments = self._precond.update(seen.moments, (-gradient - gamma * (w - self._model.w_star)) / n_beta)
+        added = Seen(moments, seen.total + self._precond.second_moment(moments), seen.count + 1)
+        return jax.tree.map(lambda new, old: jnp.where(keeps, new, old), added, seen)
+
+    def begin(self, seen: Seen, ends: Bool[Array, ""]) -> Seen:
+        """Empty the state where a window has ended."""
+        total, count = (jnp.where(ends, jnp.zeros_like(x), x) for x in (seen.total, seen.count))
+        return Seen(seen.moments, total, count)
+
+    def fit(self, seen: Seen, metric: Metric) -> Metric:
+        """The metric of what the chains have seen; `seen` has an axis of chains."""
+        return diagonal(self._precond.scale(jnp.sum(seen.total, axis=0) / jnp.sum(seen.count)))

@@ -1,17 +1,25 @@
 """Stochastic gradient Hamiltonian Monte Carlo (Chen et al. 2014, arXiv 1402.4102) with blackjax's integrator.
 
-With `s = sqrt(step_size)` and f the friction: `w <- w + s p`, `p <- (1 - f) p - s grad U_B(w) + noise`, for
-`num_integration_steps` steps from a momentum drawn anew per transition; U is the negative log posterior. Three things
-differ from blackjax's own kernel; with them the estimate on a quadratic of curvature h was within .3 % at
-`step_size h = .1`:
-- The gradient is taken at the new position, as published. At the old one it is Euler's explicit scheme, whose variance
-  grows by `1 / (1 - step_size h / f)`.
-- The noise has variance `T (1 - (1 - f)^2)`, and the momentum T, with `T = 1 / (1 - f/2)`: in this scheme
-  `h E[w^2] = (1 - f/2) E[p^2]`, whatever the step.
-- Positions are half a step apart from the momenta: at a full step the two are correlated, and fresh momenta are not.
+A transition draws a new momentum p and makes `num_integration_steps` steps of
+
+    w <- w + s A p,    p <- (1 - f) p - s A^T grad U_B(w) + noise.
+
+Here `s = sqrt(step_size)`, f is the friction, `P = A A^T`, and U is the negative log posterior. Three things differ
+from blackjax's own kernel. With them the estimate on a quadratic of curvature h is within .3 % at `step_size h = .1`:
+- The gradient is taken at the new position, as published. At the old position this would be Euler's explicit scheme,
+  whose variance grows by `1 / (1 - step_size h / f)`.
+- The noise has variance `T (1 - (1 - f)^2)` and the momentum variance T, with `T = 1 / (1 - f/2)`, because
+  `h E[w^2] = (1 - f/2) E[p^2]` in this scheme at every step.
+- Positions are half a step apart from the momenta. At a full step the two are correlated, but a fresh momentum is not
+  correlated with the position.
+
+Friction takes `1 - (1 - f)^2` from the momentum's variance. Batches whose gradient noise has variance v add
+`step_size v`, so the heat along a direction is `1 + step_size v / (1 - (1 - f)^2)`.
 """
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,59 +27,73 @@ from blackjax.sgmcmc import diffusions
 from jaxtyping import Array
 
 from lambda_hat.config import SghmcConfig
+from lambda_hat.engine.algorithm import Algorithm, Sampler, Visit
+from lambda_hat.engine.model import Model
 from lambda_hat.samplers import stochastic
-from lambda_hat.samplers.base import Algorithm, Info, Model, Sampler
+from lambda_hat.samplers.adaptation import Taken, langevin_step
+from lambda_hat.samplers.noise import normal_like
 
 
 def momentum_temperature(friction: Array) -> Array:
-    """Variance of the momentum at which the position has temperature 1, given the share lost per step."""
+    """Variance of the momentum at which the position has temperature 1. friction: share of it lost per step."""
     return 1 / (1 - friction / 2)
 
 
 def build(model: Model, cfg: SghmcConfig, arguments: dict[str, Array]) -> Algorithm:
-    """One chain of SGHMC. Its state is the position."""
-    step_size = arguments["step_size"]
-    leapfrog = jnp.sqrt(step_size)
-    temperature = momentum_temperature(arguments["friction"])
-    # blackjax takes the friction per unit of time; its beta lowers the noise from 2 f to 1 - (1 - f)^2.
-    friction = arguments["friction"] / leapfrog
-    integrate = diffusions.sghmc(alpha=friction, beta=friction**2 / temperature)
+    """One chain of SGHMC, whose state is the position. `arguments` has the fields of `SGHMC.arguments`."""
+    lost = arguments["friction"]
+    temperature = momentum_temperature(lost)
 
-    def step(key, w, tuned):
+    def transition(key, w, tuned: stochastic.Tuned, adapting: bool):
         # blackjax's own kernel draws the momentum and the noise from one key.
         key_momentum, key_steps = jax.random.split(key)
+        leapfrog = jnp.sqrt(tuned.step_size)
+        # blackjax takes the friction per unit of time. Its beta lowers the noise from 2 f to 1 - (1 - f)^2.
+        friction = lost / leapfrog
+        # blackjax says float where it takes traced numbers as well.
+        integrate = cast(Any, diffusions.sghmc)(alpha=friction, beta=friction**2 / temperature)
 
         def move(carry, index):
             w, momentum = carry
             key_gradient, key_noise = jax.random.split(jax.random.fold_in(key_steps, index))
-            ahead = w + leapfrog * momentum
-            gradient = -stochastic.posterior_gradient(model, key_gradient, ahead, cfg.batch_size)
-            return integrate(key_noise, w, momentum, gradient, leapfrog, temperature), None
+            ahead = w + leapfrog * tuned.metric.forward(momentum)
+            found = stochastic.force(model, cfg, key_gradient, ahead, tuned.metric, adapting)
+            _, momentum = integrate(key_noise, momentum, momentum, -found.pulled, leapfrog, temperature)
+            return (ahead, momentum), found
 
-        momentum = jnp.sqrt(temperature) * jax.random.normal(key_momentum, w.shape, w.dtype)
+        momentum = jnp.sqrt(temperature) * normal_like(key_momentum, w)
         indices = jnp.arange(cfg.num_integration_steps, dtype=jnp.uint32)
-        (w, momentum), _ = jax.lax.scan(move, (w - 0.5 * leapfrog * momentum, momentum), indices)
-        w = w + 0.5 * leapfrog * momentum
-        nan = jnp.full((), jnp.nan, w.dtype)
-        return w, Info(nan, jnp.zeros((), bool), cfg.num_integration_steps)
+        half = 0.5 * leapfrog * tuned.metric.forward(momentum)
+        (ahead, momentum), found = jax.lax.scan(move, (w - half, momentum), indices)
+        # The first gradient is taken half a step from w along a fresh momentum. On average that is w itself.
+        offset = w - model.w_star
+        growth = jnp.vdot(offset, found.gradient[0] - model.posterior.gamma * (offset + half))
+        taken = Taken(
+            ahead,
+            found.gradient[-1],
+            jnp.mean(jnp.sum(found.pulled**2, axis=-1)),
+            model.posterior.gamma * (tuned.metric.trace if adapting else 1),
+            jnp.mean(found.noise),
+            Visit(growth, jnp.vdot(offset, offset), jnp.mean(found.visit.difference)),
+        )
+        return ahead + 0.5 * leapfrog * tuned.metric.forward(momentum), taken
 
-    return Algorithm(
-        init=lambda key, start: (start, (), 0),
-        step=step,
-        position=lambda w: w,
-        record=stochastic.recorder(model, cfg),
-        step_size=lambda tuned: step_size,
-        mala=lambda key, w, tuned: stochastic.mala_acceptance(model, key, w, step_size, None),
-    )
+    def allowed(squared, noise, growth, heat):
+        of_noise = heat * growth * (1 - (1 - lost) ** 2) / jnp.maximum(noise, jnp.finfo(noise.dtype).tiny)
+        return jnp.minimum(langevin_step(squared, noise, growth, heat), of_noise)
+
+    return stochastic.algorithm(model, cfg, arguments, lambda key, w: w, transition, allowed=allowed)
 
 
 SGHMC = Sampler(
     name="sghmc",
-    arguments=("num_burnin", "friction", *stochastic.PILOT_ARGUMENTS),
+    arguments=(*stochastic.ARGUMENTS, "friction"),
     strict=False,
     build=build,
+    num_adapt=lambda cfg: cfg.num_burnin if cfg.learns else 0,
     costs=stochastic.costs,
     notes=stochastic.notes,
-    records_differences=stochastic.records_differences,
+    estimates_losses=stochastic.estimates_losses,
     takes_noise=True,
+    controls=stochastic.controls,
 )

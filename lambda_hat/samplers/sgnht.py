@@ -1,14 +1,18 @@
 """Stochastic gradient Nosé-Hoover thermostat (Ding et al. 2014) with blackjax's integrator.
 
-With `s = sqrt(step_size)`: `w <- w + s p`, `p <- (1 - s xi) p - s grad U_B(w) + sqrt(T (1 - (1 - f)^2)) noise`,
-`xi <- xi + s (|p|^2 / dim - T)`. U is the negative log posterior. The friction `s xi` starts at f and follows the
-kinetic energy, so that it takes up the noise of the minibatches. The gradient is taken at the new position, and
-`T = 1 / (1 - f/2)`, for the reasons that sghmc gives.
+A transition is one step of
+
+    w <- w + s A p,    p <- (1 - s xi) p - s A^T grad U_B(w) + sqrt(T (1 - (1 - f)^2)) noise,
+    xi <- xi + s (|p|^2 / dim - T).
+
+Here `s = sqrt(step_size)`, `P = A A^T`, and U is the negative log posterior. The friction `s xi` starts at f and
+follows the kinetic energy, so that it takes up the noise of the minibatches. The gradient is taken at the new position,
+and `T = 1 / (1 - f/2)`; the module sghmc gives the reasons.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,55 +20,69 @@ from blackjax.sgmcmc import diffusions
 from jaxtyping import Array, Float
 
 from lambda_hat.config import SgnhtConfig
+from lambda_hat.engine.algorithm import Algorithm, Sampler
+from lambda_hat.engine.model import Model
 from lambda_hat.samplers import stochastic
-from lambda_hat.samplers.base import Algorithm, Info, Model, Sampler
+from lambda_hat.samplers.adaptation import Taken, langevin_step
+from lambda_hat.samplers.noise import normal_like
 from lambda_hat.samplers.sghmc import momentum_temperature
+
+THERMOSTAT = 0.5
+"""Longest step, in units of SGLD's with the same gradients. With few parameters the friction follows single excursions,
+and longer steps lost chains. Arbitrary."""
 
 
 class State(NamedTuple):
+    """The state of one chain."""
+
     w: Float[Array, " dim"]
     momentum: Float[Array, " dim"]
-    friction: Float[Array, ""]
-    """xi, per unit of time."""
+    thermostat: Float[Array, ""]
+    """The friction `s xi`: the share of the momentum that a step takes."""
 
 
 def build(model: Model, cfg: SgnhtConfig, arguments: dict[str, Array]) -> Algorithm:
-    """One chain of SGNHT."""
-    step_size = arguments["step_size"]
-    leapfrog = jnp.sqrt(step_size)
-    friction = arguments["friction"] / leapfrog
-    temperature = momentum_temperature(arguments["friction"])
-    integrate = diffusions.sgnht(alpha=friction, beta=friction**2 / temperature)
+    """One chain of SGNHT; `arguments` has the fields of `SGNHT.arguments`."""
+    lost = arguments["friction"]
+    temperature = momentum_temperature(lost)
 
-    def init(key, start):
-        momentum = jnp.sqrt(temperature) * jax.random.normal(key, start.shape, start.dtype)
-        return State(start, momentum, friction), (), 0
+    def start(key, w):
+        momentum = jnp.sqrt(temperature) * normal_like(key, w)
+        return State(w, momentum, lost)
 
-    def step(key, state: State, tuned):
+    def transition(key, state: State, tuned: stochastic.Tuned, adapting: bool):
         key_gradient, key_noise = jax.random.split(key)
-        ahead = state.w + leapfrog * state.momentum
-        gradient = -stochastic.posterior_gradient(model, key_gradient, ahead, cfg.batch_size)
-        state = State(*integrate(key_noise, *state, gradient, leapfrog, temperature))
-        nan = jnp.full((), jnp.nan, state.w.dtype)
-        return state, Info(nan, jnp.zeros((), bool), 1)
+        leapfrog = jnp.sqrt(tuned.step_size)
+        friction = lost / leapfrog
+        # blackjax says float where it takes traced numbers as well.
+        integrate = cast(Any, diffusions.sgnht)(alpha=friction, beta=friction**2 / temperature)
+        ahead = state.w + leapfrog * tuned.metric.forward(state.momentum)
+        found = stochastic.force(model, cfg, key_gradient, ahead, tuned.metric, adapting)
+        _, momentum, thermostat = integrate(
+            key_noise, state.momentum, state.momentum, state.thermostat / leapfrog, -found.pulled, leapfrog, temperature
+        )
+        localised = model.posterior.gamma * (tuned.metric.trace if adapting else 1)
+        taken = Taken(ahead, found.gradient, jnp.vdot(found.pulled, found.pulled), localised, found.noise, found.visit)
+        return State(ahead, momentum, thermostat * leapfrog), taken
 
-    return Algorithm(
-        init=init,
-        step=step,
-        position=lambda state: state.w,
-        record=stochastic.recorder(model, cfg),
-        step_size=lambda tuned: step_size,
-        mala=lambda key, w, tuned: stochastic.mala_acceptance(model, key, w, step_size, None),
+    def allowed(squared, noise, growth, heat):
+        # The thermostat takes up the noise that all directions have in common.
+        return THERMOSTAT * langevin_step(jnp.maximum(squared - noise, 0.1 * squared), noise, growth, heat)
+
+    return stochastic.algorithm(
+        model, cfg, arguments, start, transition, position=lambda state: state.w, allowed=allowed
     )
 
 
 SGNHT = Sampler(
     name="sgnht",
-    arguments=("num_burnin", "friction", *stochastic.PILOT_ARGUMENTS),
+    arguments=(*stochastic.ARGUMENTS, "friction"),
     strict=False,
     build=build,
+    num_adapt=lambda cfg: cfg.num_burnin if cfg.learns else 0,
     costs=stochastic.costs,
     notes=stochastic.notes,
-    records_differences=stochastic.records_differences,
+    estimates_losses=stochastic.estimates_losses,
     takes_noise=True,
+    controls=stochastic.controls,
 )

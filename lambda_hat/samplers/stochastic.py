@@ -1,77 +1,207 @@
-"""What the samplers on minibatch gradients share: the loss they record, the check of their step size, costs and notes.
+"""The part that samplers on minibatch gradients share: the chain around a transition, recorded losses, costs, notes.
 
-None of them accepts or rejects, so their law is off by the step size.
+None of them accepts or rejects, so their law is biased by the step size and by the noise of the batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lambda_hat.config import StochasticGradientConfig
-from lambda_hat.samplers.base import LOSS_COST, Costs, Draws, Model, Sampler
-from lambda_hat.samplers.chunks import Chunks
-from lambda_hat.samplers.pilot import run_pilots
-from lambda_hat.samplers.run import Lane, run
+from lambda_hat.engine.algorithm import LOSS_COST, Algorithm, Costs, Info, Visit
+from lambda_hat.engine.model import Model, finite
+from lambda_hat.samplers.adaptation import Adaptation, Learned, Taken, langevin_step
+from lambda_hat.samplers.metric import Metric
+from lambda_hat.samplers.noise import normal_like
+from lambda_hat.samplers.windows import LowRank
 from lambda_hat.targets.base import Target
 
-PILOT_ARGUMENTS = ("step_size", "pilot_c", "pilot_steps")
-"""Fields of the configuration that only choose the step size, which the program takes as a number."""
+ARGUMENTS = ("num_burnin", "step_size", "heat")
+"""Fields of the configuration that are arguments of the programs."""
+MALA_ROWS = 4096
+"""Most rows that a Metropolis check is computed on. Arbitrary."""
 
 
-def posterior_gradient(
-    model: Model, key: Array, w: Float[Array, " dim"], batch_size: int | None
-) -> Float[Array, " dim"]:
-    """Gradient of the negative log posterior, over a batch where there is one."""
+class Tuned(NamedTuple):
+    """What a chain has after adaptation."""
+
+    step_size: Float[Array, ""]
+    metric: Metric
+
+
+class Force(NamedTuple):
+    """The gradient of the negative log posterior at one place, from a batch."""
+
+    gradient: Float[Array, " dim"]
+    pulled: Float[Array, " dim"]
+    """`A^T g`: the gradient in the coordinates in which P is 1."""
+    visit: Visit
+    noise: Float[Array, ""]
+    """`n . P n` of the gradient's noise n, where it was asked for; else 0."""
+
+
+def force(
+    model: Model, cfg: StochasticGradientConfig, key: Array, w: Float[Array, " dim"], metric: Metric, noise: bool
+) -> Force:
+    """The gradient of the negative log posterior at `w`, from a batch.
+
+    Args:
+        model: The posterior.
+        cfg: Its `batch_size` and `gradient` say how the gradient is estimated.
+        key: Draws the batch.
+        w: The place, (dim,).
+        metric: The preconditioner.
+        noise: Estimate the noise of the gradient as well, from a second batch.
+    """
+    assert cfg.gradient is not None
     n_beta, gamma = model.posterior
-    return gamma * (w - model.w_star) + n_beta * model.loss_gradient(key, w, batch_size)
+    offset = w - model.w_star
+    found = model.evaluate(key, w, cfg.batch_size, cfg.gradient)
+    gradient = gamma * offset + n_beta * found.gradient
+    visit = Visit(n_beta * found.growth, jnp.vdot(offset, offset), found.difference)
+    of_noise = jnp.zeros((), w.dtype)
+    if noise and cfg.batch_size is not None and not model.population:
+        other = model.evaluate(jax.random.fold_in(key, 1), w, cfg.batch_size, cfg.gradient)
+        difference = metric.adjoint(n_beta * (found.gradient - other.gradient))
+        of_noise = 0.5 * jnp.vdot(difference, difference)
+    return Force(gradient, metric.adjoint(gradient), visit, of_noise)
+
+
+def algorithm(
+    model: Model,
+    cfg: StochasticGradientConfig,
+    arguments: dict[str, Array],
+    start: Callable[[Array, Array], Any],
+    transition: Callable[[Array, Any, Tuned, bool], tuple[Any, Taken]],
+    position: Callable[[Any], Array] = lambda state: state,
+    allowed: Callable[[Array, Array, Array, Array], Array] = langevin_step,
+    learner: Any = None,
+) -> Algorithm:
+    """One chain of a sampler on minibatch gradients.
+
+    Args:
+        model: The posterior.
+        cfg: The signature.
+        arguments: The fields of the sampler's `arguments`.
+        start: (key, w) -> state.
+        transition: (key, state, tuned, whether in adaptation) -> (state, what the transition took).
+        position: state -> w; by default the state is w.
+        allowed: The sampler's rule for the largest step, as `adaptation.langevin_step`.
+        learner: Learns a metric that is not low-rank; None: there is none.
+    """
+    if cfg.precond == "low_rank":
+        learner = LowRank(cfg.num_chains)
+    adaptation = Adaptation(model, cfg, arguments, allowed, learner)
+    per_transition = gradients_per_step(cfg) * getattr(cfg, "num_integration_steps", 1)
+
+    def init(key, w):
+        return start(key, w), adaptation.init(w) if cfg.learns else (), 0
+
+    def adapt(key, index, state, learned: Learned):
+        after, taken = transition(key, state, Tuned(learned.step_size, learned.metric), True)
+        usable = finite(position(after)) & finite(taken.gradient) & jnp.isfinite(taken.squared)
+        after = jax.tree.map(lambda a, b: jnp.where(usable, a, b), after, start(key, model.w_star))
+        learned, more = adaptation.update(key, index, learned, taken, usable)
+        return after, learned, more + np.uint32(per_transition)
+
+    def settle(learned):
+        if not cfg.learns:
+            return Tuned(arguments["step_size"], adaptation.init(model.w_star).metric)
+        return Tuned(learned.step_size, learned.metric)
+
+    def step(key, state, tuned: Tuned):
+        state, taken = transition(key, state, tuned, False)
+        nan = jnp.full((), jnp.nan, model.w_star.dtype)
+        return state, Info(nan, jnp.zeros((), bool), per_transition, taken.visit)
+
+    def mala(key, w, tuned: Tuned):
+        return mala_acceptance(model, key, w, tuned.step_size, tuned.metric)
+
+    return Algorithm(
+        init=init,
+        adapt=adapt,
+        pool=adaptation.pool,
+        settle=settle,
+        step=step,
+        position=position,
+        record=None if averages(cfg) else recorder(model, cfg),
+        step_size=lambda tuned: tuned.step_size,
+        mala=mala if cfg.mala_checks else None,
+    )
+
+
+def gradients_per_step(cfg: StochasticGradientConfig) -> int:
+    """Gradients that an evaluation takes: a control variate takes a second one, at `w_star`."""
+    return 2 if cfg.gradient == "control_variate" else 1
+
+
+def averages(cfg: StochasticGradientConfig) -> bool:
+    """Whether a recorded loss is the mean of the losses that the steps have estimated since the last draw."""
+    return cfg.loss_estimate == "paired" and cfg.gradient == "control_variate"
 
 
 def recorder(model: Model, cfg: StochasticGradientConfig) -> Callable[[Array, Array], Array]:
-    """(key, w) -> the full loss; its difference from `w_star` on a batch where paired, or under the same random key
-    where the loss is stochastic."""
+    """What records a loss: (key, w) -> `L(w) - L(w_star)`.
+
+    L is the full loss, or with `loss_estimate: paired` that of one batch. Both terms of a stochastic loss have the same
+    random key.
+    """
 
     def record(key, w):
         if _paired(cfg, model.population):
+            assert cfg.batch_size is not None
             key_batch, key_loss = jax.random.split(key)
             batch = model.batch(key_batch, cfg.batch_size)
             return model.batch_loss(w, batch, key_loss) - model.batch_loss(model.w_star, batch, key_loss)
         if model.loss.stochastic:
             return model.full_loss(w, key) - model.full_loss(model.w_star, key)
-        return model.full_loss(w)
+        return model.excess_loss(w)
 
     return record
 
 
 def mala_acceptance(
-    model: Model, key: Array, w: Float[Array, " dim"], step_size: Array, scale: Float[Array, " dim"] | None
+    model: Model, key: Array, w: Float[Array, " dim"], step_size: Array, metric: Metric
 ) -> Float[Array, ""]:
-    """Probability that Metropolis accepts one Langevin step of `step_size`, P = `scale`, on the full data from `w`
-    (Roberts & Tweedie 1996)."""
-    variance = step_size if scale is None else step_size * scale
+    """Probability that Metropolis accepts one Langevin step from `w` (Roberts & Tweedie 1996).
 
-    def log_density_ratio(there, here, gradient_here):
-        """log q(there | here)."""
-        return -0.5 * jnp.sum((there - here + 0.5 * variance * gradient_here) ** 2 / variance)
+    Args:
+        model: The posterior, of the full data or of `MALA_ROWS` of its rows.
+        key: Draws the step, the rows, and the randomness of a stochastic loss.
+        w: The place, (dim,).
+        step_size: The step size, epsilon as in SGLD.
+        metric: The preconditioner.
+    """
+    key_noise, key_loss, key_batch = jax.random.split(key, 3)
+    rows = 0 if model.population else model.loss.num_rows(model.data)
+    batch = model.batch(key_batch, MALA_ROWS) if rows > MALA_ROWS else None
 
-    key_noise, key_loss = jax.random.split(key)
+    def potential(z):
+        place = w + metric.forward(z)
+        loss = model.full_loss(place, key_loss) if batch is None else model.batch_loss(place, batch, key_loss)
+        return model.posterior.potential(loss, place, model.w_star)
 
-    def potential(w):
-        return model.posterior.potential(model.full_loss(w, key_loss), w, model.w_star)
-
-    noise = jax.random.normal(key_noise, w.shape, w.dtype)
+    noise = normal_like(key_noise, w)
 
     def visit(here, _):
         value, gradient = jax.value_and_grad(potential)(here)
-        return here - 0.5 * variance * gradient + jnp.sqrt(variance) * noise, (here, value, gradient)
+        return here - 0.5 * step_size * gradient + jnp.sqrt(step_size) * noise, (here, value, gradient)
 
-    # As a loop of two the gradient is compiled once.
-    _, ((_, proposal), values, gradients) = jax.lax.scan(visit, w, length=2)
-    back = log_density_ratio(w, proposal, gradients[1]) - log_density_ratio(proposal, w, gradients[0])
+    # A loop of length 2 compiles the gradient once.
+    start = jnp.zeros_like(w)
+    _, ((_, proposal), values, gradients) = jax.lax.scan(visit, start, length=2)
+
+    def log_density_ratio(there, here, gradient_here):
+        """The log density of a Langevin step from `here` to `there`, up to a constant."""
+        return -0.5 * jnp.sum((there - here + 0.5 * step_size * gradient_here) ** 2) / step_size
+
+    back = log_density_ratio(start, proposal, gradients[1]) - log_density_ratio(proposal, start, gradients[0])
     log_ratio = values[0] - values[1] + back
     return jnp.where(jnp.isnan(log_ratio), 0, jnp.exp(jnp.minimum(log_ratio, 0)))
 
@@ -80,52 +210,49 @@ def _paired(cfg: StochasticGradientConfig, population: bool) -> bool:
     return cfg.loss_estimate == "paired" and cfg.batch_size is not None and not population
 
 
-def records_differences(cfg: StochasticGradientConfig, target: Target) -> bool:
-    """Whether `recorder` records `L(w) - L(w_star)`."""
+def estimates_losses(cfg: StochasticGradientConfig, target: Target) -> bool:
+    """Whether recorded losses are estimates: from batches, or from a loss with randomness."""
     return target.loss.stochastic or _paired(cfg, target.population)
 
 
+def controls(cfg: StochasticGradientConfig) -> bool:
+    """Whether gradients are control variates."""
+    return cfg.gradient == "control_variate"
+
+
 def batch_fraction(cfg: StochasticGradientConfig, target: Target) -> float:
-    """A batch in units of the full data; 1 where there are no batches."""
+    """Rows of a batch as a share of the full data; 1 where there are no batches."""
     if cfg.batch_size is None or target.population:
         return 1.0
     return cfg.batch_size / target.num_data
 
 
 def costs(cfg: StochasticGradientConfig, target: Target) -> Costs:
-    """A gradient is a batch's; a recorded loss is one forward pass, two of a batch when paired, two when stochastic."""
+    """Unit costs: a gradient is that of a batch.
+
+    A recorded loss is one forward pass over all data, or two of a stochastic loss. A paired one is two passes over a
+    batch, or none where the steps estimate it.
+    """
     fraction = batch_fraction(cfg, target)
-    if _paired(cfg, target.population):
-        return Costs(fraction, 2 * fraction * LOSS_COST)
-    return Costs(fraction, LOSS_COST * (2 if target.loss.stochastic else 1))
+    checked = 1.0 if target.population else min(1.0, MALA_ROWS / target.num_data)
+    if averages(cfg):
+        per_record = 0.0
+    elif _paired(cfg, target.population):
+        per_record = 2 * fraction * LOSS_COST
+    else:
+        per_record = LOSS_COST * (2 if target.loss.stochastic else 1)
+    return Costs(fraction, per_record, 2 * checked)
 
 
 def notes(cfg: StochasticGradientConfig, target: Target) -> tuple[str, ...]:
-    """What a reader of the estimate should know."""
+    """Sentences for the report: what a reader of the estimate should know."""
     found = ["unadjusted: biased by its step size"]
     if cfg.loss_estimate == "paired" and not _paired(cfg, target.population):
         found.append("loss_estimate: paired needs batches, and this run has none; the loss is the full one")
+    elif cfg.loss_estimate == "paired":
+        found.append("the losses are paired estimates from batches; their noise is in the standard error")
     if not target.population and cfg.batch_size is not None and cfg.batch_size > target.num_data:
         found.append(
             f"batch_size {cfg.batch_size} exceeds the {target.num_data} rows of the data; drawn with replacement"
         )
     return tuple(found)
-
-
-def run_with_pilot(sampler: Sampler, lanes: Sequence[Lane], chunks: Chunks) -> list[Draws]:
-    """Run the chains, after a pilot chain of every lane where the configurations leave the step size open."""
-    if lanes[0].cfg.step_size is not None:
-        return run(sampler, lanes, chunks)
-    pilots = run_pilots(lanes, chunks)
-    tuned = [
-        lane._replace(cfg=replace(lane.cfg, step_size=pilot.step_size))
-        for lane, pilot in zip(lanes, pilots, strict=True)
-    ]
-    return [
-        draws._replace(
-            num_gradients=draws.num_gradients + pilot.num_gradients,
-            fge=draws.fge + pilot.fge,
-            notes=(*draws.notes, *pilot.notes),
-        )
-        for draws, pilot in zip(run(sampler, tuned, chunks), pilots, strict=True)
-    ]

@@ -1,4 +1,4 @@
-"""L1: what is measured. Builds targets, writes them into the store, and reads them back."""
+"""Targets: build one from its configuration, write it into the store, and read it back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import math
 import shlex
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,14 +17,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from lambda_hat.config import BuildConfig, MlpBuild
+from lambda_hat.config import BUILD_SCHEMAS, BuildConfig, CustomBuild, MlpBuild
 from lambda_hat.errors import BuildFailed, ConfigError, CorruptArtifact, LambdaHatError, TargetNotBuilt
-from lambda_hat.files import DAMAGED_NPZ
-from lambda_hat.integrity import META_FORMAT, config_digest, is_target_name
 from lambda_hat.omegaconf_support import load_build_config
-from lambda_hat.programs import call
-from lambda_hat.store import publish_target, read_record
+from lambda_hat.programs.compiling import call
+from lambda_hat.store.checksums import META_FORMAT, config_digest, is_target_name
+from lambda_hat.store.files import DAMAGED_NPZ
+from lambda_hat.store.layout import read_record
+from lambda_hat.store.publish import publish_target
 from lambda_hat.targets.base import SLICE_ROWS, Loss, Made, Target
+from lambda_hat.targets.measure import measure
 from lambda_hat.targets.truth import true_llc, true_llc_t
 
 __all__ = [
@@ -43,42 +46,49 @@ _MODULES = {
     "monomial_sum": "analytic",
     "radial": "analytic",
     "line_and_point": "analytic",
-    "tanh": "tanh",
     "dln": "linear",
-    "mlp": "mlp",
-    "custom": "custom",
 }
-"""The module of every kind of target."""
+"""The module of a kind of target that does not lie in the module of its own name."""
 
 
 def _module(kind: str) -> ModuleType:
-    # On first use: a rank should not wait for the optimisers of targets that it does not have.
-    return importlib.import_module(f"{__name__}.{_MODULES[kind]}")
+    # Imported on first use: a rank need not wait for the optimisers of targets that it does not have.
+    return importlib.import_module(f"{__name__}.{_MODULES.get(kind, kind)}")
 
 
 def build_target(cfg: BuildConfig, programs: Path | None = None) -> tuple[Target, dict[str, Any]]:
-    """Build the target that `cfg` describes, in float64, from its configuration alone.
+    """Build the target that `cfg` describes, in float64. The result depends on the configuration alone.
 
-    The second value is JSON-able: how training ended (`train_loss`, `grad_norm`, ...), `warnings` as sentences, and
-    `seconds`. programs: the folder through which compiled programs are exchanged; None: there is none.
-    Raises BuildFailed where training or the data go wrong.
+    Args:
+        cfg: the configuration of the target.
+        programs: the folder through which processes exchange compiled programs; None: there is none.
+
+    Returns:
+        The target, and JSON-able information: how training ended (`train_loss`, `grad_norm`, ...), `warnings` as
+        sentences, `seconds`, and the cost of the gradient of a custom loss (`measured`).
+
+    Raises:
+        BuildFailed: if training or the data go wrong.
+        ConfigError: if the configuration lists checkpoints and does not say which `step` the target is.
     """
     if isinstance(cfg, MlpBuild) and cfg.checkpoints is not None:
-        built = {checkpoint.step: made for checkpoint, *made in build_checkpoints(cfg, programs)}
+        built = {checkpoint.step: (target, info) for checkpoint, target, info in build_checkpoints(cfg, programs)}
         if cfg.step is None:
             raise ConfigError(f"step: missing, with checkpoints a target is one of the steps {list(built)}")
-        return tuple(built[cfg.step])
+        return built[cfg.step]
     started = time.perf_counter()
     with jax.enable_x64(True):
         made = _module(cfg.kind).make(cfg, programs)
         target = _target(cfg, made, programs)
-    return target, {"warnings": [], **made.info, "seconds": time.perf_counter() - started}
+    # For every other kind the cost of a gradient follows from the configuration.
+    measured = {"measured": measure(target)} if isinstance(cfg, CustomBuild) else {}
+    return target, {"warnings": [], **made.info, **measured, "seconds": time.perf_counter() - started}
 
 
 def build_checkpoints(cfg: MlpBuild, programs: Path | None = None) -> list[tuple[MlpBuild, Target, dict[str, Any]]]:
-    """Train once, and return every checkpoint's configuration, target and information, in the order of their steps.
+    """Train once, and return the configuration, target and information of every checkpoint, in the order of steps.
 
-    They share the arrays of their data. programs: as of `build_target`. Raises BuildFailed as `build_target` does.
+    The targets share the arrays of their data. Arguments and exceptions are those of `build_target`.
     """
     started = time.perf_counter()
     with jax.enable_x64(True):
@@ -95,6 +105,7 @@ def build_checkpoints(cfg: MlpBuild, programs: Path | None = None) -> list[tuple
 def _target(cfg: BuildConfig, made: Made, programs: Path | None) -> Target:
     if made.target is not None:
         return made.target
+    assert cfg.n is not None
     loss = _module(cfg.kind).make_loss(cfg)
     population = cfg.num_data == 0
     at_w_star = float(call(_loss_at, (loss, population), programs, made.w_star, made.data))
@@ -113,9 +124,14 @@ def _loss_at(loss: Loss, population: bool, params: dict[str, jax.Array], data: d
 def save_target(
     directory: Path, target: Target, cfg: BuildConfig, info: dict[str, Any], data_of: str | None = None
 ) -> None:
-    """Publish a target in `directory`: params.npz, data.npz and config.yaml, then meta.json, which says it is whole.
+    """Publish a target in `directory`: params.npz, data.npz, config.yaml and, last, meta.json with their checksums.
 
-    data_of: the folder beside `directory` that already holds the same data.
+    Args:
+        directory: the folder of the target.
+        target: the target.
+        cfg: its configuration.
+        info: the information that `build_target` returned with it.
+        data_of: the name of a folder beside `directory` that already holds the same data; None: write them here.
     """
     meta = {
         "kind": cfg.kind,
@@ -126,7 +142,9 @@ def save_target(
         "loss_at_w_star": target.loss_at_w_star,
         "true_llc": target.true_llc,
         "true_multiplicity": target.true_multiplicity,
-        "build": info,
+        "notes": list(target.notes),
+        "measured": info.get("measured"),
+        "build": {key: value for key, value in info.items() if key != "measured"},
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
     }
     arrays = {"params.npz": _npz_bytes(target.w_star), "data.npz": _npz_bytes(target.data)}
@@ -136,7 +154,9 @@ def save_target(
 def load_target(directory: Path) -> Target:
     """Read a target that `save_target` has published.
 
-    Raises TargetNotBuilt where meta.json is missing, CorruptArtifact where a file is missing or was changed.
+    Raises:
+        TargetNotBuilt: if meta.json is missing.
+        CorruptArtifact: if another file is missing, or a file was changed.
     """
     directory = Path(directory)
     if not (directory / "meta.json").is_file():
@@ -150,7 +170,7 @@ def load_target(directory: Path) -> Target:
         raise _corrupt(directory, "meta.json", str(error).removeprefix(f"{directory / 'meta.json'}: ")) from None
     if meta.get("format") != META_FORMAT:
         raise _corrupt(directory, "meta.json", f"its format is {meta.get('format')!r}, expected {META_FORMAT}")
-    if not isinstance(meta.get("kind"), str) or meta["kind"] not in _MODULES:
+    if not isinstance(meta.get("kind"), str) or meta["kind"] not in BUILD_SCHEMAS:
         raise _corrupt(
             directory, "meta.json", f"its kind is {meta.get('kind')!r:.80}, which this version does not know"
         )
@@ -164,13 +184,14 @@ def load_target(directory: Path) -> Target:
             loss_at_w_star=meta["loss_at_w_star"],
             true_llc=meta["true_llc"],
             true_multiplicity=meta["true_multiplicity"],
+            notes=tuple(meta.get("notes", ())),
         )
     except KeyError as error:
         raise _corrupt(directory, "meta.json", f"it has no entry {error}") from None
 
 
 def _read_config(directory: Path, meta: dict[str, Any]) -> BuildConfig:
-    """The configuration, which decides the loss as the arrays do."""
+    """The configuration, checked against meta.json because it determines the loss."""
     try:
         cfg = load_build_config(directory / "config.yaml")
     except LambdaHatError as error:
@@ -189,9 +210,15 @@ def _data_folder(directory: Path, meta: dict[str, Any]) -> Path:
 
 
 def _npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
-    """An npz file; equal arrays give equal bytes (numpy writes no times)."""
+    """The content of an npz file. Equal arrays give equal bytes, because there are no times in it.
+
+    The bytes are those of `np.savez`, which takes no arrays of the names "file" and "allow_pickle".
+    """
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array))
     return buffer.getvalue()
 
 

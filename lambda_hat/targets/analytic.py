@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lambda_hat.config import (
-    BuildConfig,
     LineAndPointBuild,
     MonomialBuild,
     MonomialSumBuild,
@@ -20,23 +19,26 @@ from lambda_hat.config import (
 from lambda_hat.targets.base import Loss, Made
 from lambda_hat.targets.truth import eigenvalues
 
+AnalyticBuild = QuadraticBuild | MonomialBuild | MonomialSumBuild | RadialBuild | LineAndPointBuild
+
 USUAL_BITS = 3
-"""Losses with all exponents k below 2^3 share their programs."""
+"""Losses whose exponents k are all below 2^3 share their programs."""
 USUAL_DIM = 4
-"""Up to this many coordinates every loss of this module has the same arrays, so that those of one dimension share
-their programs. More terms than a loss needs are cheap only while there are few."""
+"""With at most this many coordinates, all losses of one dimension have arrays of the same shape, and so share their
+programs. In higher dimensions the unused terms would cost too much."""
 
 
 @dataclass(frozen=True)
 class PolynomialLoss(Loss):
-    """`L(w) = sum_i a_i w_i^2 / 2 + sum_b prod_j phi_j(w)^k_bj` with the squares
-    `phi(w) = (w_1^2, ..., w_dim^2, |w|^2, (w_1 - 1)^2)`.
+    """`L(w) = sum_i a_i w_i^2 / 2 + sum_b prod_j phi_j(w)^k_bj`.
 
-    `data`: "eigenvalues" a of shape (dim,), "exponents" k of shape (terms, dim + 2); a term whose k are all 0 is none.
-    Both are data, so that losses of one dimension share a compiled program. `bits`: all k are below 2^bits.
+    The factors are the squares `phi(w) = (w_1^2, ..., w_dim^2, |w|^2, (w_1 - 1)^2)`. `data` holds "eigenvalues" a of
+    shape (dim,) and "exponents" k of shape (terms, dim + 2). A term whose exponents are all 0 counts as absent. Both
+    are data, and not constants, so that losses of one dimension share a compiled program.
     """
 
     bits: int
+    """All exponents are below 2^bits."""
 
     def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
         squares = params["w"] ** 2
@@ -45,39 +47,40 @@ class PolynomialLoss(Loss):
         if len(exponents) == 0:
             return quadratic
         phi = jnp.concatenate([squares, jnp.sum(squares)[None], (params["w"][:1] - 1) ** 2])
-        # By repeated squaring: derivatives of x^k are NaN at x = 0 in JAX where k is a traced number.
+        # By repeated squaring: in JAX the derivative of x^k at x = 0 is NaN if k is a traced number.
         factor = jnp.broadcast_to(phi, exponents.shape)
         one = jnp.ones_like(factor)
         powers = one
         for bit in range(self.bits):
             powers = powers * jnp.where((exponents >> bit) & 1 == 1, factor, one)
-            # A square that no power needs could overflow, and its derivative would be NaN.
+            # A square that is not needed could overflow, and its derivative would be NaN.
             factor = jnp.where(exponents >> (bit + 1) > 0, factor, one) ** 2
         products = jnp.prod(powers, axis=-1)
         return quadratic + jnp.sum(jnp.where(jnp.any(exponents > 0, axis=-1), products, jnp.zeros_like(products)))
 
 
-def make_loss(cfg: BuildConfig) -> Loss:
+def make_loss(cfg: AnalyticBuild) -> Loss:
     """The loss of an analytic target."""
     largest = max((max(term.values()) for term in _terms(cfg)), default=0)
     return PolynomialLoss(bits=max(largest.bit_length(), USUAL_BITS))
 
 
-def make(cfg: BuildConfig, programs: Path | None = None) -> Made:
-    """`w_star` {"w": (dim,)} and the constants of the loss."""
-    terms = _terms(cfg)
-    exponents = np.zeros((cfg.dim if cfg.dim <= USUAL_DIM else len(terms), cfg.dim + 2))
+def make(cfg: AnalyticBuild, programs: Path | None = None) -> Made:
+    """The parameters `w_star` {"w": (dim,)} and the constants of the loss."""
+    terms, (dim,) = _terms(cfg), cfg.param_shapes["w"]
+    exponents = np.zeros((dim if dim <= USUAL_DIM else len(terms), dim + 2))
     for row, term in zip(exponents, terms, strict=False):
         row[list(term)] = list(term.values())
-    curvatures = eigenvalues(cfg) if isinstance(cfg, QuadraticBuild) else np.zeros(cfg.dim)
+    curvatures = eigenvalues(cfg) if isinstance(cfg, QuadraticBuild) else np.zeros(dim)
     point = getattr(cfg.target, "point", None)
-    w_star = np.zeros(cfg.dim) if point is None else np.array(point, dtype=np.float64)
+    w_star = np.zeros(dim) if point is None else np.array(point, dtype=np.float64)
     return Made({"w": w_star}, {"eigenvalues": curvatures, "exponents": exponents}, {})
 
 
-def _terms(cfg: BuildConfig) -> list[dict[int, int]]:
-    """Each term's exponents k by the place of their square in phi."""
-    radius, line = cfg.dim, cfg.dim + 1
+def _terms(cfg: AnalyticBuild) -> list[dict[int, int]]:
+    """The exponents k of every term, by the place of their square in phi."""
+    (radius,) = cfg.param_shapes["w"]
+    line = radius + 1
     if isinstance(cfg, RadialBuild):
         return [{radius: cfg.target.k}]
     if isinstance(cfg, LineAndPointBuild):

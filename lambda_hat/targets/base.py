@@ -1,8 +1,8 @@
-"""What a target is: a loss, its data, and the point whose Local Learning Coefficient is wanted."""
+"""The types `Loss` and `Target`: a loss, its data, and the point whose Local Learning Coefficient is wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,53 +11,71 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from lambda_hat.paths import matching_paths
+from lambda_hat.config import NO_ROWS
+from lambda_hat.config.parameter_paths import matching_paths
 
 SLICE_ROWS = 16384
-"""Rows per slice of the full-data losses of a build: the memory that they take is bounded by this."""
+"""Rows per slice when a build evaluates the loss on the full data. It bounds the memory of that evaluation."""
 
 
 class Loss:
-    """A mean loss over rows of data. Subclasses are frozen dataclasses: equal ones share one compiled program.
+    """A mean loss over rows of data, computed in the precision of its arguments.
 
-    Computes in the precision of its arguments, also under strict dtype promotion where `strict` says so.
+    Subclasses are frozen dataclasses. Equal instances share one compiled program.
     """
 
     strict: ClassVar[bool] = True
-    """May be traced under strict dtype promotion."""
+    """Whether the loss can be traced under strict dtype promotion."""
     stochastic: ClassVar[bool] = False
-    """Is called with a random key as third argument."""
+    """Whether the loss takes a random key as third argument."""
+
+    @property
+    def no_likelihood(self) -> str | None:
+        """The reason why the loss of a row is no negative log likelihood; None if it is one."""
+        return NO_ROWS["stochastic"] if self.stochastic else None
 
     def __call__(self, params: dict[str, Array], data: dict[str, Array], *key: Key[Array, ""]) -> Float[Array, ""]:
-        """The mean over the rows of `data`; for a population loss `data` are the constants of its closed form."""
+        """The mean over the rows of `data`. For a population loss, `data` are the constants of its closed form."""
         raise NotImplementedError
 
-    def num_rows(self, data: dict[str, Array]) -> int:
-        """Rows that the full data have."""
-        return len(next(iter(data.values())))
+    def of_batch(self, params: dict[str, Array], batch: dict[str, Array], *key: Key[Array, ""]) -> Float[Array, ""]:
+        """An unbiased estimate of `full` from a `batch` of rows drawn from the data, together with its constants."""
+        return self(params, batch, *key)
+
+    def of_row(self, params: dict[str, Array], row: dict[str, Array]) -> Float[Array, ""]:
+        """The negative log likelihood of a single row; the arrays of `row` have a leading axis of length 1."""
+        return self(params, row)
+
+    def weight_per_row(self, data: dict[str, np.ndarray]) -> float:
+        """The mean weight of a row: `full` is the sum of `of_row`, divided by the number of rows times this."""
+        return 1.0
+
+    def num_rows(self, data: Mapping[str, Array | np.ndarray]) -> int:
+        """The number of rows of the full data. Arrays without an axis are constants."""
+        return next(len(array) for array in data.values() if array.ndim)
 
     def batch(self, key: Key[Array, ""], data: dict[str, Array], batch_size: int) -> dict[str, Array]:
-        """`batch_size` rows drawn with replacement."""
+        """Draw `batch_size` rows with replacement; the constants come with them."""
         rows = jax.random.randint(key, (batch_size,), 0, self.num_rows(data))
-        return {name: array[rows] for name, array in data.items()}
+        return each_row(lambda array: array[rows], data)
 
     def full(
         self, params: dict[str, Array], data: dict[str, Array], slice_rows: int, *key: Key[Array, ""]
     ) -> Float[Array, ""]:
-        """Mean loss over all rows of `data`, taken in slices of `slice_rows` rows where there are more.
+        """The mean loss over all rows of `data`, in slices of at most `slice_rows` rows. Not for population losses.
 
-        Differentiable; slices are recomputed backwards, so memory stays that of one slice. Not for population losses.
+        Its gradient recomputes each slice, so that the memory stays that of one slice.
         """
         num_rows = self.num_rows(data)
         if num_rows <= slice_rows:
-            return self(params, data, *key)
+            return self.of_batch(params, data, *key)
         num_slices, remainder = divmod(num_rows, slice_rows)
 
         @jax.checkpoint
         def of_slice(params, index):
             start = index * slice_rows
-            rows = {name: jax.lax.dynamic_slice_in_dim(array, start, slice_rows) for name, array in data.items()}
-            return self(params, rows, *(jax.random.fold_in(k, index) for k in key))
+            rows = each_row(lambda array: jax.lax.dynamic_slice_in_dim(array, start, slice_rows), data)
+            return self.of_batch(params, rows, *(jax.random.fold_in(k, index) for k in key))
 
         def add(total, index):
             return total + of_slice(params, index), None
@@ -66,55 +84,72 @@ class Loss:
         total, _ = jax.lax.scan(add, zero, jnp.arange(num_slices, dtype=jnp.int32))
         total = total * (slice_rows / num_rows)
         if remainder:
-            rest = {name: array[num_rows - remainder :] for name, array in data.items()}
+            rest = each_row(lambda array: array[num_rows - remainder :], data)
             rest_key = (jax.random.fold_in(k, num_slices) for k in key)
-            total += self(params, rest, *rest_key) * (remainder / num_rows)
+            total += self.of_batch(params, rest, *rest_key) * (remainder / num_rows)
         return total
 
     def per_row(self, params: dict[str, Array], data: dict[str, Array], slice_rows: int) -> Float[Array, " rows"]:
-        """The loss of every row by itself, `slice_rows` of them at a time."""
+        """The value of `of_row` for every row, `slice_rows` rows at a time."""
+        constants = {name: array for name, array in data.items() if not array.ndim}
 
         def of_row(row):
-            return self(params, {name: array[None] for name, array in row.items()})
+            return self.of_row(params, {name: array[None] for name, array in row.items()} | constants)
 
-        return jax.lax.map(of_row, data, batch_size=min(slice_rows, self.num_rows(data)))
+        rows = {name: array for name, array in data.items() if array.ndim}
+        return jax.lax.map(of_row, rows, batch_size=min(slice_rows, self.num_rows(data)))
+
+
+def each_row(take: Callable[[Array], Array], data: dict[str, Array]) -> dict[str, Array]:
+    """Apply `take` to every array of `data` that has rows. Arrays without an axis are constants and stay."""
+    return {name: take(array) if array.ndim else array for name, array in data.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A loss, its data and `w_star`, as the samplers take them. Arrays are float64; samplers cast them."""
+    """A loss, its data and `w_star`. Arrays are float64; the samplers cast them to the precision of the run."""
 
     loss: Loss
     w_star: dict[str, np.ndarray]
-    """The point whose LLC is wanted, by path: "layers/0/weight"."""
+    """The point whose LLC is wanted: arrays by path, such as "layers/0/weight"."""
     data: dict[str, np.ndarray]
-    """Rows along the leading axes, or the constants of a population loss."""
+    """Arrays with one row per data point, or the constants of a population loss."""
     population: bool
-    """The loss is a closed form; `data` is never subsampled."""
+    """Whether the loss is a closed form, whose `data` are never subsampled."""
     n: int
-    """Number of data points that the posterior is for."""
+    """The number of data points in the posterior."""
     loss_at_w_star: float
     """`L_n(w_star)` on the full data, in float64."""
     true_llc: float | None
-    """The learning coefficient lambda, where it is known."""
+    """The learning coefficient lambda; None if it is not known."""
     true_multiplicity: int | None
     held: dict[str, np.ndarray] = field(default_factory=dict)
-    """Parameters that stay where they are, by path."""
+    """Parameters that are held fixed, by path."""
+    notes: tuple[str, ...] = ()
+    """Sentences about the parameters that move, for the report of every run."""
+
+    @property
+    def no_likelihood(self) -> str | None:
+        """The reason why there is no singular fluctuation; None if there is one."""
+        return NO_ROWS["population"] if self.population else self.loss.no_likelihood
 
     @property
     def dim(self) -> int:
-        """Number of parameters that move."""
+        """The number of parameters that move."""
         return sum(array.size for array in self.w_star.values())
 
     @property
     def num_data(self) -> int:
-        """Rows of data; 0 for a population loss."""
+        """The number of rows of data; 0 for a population loss."""
         return 0 if self.population else self.loss.num_rows(self.data)
 
     def restricted(self, patterns: Sequence[str]) -> Target:
-        """The same target with only the parameters moving whose path matches one of the glob `patterns`.
+        """The same target, in which only those parameters move whose path matches one of the glob `patterns`.
 
-        Its learning coefficient is another one, and not known. Raises ConfigError for a pattern that matches nothing.
+        Its learning coefficient is not known, and `notes` are dropped.
+
+        Raises:
+            ConfigError: if a pattern matches nothing.
         """
         moving = set(matching_paths(patterns, list(self.w_star)))
         if len(moving) == len(self.w_star):
@@ -122,29 +157,40 @@ class Target:
         parts: list[dict[str, np.ndarray]] = [{}, {}]
         for path, array in self.w_star.items():
             parts[path not in moving][path] = array
-        return replace(self, w_star=parts[0], held=self.held | parts[1], true_llc=None, true_multiplicity=None)
+        w_star, held = parts[0], self.held | parts[1]
+        return replace(self, w_star=w_star, held=held, true_llc=None, true_multiplicity=None, notes=())
 
 
 class Made(NamedTuple):
-    """What a kind of target computes from its configuration; `info` is JSON-able."""
+    """What the module of a kind of target computes from its configuration."""
 
     w_star: dict[str, np.ndarray]
     data: dict[str, np.ndarray]
     info: dict[str, Any]
+    """JSON-able information about the build."""
     target: Target | None = None
-    """The whole, of a kind whose loss and number of data points are known only now."""
+    """The finished target, for a kind whose loss and n do not follow from the configuration."""
 
 
 def regression_loss(residual: Float[Array, "rows outputs"], kind: str, sigma: float) -> Float[Array, ""]:
-    """`nll`: Gaussian of standard deviation `sigma`, summed over outputs, without its constant, in nats.
+    """The loss of regression with the given residuals.
 
-    `mse`: mean square over rows and outputs.
+    Args:
+        residual: outputs minus predictions.
+        kind: `nll` is the Gaussian negative log likelihood in nats without its constant, summed over outputs; `mse` is
+            the mean square over rows and outputs.
+        sigma: standard deviation of the Gaussian; `mse` ignores it.
     """
     if kind == "mse":
         return jnp.mean(residual**2)
     return jnp.mean(jnp.sum(residual**2, axis=-1)) / (2 * sigma**2)
 
 
+def no_likelihood(kind: str) -> str | None:
+    """The reason why a regression loss of this kind is no negative log likelihood; None if it is one."""
+    return NO_ROWS["mse"] if kind == "mse" else None
+
+
 def to_numpy(params: dict[str, Array]) -> dict[str, np.ndarray]:
-    """Arrays off the device, in float64."""
+    """Copy arrays from the device, as float64."""
     return {name: np.asarray(array, dtype=np.float64) for name, array in params.items()}

@@ -1,4 +1,4 @@
-"""Inputs and noise of regression data."""
+"""The inputs of regression data, and the noise on their outputs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from lambda_hat.config import DataConfig
 
 
 def draw_inputs(key: Key[Array, ""], cfg: DataConfig) -> Float[Array, "n input_dim"]:
-    """Inputs of the law `cfg.input_law`.
+    """Draw inputs from the law `cfg.input_law`.
 
-    isotropic: standard normal. anisotropic: independent normal, variances falling geometrically by `anisotropy` from
-    the first coordinate to the last, of mean 1. mixture: `num_components` equally likely normal clusters of unit
-    covariance, whose centres are normal of standard deviation `separation`.
+    - isotropic: standard normal.
+    - anisotropic: independent normal coordinates. The variances fall geometrically from the first coordinate to the
+      last, by a factor of `anisotropy` in all, and have the mean 1.
+    - mixture: `num_components` equally likely normal clusters of unit covariance. Their centres are normal with
+      standard deviation `separation`.
     """
     key_normal, key_centres, key_component = jax.random.split(key, 3)
     x = jax.random.normal(key_normal, (cfg.n, cfg.input_dim))
@@ -28,12 +30,14 @@ def draw_inputs(key: Key[Array, ""], cfg: DataConfig) -> Float[Array, "n input_d
 
 
 def draw_noise(key: Key[Array, ""], cfg: DataConfig, x: Float[Array, "n input_dim"]) -> Float[Array, "n output_dim"]:
-    """Noise on the outputs, of scale `noise_std` (s below), independent over outputs.
+    """Draw noise from the law `cfg.noise`, independent over outputs, of scale `noise_std` (s below).
 
-    gaussian: variance `s^2`. heteroscedastic: Gaussian of variance `s^2 (1 + |x|^2 / mean|x|^2) / 2`, so that its mean
-    over the data is `s^2`. student_t: s times a t variable of `noise_df` degrees of freedom (variance
-    `s^2 df / (df - 2)` for df > 2). outliers: Gaussian; each row has `outlier_scale` times the standard deviation with
-    probability `outlier_fraction`.
+    - none: zeros.
+    - gaussian: variance `s^2`.
+    - heteroscedastic: Gaussian of variance `s^2 (1 + |x|^2 / mean|x|^2) / 2`, whose mean over the data is `s^2`.
+    - student_t: s times a t variable of `noise_df` (df) degrees of freedom. Its variance is `s^2 df / (df - 2)` for
+      df > 2.
+    - outliers: Gaussian. A row has `outlier_scale` times the standard deviation with probability `outlier_fraction`.
     """
     shape = (cfg.n, cfg.output_dim)
     if cfg.noise == "none":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -14,29 +15,31 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from lambda_hat.config import DlnBuild
-from lambda_hat.targets.base import Loss, Made, to_numpy
+from lambda_hat.targets.base import Loss, Made, no_likelihood, to_numpy
 from lambda_hat.targets.train import polish
 from lambda_hat.targets.truth import dln_rank, population_scale
 
 TEACHER_STREAM, ROW_STREAM, START_STREAM = range(3)
-
+"""Folded into the seed, so that teacher, rows and starting point are independent."""
 MOMENT_ROWS = 4096
-"""Rows drawn at a time for the second moments."""
-
+"""Rows drawn at a time for the second moments. It bounds their memory."""
 POLISH_STEPS = 2000
+"""Most L-BFGS steps to the minimum of noisy data."""
 GRAD_TOLERANCE = 1e-9
+"""L-BFGS stops when no entry of the gradient is larger."""
 SADDLE_OFFSET = 1e-2
-"""Standard deviation, in units of 1/sqrt(H_in), of the step off a rank-deficient teacher before it is polished."""
+"""Standard deviation of the step off a rank-deficient teacher before L-BFGS, times sqrt(inputs of the layer)."""
 
 
 @dataclass(frozen=True)
 class DlnPopulationLoss(Loss):
-    """`scale * |W_L ... W_1 - W_star|_F^2`: the expected loss for standard normal inputs, without noise.
+    """The expected loss `scale * |W_L ... W_1 - W_star|_F^2` for standard normal inputs without noise.
 
-    `data["W_star"]`: shape (outputs, inputs).
+    `data` holds "W_star" of shape (outputs, inputs).
     """
 
     depth: int
+    """The number of layers L."""
     scale: float
 
     def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
@@ -45,27 +48,35 @@ class DlnPopulationLoss(Loss):
 
 @dataclass(frozen=True)
 class DlnEmpiricalLoss(Loss):
-    """Mean loss over rows `x`, `y = W_star x + e`, exactly, from the second moments of the data.
+    """The exact mean loss over rows `x`, `y = W_star x + e`, from the second moments of the data.
 
     With `D = W_L ... W_1 - W_star` it is `scale * (tr(D Sxx D^T) - 2 tr(D Sxe) + See)`, where `Sxx = mean x x^T`,
-    `Sxe = mean x e^T`, `See = mean |e|^2`: no row is stored, and a full gradient costs no more than a batch of H_0 rows
-    would. Rows are drawn from their own keys wherever they are needed, so that minibatches are of the same data.
+    `Sxe = mean x e^T` and `See = mean |e|^2`. No row is stored, and a full gradient costs no more than that of a batch
+    of H_0 rows. A minibatch draws each of its rows again, from the key of that row.
 
-    `data`: "W_star" (outputs, inputs), "Sxx" (inputs, inputs), "Sxe" (inputs, outputs), "See" (), "noise_std" (),
-    "rows_key" (2,) uint32.
+    `data` holds "W_star" (outputs, inputs), "Sxx" (inputs, inputs), "Sxe" (inputs, outputs), "See" (), "noise_std" ()
+    and "rows_key" (2,) uint32.
     """
 
     depth: int
+    """The number of layers L."""
     scale: float
     noisy: bool
     rows: int
+    """The number of rows n."""
+    kind: str = "nll"
+    """`nll` or `mse`."""
+
+    @property
+    def no_likelihood(self) -> str | None:
+        return no_likelihood(self.kind)
 
     def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
-        """The mean over a batch: "x" (rows, inputs), "e" (rows, outputs), and "W_star"."""
+        """The mean over a batch, which holds "x" (rows, inputs), "e" (rows, outputs) and "W_star"."""
         residual = data["e"] - data["x"] @ (product(params, self.depth) - data["W_star"]).T
         return self.scale * jnp.mean(jnp.sum(residual**2, axis=-1))
 
-    def num_rows(self, data: dict[str, Array]) -> int:
+    def num_rows(self, data: Mapping[str, Array | np.ndarray]) -> int:
         return self.rows
 
     def batch(self, key: Key[Array, ""], data: dict[str, Array], batch_size: int) -> dict[str, Array]:
@@ -91,7 +102,7 @@ class DlnEmpiricalLoss(Loss):
 
 
 def draw_row(data: dict[str, Array], index: Array, noisy: bool) -> dict[str, Array]:
-    """Row `index` of the data: "x" (inputs,) and its noise "e" (outputs,), the same in every precision."""
+    """Draw row `index` of the data: "x" (inputs,) and its noise "e" (outputs,), the same in every precision."""
     outputs, inputs = data["W_star"].shape
     dtype = data["W_star"].dtype
     key = jax.random.fold_in(jax.random.wrap_key_data(data["rows_key"]), index)
@@ -100,13 +111,13 @@ def draw_row(data: dict[str, Array], index: Array, noisy: bool) -> dict[str, Arr
 
 
 def draw_rows(data: dict[str, Array], indices: Int[Array, " rows"], noisy: bool) -> dict[str, Array]:
-    """The same for many rows."""
+    """Draw several rows of the data: "x" (rows, inputs) and "e" (rows, outputs)."""
     return jax.vmap(partial(draw_row, data, noisy=noisy))(indices)
 
 
 @partial(jax.jit, static_argnames="noisy")
 def second_moments(data: dict[str, Array], n: Int[Array, ""], noisy: bool) -> dict[str, Array]:
-    """ "Sxx", "Sxe" and "See" over all rows, summed over slices of rows in the precision of "W_star"."""
+    """Compute "Sxx", "Sxe" and "See" over all n rows, slice by slice, in the precision of "W_star"."""
     outputs, inputs = data["W_star"].shape
     dtype = data["W_star"].dtype
     zero = jnp.zeros((inputs, inputs), dtype), jnp.zeros((inputs, outputs), dtype), jnp.zeros((), dtype)
@@ -114,7 +125,7 @@ def second_moments(data: dict[str, Array], n: Int[Array, ""], noisy: bool) -> di
     def add(i, total):
         indices = i * MOMENT_ROWS + jnp.arange(MOMENT_ROWS, dtype=n.dtype)
         rows = draw_rows(data, indices, noisy)
-        # The rows are in float32, but products in it would cost the moments half of their digits.
+        # The rows are float32, but float32 products would lose half of the digits of the moments.
         x, e = (jnp.where((indices < n)[:, None], rows[name], 0) for name in ("x", "e"))
         xx, xe, ee = total
         if not noisy:
@@ -127,8 +138,10 @@ def second_moments(data: dict[str, Array], n: Int[Array, ""], noisy: bool) -> di
 
 @jax.custom_jvp
 def quadratic_form(matrix: Float[Array, "outputs inputs"], moments: Float[Array, "inputs inputs"]) -> Float[Array, ""]:
-    """`tr(D S D^T)` for a symmetric S that is not differentiated. Value and gradient share the one product `D S`, of
-    which derivatives of the expression as it stands would take three."""
+    """Compute `tr(D S D^T)` for a symmetric S that is not differentiated.
+
+    The value and its gradient share the one product `D S`. Automatic differentiation would compute three products.
+    """
     return jnp.sum((matrix @ moments) * matrix)
 
 
@@ -140,7 +153,7 @@ def _(primals, tangents):
 
 
 def product(params: dict[str, Array], depth: int) -> Float[Array, "outputs inputs"]:
-    """`W_L ... W_1`, multiplied in the order of fewest operations; its gradient takes twice as many again."""
+    """Multiply `W_L ... W_1` in the order of fewest operations. The gradient takes twice as many in addition."""
     factors = [params[f"layers/{layer}/weight"] for layer in range(depth)]
     widths = (factors[0].shape[1], *(w.shape[0] for w in factors))
 
@@ -152,8 +165,13 @@ def product(params: dict[str, Array], depth: int) -> Float[Array, "outputs input
 
 @lru_cache
 def cheapest_order(widths: tuple[int, ...]) -> Any:
-    """How to multiply matrices of shapes (H_{k+1}, H_k) with the fewest operations: the number of a layer, or the pair
-    of the layers below and those above (the matrix chain problem, by dynamic programming)."""
+    """The order in which to multiply matrices of shapes (H_{k+1}, H_k) with the fewest operations.
+
+    This is the matrix chain problem, solved by dynamic programming.
+
+    Returns:
+        A nested pair (layers below, layers above), whose leaves are the numbers of layers.
+    """
     best: dict[tuple[int, int], tuple[int, Any]] = {(k, k + 1): (0, k) for k in range(len(widths) - 1)}
     for length in range(2, len(widths)):
         for low in range(len(widths) - length):
@@ -172,18 +190,18 @@ def cheapest_order(widths: tuple[int, ...]) -> Any:
 
 
 def make_loss(cfg: DlnBuild) -> Loss:
-    """The closed-form expected loss, or the mean over data."""
+    """The expected loss in closed form, or the mean loss over data."""
     depth = len(cfg.target.widths) - 1
     if cfg.target.data == "population":
         return DlnPopulationLoss(depth, population_scale(cfg))
-    return DlnEmpiricalLoss(depth, population_scale(cfg), cfg.target.noise_std > 0, cfg.target.n)
+    return DlnEmpiricalLoss(depth, population_scale(cfg), cfg.target.noise_std > 0, cfg.target.n, cfg.loss)
 
 
 def make(cfg: DlnBuild, programs: Path | None = None) -> Made:
-    """The teacher and its data; where the data are noisy, `w_star` is the minimum of `L_n` found from the teacher.
+    """Draw the teacher and its data. With noise, `w_star` is the minimum of `L_n` that L-BFGS finds from the teacher.
 
-    programs: the folder through which compiled programs are exchanged.
-    Raises BuildFailed where that search becomes non-finite.
+    Raises:
+        BuildFailed: if that search becomes non-finite.
     """
     key = jax.random.key(cfg.seed)
     teacher = draw_teacher(jax.random.fold_in(key, TEACHER_STREAM), cfg)
@@ -202,17 +220,18 @@ def make(cfg: DlnBuild, programs: Path | None = None) -> Made:
         return Made(to_numpy(teacher), arrays, {})
     start = teacher
     if dln_rank(cfg) < min(cfg.target.widths):
-        # The zero blocks of such a teacher are a saddle of L_n, where the gradient would hold the search for ever.
+        # The zero blocks of such a teacher are a saddle point of L_n, which the gradient would never leave.
         start = _offset(jax.random.fold_in(key, START_STREAM), teacher)
     w_star, info = polish(make_loss(cfg), start, data, POLISH_STEPS, GRAD_TOLERANCE, programs)
     return Made(to_numpy(w_star), arrays, info)
 
 
 def draw_teacher(key: Key[Array, ""], cfg: DlnBuild) -> dict[str, Array]:
-    """Factors of a teacher of the configured rank, by path; `layers/k/weight` has shape (H_{k+1}, H_k).
+    """Draw the factors of a teacher of the configured rank: `layers/k/weight` of shape (H_{k+1}, H_k).
 
-    Of full rank: normal entries of variance 1/H_k. Below: `diag(A_k, 0)` with A_k random, of condition number at most
-    1.6, so that the residual block of every factor sits at the apex of its cone, where Aoyagi's value is local.
+    A teacher of full rank has normal entries of variance 1/H_k. A teacher of lower rank has the factors `diag(A_k, 0)`
+    with random A_k of condition number at most 1.6. The rest of every factor is then exactly zero, the most singular
+    true parameter, at which Aoyagi's value holds locally.
     """
     widths, rank = cfg.target.widths, dln_rank(cfg)
     factors = {}
@@ -229,7 +248,7 @@ def draw_teacher(key: Key[Array, ""], cfg: DlnBuild) -> dict[str, Array]:
 
 
 def _well_conditioned(key: Key[Array, ""], size: int) -> Float[Array, "size size"]:
-    """Singular values between .8 and 1.25, singular vectors uniform."""
+    """A matrix with singular values between .8 and 1.25 and uniform singular vectors."""
     key_left, key_right, key_values = jax.random.split(key, 3)
     values = jax.random.uniform(key_values, (size,), minval=0.8, maxval=1.25)
     return jax.random.orthogonal(key_left, size) * values @ jax.random.orthogonal(key_right, size)

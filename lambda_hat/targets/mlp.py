@@ -1,4 +1,4 @@
-"""Multilayer perceptrons: a student trained on data that a random teacher and noise have made."""
+"""Multilayer perceptrons: a student network, trained on the noisy outputs of a random teacher network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,14 +17,14 @@ from jaxtyping import Array, Float, Key
 
 from lambda_hat.config import DataConfig, MlpBuild, mlp_widths
 from lambda_hat.errors import BuildFailed
-from lambda_hat.targets.base import Loss, Made, regression_loss, to_numpy
+from lambda_hat.targets.base import Loss, Made, no_likelihood, regression_loss, to_numpy
 from lambda_hat.targets.data import draw_inputs, draw_noise
 from lambda_hat.targets.train import checkpoints, slope, train
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu}
 
 DATA_STREAM, INIT_STREAM, TRAINING_STREAM = range(3)
-"""Folded into a seed, so that data and student are independent also where their seeds are equal."""
+"""Folded into a seed, so that data and student are independent even if their seeds are equal."""
 
 
 class Mlp(eqx.Module):
@@ -48,14 +49,15 @@ class Mlp(eqx.Module):
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything about a network but its parameters. sizes: inputs, hidden widths, outputs."""
+    """Everything about a network except its parameters."""
 
     sizes: tuple[int, ...]
+    """Inputs, hidden widths, outputs."""
     activation: str
     bias: bool
 
     def init(self, key: Key[Array, ""]) -> dict[str, Array]:
-        """Equinox's initial parameters (uniform within 1/sqrt(inputs of the layer)), by path: "layers/0/weight"."""
+        """Draw Equinox's initial parameters, uniform within 1/sqrt(inputs of the layer), by path: "layers/0/weight"."""
         leaves, _ = jax.tree_util.tree_flatten_with_path(Mlp(self, key))
         return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
@@ -66,18 +68,22 @@ class Architecture:
 
 
 @lru_cache
-def _skeleton(arch: Architecture) -> tuple[list[str], jax.tree_util.PyTreeDef]:
+def _skeleton(arch: Architecture) -> tuple[list[str], Any]:
     leaves, structure = jax.tree_util.tree_flatten_with_path(eqx.filter_eval_shape(Mlp, arch, jax.random.key(0)))
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves], structure
 
 
 @dataclass(frozen=True)
 class MlpLoss(Loss):
-    """Mean loss over rows of `data`: "x" of shape (rows, inputs), "y" of shape (rows, outputs)."""
+    """The mean loss over rows; `data` holds "x" of shape (rows, inputs) and "y" of shape (rows, outputs)."""
 
     arch: Architecture
     kind: str
     sigma: float
+
+    @property
+    def no_likelihood(self) -> str | None:
+        return no_likelihood(self.kind)
 
     def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
         outputs = jax.vmap(self.arch.module(params))(data["x"])
@@ -91,7 +97,7 @@ def student(cfg: MlpBuild) -> Architecture:
 
 
 def teacher(cfg: MlpBuild) -> Architecture:
-    """The network that makes the data; null: the student's."""
+    """The network that makes the data; by default one of the student's architecture."""
     if cfg.teacher is None:
         return student(cfg)
     widths = mlp_widths(cfg.teacher, cfg.data.input_dim, cfg.data.output_dim)
@@ -100,14 +106,15 @@ def teacher(cfg: MlpBuild) -> Architecture:
 
 
 def make_loss(cfg: MlpBuild) -> MlpLoss:
-    """The student's mean loss."""
+    """The mean loss of the student."""
     return MlpLoss(student(cfg), cfg.loss, cfg.sigma)
 
 
 def make(cfg: MlpBuild, programs: Path | None = None) -> Made:
-    """Draw the data and train the student on them. programs: the folder through which compiled programs are exchanged.
+    """Draw the data and train the student on them.
 
-    Raises BuildFailed where the teacher is constant on the data or training becomes non-finite.
+    Raises:
+        BuildFailed: if the teacher is constant on the data, or training becomes non-finite.
     """
     data, start, key = _prepare(cfg)
     w_star, info = train(make_loss(cfg), start, data, cfg.training, key, programs)
@@ -115,9 +122,10 @@ def make(cfg: MlpBuild, programs: Path | None = None) -> Made:
 
 
 def make_checkpoints(cfg: MlpBuild, programs: Path | None = None) -> list[Made]:
-    """The points of `cfg.checkpoint_steps` along one training, which share their data. programs: as of `make`.
+    """Train once, and return the points at `cfg.checkpoint_steps`, which share the arrays of their data.
 
-    Raises BuildFailed as `make` does.
+    Raises:
+        BuildFailed: as `make`.
     """
     data, start, key = _prepare(cfg)
     loss = make_loss(cfg)
@@ -127,7 +135,7 @@ def make_checkpoints(cfg: MlpBuild, programs: Path | None = None) -> list[Made]:
 
 
 def _prepare(cfg: MlpBuild) -> tuple[dict[str, Array], dict[str, Array], Key[Array, ""]]:
-    """Data, the student's first parameters, and the key of its minibatches."""
+    """The data, the initial parameters of the student, and the key of its minibatches."""
     data_seed = cfg.seed if cfg.data.seed is None else cfg.data.seed
     key = jax.random.fold_in(jax.random.key(data_seed), DATA_STREAM)
     data = draw_data(key, replace(cfg.data, seed=None), teacher(cfg))
@@ -142,19 +150,19 @@ def _prepare(cfg: MlpBuild) -> tuple[dict[str, Array], dict[str, Array], Key[Arr
 
 @partial(jax.jit, static_argnames=("cfg", "teacher"))
 def draw_data(key: Key[Array, ""], cfg: DataConfig, teacher: Architecture) -> dict[str, Array]:
-    """Inputs "x" and the noisy outputs "y" of a random teacher, each output scaled to unit variance before noise.
+    """Draw inputs "x" and the noisy outputs "y" of a random teacher.
 
-    Not finite where an output is constant on the data.
+    Every output is scaled to unit variance before noise. It is not finite if it is constant on the data.
     """
     key_inputs, key_teacher, key_noise = jax.random.split(key, 3)
     x = draw_inputs(key_inputs, cfg)
     outputs = jax.vmap(teacher.module(draw_teacher(key_teacher, teacher)))(x)
-    # Scaling an output is scaling its row of the last layer: y is a network of the teacher's architecture.
+    # To scale an output is to scale its row of the last layer, so y is still a network of this architecture.
     return {"x": x, "y": outputs / jnp.std(outputs, axis=0) + draw_noise(key_noise, cfg, x)}
 
 
 def draw_teacher(key: Key[Array, ""], arch: Architecture) -> dict[str, Array]:
-    """Normal weights of variance 2 / inputs of the layer and standard normal biases (the scales are arbitrary)."""
+    """Draw normal weights of variance 2 / (inputs of the layer) and standard normal biases. Both are arbitrary."""
     shapes = jax.eval_shape(arch.init, key)
     ends = np.cumsum([shape.size for shape in shapes.values()])
     parts = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])

@@ -1,4 +1,4 @@
-"""Networks of one tanh layer, `f(x) = sum_i a_i tanh(b_i x)`, with a truth of zero."""
+"""Networks with one tanh layer, `f(x) = sum_i a_i tanh(b_i x)`, whose true function is zero."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from jaxtyping import Array, Float
 
 from lambda_hat.config import TanhBuild
 from lambda_hat.targets.base import Loss, Made
-from lambda_hat.targets.quadrature import half_normal_rule
+from lambda_hat.targets.truth.quadrature import half_normal_rule
 
 
 @dataclass(frozen=True)
 class TanhLoss(Loss):
-    """`L(a, b) = E f(x)^2 / 2` over standard normal x, by quadrature: f is odd, so the nodes are those with x > 0.
+    """The expected loss `L(a, b) = E f(x)^2 / 2` over standard normal x, by quadrature.
 
-    `data`: "nodes" and "weights" of shape (nodes,), the weights adding up to 1.
+    f^2 is even, so nodes x > 0 suffice. `data` holds "nodes" and "weights" of shape (nodes,). The weights add up to 1.
     """
 
     def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
@@ -32,7 +32,7 @@ def make_loss(cfg: TanhBuild) -> Loss:
 
 
 def make(cfg: TanhBuild, programs: Path | None = None) -> Made:
-    """`w_star` {"a": (hidden,), "b": (hidden,)} = 0, and the nodes."""
+    """The parameters `w_star` {"a": (hidden,), "b": (hidden,)}, all zero, and the nodes and weights."""
     nodes, weights = half_normal_rule()
     zeros = np.zeros(cfg.target.hidden)
     return Made({"a": zeros, "b": zeros.copy()}, {"nodes": nodes, "weights": weights}, {})

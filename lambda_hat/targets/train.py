@@ -1,4 +1,4 @@
-"""Minima of a mean loss: Adam with a cosine decay, then L-BFGS on the full data."""
+"""Minimise a mean loss: Adam with a cosine schedule, then L-BFGS on the full data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from lambda_hat.config import TrainingConfig
 from lambda_hat.errors import BuildFailed
-from lambda_hat.programs import call
+from lambda_hat.programs.compiling import call
 from lambda_hat.targets.base import SLICE_ROWS, Loss
 
 CHECK_EVERY = 50
-"""Adam steps between two full-data losses."""
+"""Adam steps between two evaluations of the loss on the full data."""
 MEMORY = 30
-"""Pairs of steps that L-BFGS remembers: networks have long valleys, on which optax's 10 gain less per step."""
+"""Number of past steps that L-BFGS remembers. In the long valleys of networks, optax's default of 10 gains less per
+step."""
 MAX_STALLED = 20
-"""L-BFGS stops after this many steps without a lower loss: rounding has the upper hand."""
+"""L-BFGS stops after this many steps without a lower loss, because rounding then dominates."""
 
 Params = dict[str, Array]
 
@@ -36,10 +37,21 @@ def train(
     key: Key[Array, ""],
     programs: Path | None = None,
 ) -> tuple[Params, dict[str, Any]]:
-    """The point of least full-data loss that Adam and then L-BFGS meet from `params`, and how they ended (JSON-able).
+    """Minimise the loss by Adam and then L-BFGS, from `params`.
 
-    programs: the folder through which compiled programs are exchanged; None: there is none.
-    Raises BuildFailed where the loss becomes non-finite.
+    Args:
+        loss: the mean loss.
+        params: the starting point.
+        data: the full data.
+        cfg: steps, learning rate, batch size and tolerances.
+        key: random key of the minibatches.
+        programs: the folder through which processes exchange compiled programs; None: there is none.
+
+    Returns:
+        The visited point of least loss on the full data, and JSON-able information about how both methods ended.
+
+    Raises:
+        BuildFailed: if the loss becomes non-finite.
     """
     batch_size = _batch_size(loss, data, cfg)
     numbers = (cfg.learning_rate, cfg.steps, cfg.patience, cfg.tolerance)
@@ -67,9 +79,12 @@ def checkpoints(
     steps: Sequence[int],
     programs: Path | None = None,
 ) -> list[Params]:
-    """The parameters after each of `steps` Adam steps from `params`, with the schedule of `cfg`; never stopped early.
+    """The parameters after each number of Adam steps in `steps`, with the schedule of `cfg` and no early stop.
 
-    programs: as of `train`. Raises BuildFailed where the loss becomes non-finite.
+    The other arguments are those of `train`.
+
+    Raises:
+        BuildFailed: if a parameter becomes non-finite.
     """
     batch_size = _batch_size(loss, data, cfg)
     found, carry, begin = [], (params, optax.scale_by_adam().init(params)), 0
@@ -102,9 +117,21 @@ def polish(
     grad_tolerance: float,
     programs: Path | None = None,
 ) -> tuple[Params, dict[str, Any]]:
-    """The point of least full-data loss that at most `steps` L-BFGS steps meet from `params`, and how they ended.
+    """Minimise the loss by at most `steps` steps of L-BFGS on the full data, from `params`.
 
-    programs: as of `train`. Raises BuildFailed where the loss at the start is not finite.
+    Args:
+        loss: the mean loss.
+        params: the starting point.
+        data: the full data.
+        steps: most steps.
+        grad_tolerance: stop when no entry of the gradient is larger.
+        programs: as for `train`.
+
+    Returns:
+        The visited point of least loss, and JSON-able information about how L-BFGS ended.
+
+    Raises:
+        BuildFailed: if the loss or its gradient is not finite.
     """
     state = call(_lbfgs, (loss,), programs, params, data, steps, grad_tolerance)
     end = slope(loss, state.best, data, programs)
@@ -124,7 +151,7 @@ def polish(
 
 
 def slope(loss: Loss, params: Params, data: dict[str, Array], programs: Path | None = None) -> dict[str, Any]:
-    """The full-data loss at a point and how steep it is there, JSON-able. programs: as of `train`."""
+    """The loss on the full data, and the Euclidean and maximum norms of its gradient, at a point. JSON-able."""
     value, gradient = call(_value_and_gradient, (loss,), programs, params, data)
     return {
         "train_loss": float(value),
@@ -134,10 +161,10 @@ def slope(loss: Loss, params: Params, data: dict[str, Array], programs: Path | N
 
 
 def _warnings(grad_norm: float, n: int) -> list[str]:
-    """A sentence where the slope at `w_star` is felt by the default posterior (beta = 1/log n, gamma = 1).
+    """A sentence if the gradient at `w_star` matters to the default posterior (t = n / log n, gamma = 1).
 
-    Along a flat direction that posterior gains up to `(t |grad|)^2 / (2 gamma)` nats by leaving `w_star`; the bound
-    on `t |grad|` is where that is .005.
+    Along a flat direction the log density can rise by `(t |grad|)^2 / (2 gamma)` nats above its value at `w_star`. The
+    bound of .1 on `t |grad|` keeps this below .005 nats.
     """
     slope = n / math.log(n) * grad_norm
     if slope <= 0.1:
@@ -160,12 +187,13 @@ class _Adam(NamedTuple):
     best: Params
     best_loss: Float[Array, ""]
     reference: Float[Array, ""]
-    """The loss that has to be improved by `tolerance`, and the step at which it last was."""
+    """The loss at the last step that improved it by `tolerance`."""
     improved_at: Int[Array, ""]
+    """The step at which that was."""
 
 
 def _adam_update(loss, batch_size, data, key, learning_rate, steps) -> Callable:
-    """(step, (params, moments)) -> the same after one Adam step of the cosine schedule over `steps`."""
+    """A function of a step and (params, moments) that makes one Adam step of the cosine schedule over `steps`."""
     optimizer = optax.scale_by_adam()
 
     def gradient(params, step):
@@ -183,12 +211,12 @@ def _adam_update(loss, batch_size, data, key, learning_rate, steps) -> Callable:
 
 
 def _adam_steps(loss, batch_size, carry, data, key, learning_rate, steps, begin, end):
-    """Parameters and moments after steps `begin` to `end` of `steps`."""
+    """Make the Adam steps from `begin` to `end` of the cosine schedule over `steps`."""
     return jax.lax.fori_loop(begin, end, _adam_update(loss, batch_size, data, key, learning_rate, steps), carry)
 
 
 def _adam(loss, batch_size, params, data, key, learning_rate, steps, patience, tolerance) -> _Adam:
-    """Adam from `params`."""
+    """Adam from `params`, until it is out of steps, or has had none with an improvement for `patience` steps."""
     update = _adam_update(loss, batch_size, data, key, learning_rate, steps)
 
     def objective(params):
@@ -225,11 +253,11 @@ class _Lbfgs(NamedTuple):
     params: Params
     memory: optax.OptState
     gradient: Float[Array, ""]
-    """Largest entry of the gradient at `params`."""
+    """The largest absolute entry of the gradient at `params`."""
     best: Params
     best_loss: Float[Array, ""]
     stalled: Int[Array, ""]
-    """Steps since the best loss."""
+    """The number of steps since the best loss."""
 
 
 def _lbfgs(loss, params, data, steps, grad_tolerance) -> _Lbfgs:
@@ -239,12 +267,13 @@ def _lbfgs(loss, params, data, steps, grad_tolerance) -> _Lbfgs:
     def objective(params):
         return loss.full(params, data, SLICE_ROWS)
 
-    value_and_gradient = optax.value_and_grad_from_state(objective)
+    # optax says no more of its pytrees than that they may have leaves of any kind.
+    value_and_gradient = cast(Callable[..., tuple[Array, Params]], optax.value_and_grad_from_state(objective))
 
     def improve(s: _Lbfgs) -> _Lbfgs:
         value, gradient = value_and_gradient(s.params, state=s.memory)
         updates, memory = optimizer.update(gradient, s.memory, s.params, value=value, grad=gradient, value_fn=objective)
-        params = optax.apply_updates(s.params, updates)
+        params = cast(Params, optax.apply_updates(s.params, updates))
         value, gradient = value_and_gradient(params, state=memory)
         is_best = value < s.best_loss
         return _Lbfgs(

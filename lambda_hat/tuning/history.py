@@ -1,130 +1,145 @@
-"""What was tried: Optuna's journal, in the store, and its sampler, which says what to try next."""
+"""Which settings a search has tried, and which one it tries next: Optuna's TPE, and a file that lists the settings.
+
+The file has the settings alone. What they came to is read off their runs in the store, and Optuna's study is made from
+both, in memory, each time.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lambda_hat.errors import CorruptArtifact
-from lambda_hat.files import writing
+from lambda_hat.store.files import read_record, write_record
 from lambda_hat.tuning.space import Range, Space, Value, rounded
 
-JOURNAL = "journal.log"
 RANDOM_TRIALS = 6
-"""Until there are so many outcomes, what is not given is drawn at random. Arbitrary."""
-MOST_PASSED_OVER = 50
-PASSED_OVER = "passed_over"
+"""Optuna draws at random until so many trials have ended. Arbitrary."""
+MOST_SKIPPED = 49
+"""Hopeless settings that are skipped in a row before one is tried all the same. Arbitrary."""
 
 End = Literal["told", "pruned", "failed"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trial:
-    """One setting that was asked for."""
+    """A setting to try.
+
+    Attributes:
+        number: Counts the settings of the search from 0, skipped ones included.
+        values: By key, as runs have them.
+        end: How it ended; None until its outcome is told.
+    """
 
     number: int
     values: dict[str, Value]
-    end: End | None
-    """None: its outcome has not been told."""
+    end: End | None = None
+
+
+def settings_tried(path: Path, space: Space) -> list[dict[str, Value]]:
+    """The settings in the file of a search; none if there is no file. Raises StoreError."""
+    asked, skipped = _read(path)
+    return [_values(params, space) for number, params in enumerate(asked) if number not in skipped]
 
 
 class History:
-    """The trials of one search: error and cost are both made small, by a multi-objective TPE (Ozaki et al. 2022).
+    """The trials of one search, which makes both error and cost small (multi-objective TPE, Ozaki et al. 2022).
 
-    What is asked for next follows from the search and the trials before it alone, so that an interrupted search goes on
-    as an undisturbed one does, and one whose journal is lost asks for the same settings again.
+    The next setting depends only on the search and on the trials before it. So an interrupted search goes on as an
+    undisturbed one does, and a search whose file is lost asks for the same settings again.
+
+    Args:
+        path: The file of this search.
+        space: What is searched.
+        first: The settings to begin with.
+        seed: Of Optuna's sampler.
+
+    Attributes:
+        trials: Every setting that was asked for and not skipped, by number.
+
+    Raises:
+        StoreError: The file cannot be read, or is damaged.
     """
 
-    def __init__(self, folder: Path, space: Space, first: Sequence[dict[str, Value]], seed: int):
-        """folder: of this search alone. first: the settings to begin with.
-
-        Raises StoreError, StoreUnwritable, and CorruptArtifact for a journal that is none.
-        """
+    def __init__(self, path: Path, space: Space, first: Sequence[dict[str, Value]], seed: int):
         # Optuna takes half a second to import.
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._optuna, self._space, self._seed = optuna, space, seed
-        self.path = folder / JOURNAL
-        with writing(self.path):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._study = self._load() or self._create(first)
+        self._optuna, self._path, self._space, self._first, self._seed = optuna, path, space, first, seed
+        self._study = optuna.create_study(directions=["minimize", "minimize"])
+        self._asked: list[dict[str, Any]] = []
+        """As Optuna drew them, not rounded: the next draw depends on every digit."""
+        self._skipped: list[int] = []
+        self.trials: list[Trial] = []
+        asked, skipped = _read(path)
+        for number, params in enumerate(asked):
+            self._keep(self._draw(params), number in skipped)
 
-    @staticmethod
-    def told(folder: Path) -> int:
-        """How many trials of a search have ended, where it has begun; nothing is written. Raises CorruptArtifact."""
-        path = folder / JOURNAL
-        if not path.is_file():
-            return 0
-        import optuna
+    def ask(self, count: int, is_hopeless: Callable[[dict[str, Value]], bool] = lambda values: False) -> list[Trial]:
+        """The next settings to try, which are in the file from here on.
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = _loaded(optuna, path)
-        trials = [] if study is None else study.get_trials(deepcopy=False)
-        return sum(trial.state.is_finished() and PASSED_OVER not in trial.user_attrs for trial in trials)
+        Args:
+            count: How many.
+            is_hopeless: Settings for which it holds are recorded as pruned and skipped.
 
-    def trials(self) -> list[Trial]:
-        """Every trial that was asked for and not passed over, by number."""
-        state = self._optuna.trial.TrialState
-        ends: dict[Any, End | None] = {
-            state.COMPLETE: "told",
-            state.PRUNED: "pruned",
-            state.FAIL: "failed",
-            state.RUNNING: None,
-        }
-        found = self._study.get_trials(deepcopy=False, states=tuple(ends))
-        # One that was interrupted while it was being asked for has not all of its values, and never ran.
-        whole = [t for t in found if t.params.keys() == self._space.keys() and PASSED_OVER not in t.user_attrs]
-        return [Trial(trial.number, self._plain(trial.params), ends[trial.state]) for trial in whole]
-
-    def ask(self, is_hopeless: Callable[[dict[str, Value]], bool] = lambda values: False) -> Trial:
-        """The next setting to try. What `is_hopeless` is passed over, as if it had been tried and were to blame.
-
-        Raises StoreUnwritable.
+        Raises:
+            StoreError: The file cannot be written.
         """
-        for left in reversed(range(MOST_PASSED_OVER)):
-            number = len(self._study.get_trials(deepcopy=False))
-            self._study.sampler = self._sampler(number)
-            with writing(self.path):
-                trial = self._study.ask(fixed_distributions=self._distributions())
-                values = self._plain(trial.params)
-                if not left or not is_hopeless(values):
-                    return Trial(trial.number, values, None)
-                trial.set_user_attr(PASSED_OVER, True)
-            self.tell(trial.number, "pruned")
-        raise AssertionError("the last one is taken")
+        before = len(self.trials)
+        for _ in range(count):
+            for left in reversed(range(1 + MOST_SKIPPED)):
+                trial = self._draw()
+                skip = left > 0 and is_hopeless(trial.values)
+                self._keep(trial, skip)
+                if not skip:
+                    break
+        write_record(self._path, {"asked": self._asked, "skipped": self._skipped})
+        return self.trials[before:]
 
-    def tell(self, number: int, end: End, error: float | None = None, cost: float | None = None) -> None:
-        """How a trial ended: with error and cost where it was `told`; `pruned` where the setting is to blame that there
-        is no estimate, so that its neighbours are avoided; `failed` where something else is. Raises StoreUnwritable."""
+    def tell(self, trial: Trial, end: End, error: float | None = None, cost: float | None = None) -> None:
+        """Record how a trial ended.
+
+        Args:
+            trial: One of `trials` that has not ended.
+            end: `told`: it has an error and a cost. `pruned`: it has no estimate because of its setting, whose
+                neighbours are avoided. `failed`: it has no estimate for another reason.
+            error: Relative.
+            cost: Full-gradient equivalents.
+        """
+        trial.end = end
         state = self._optuna.trial.TrialState
-        with writing(self.path):
-            if end == "told":
-                self._study.tell(number, [error, cost], skip_if_finished=True)
-            else:
-                ended = state.PRUNED if end == "pruned" else state.FAIL
-                self._study.tell(number, state=ended, skip_if_finished=True)
+        if end == "told":
+            assert error is not None and cost is not None
+            self._study.tell(trial.number, [error, cost])
+        else:
+            self._study.tell(trial.number, state=state.PRUNED if end == "pruned" else state.FAIL)
 
-    def _load(self) -> Any:
-        if not self.path.is_file():
-            return None
-        _drop_torn_line(self._optuna, self.path)
-        return _loaded(self._optuna, self.path)
-
-    def _create(self, first: Sequence[dict[str, Value]]) -> Any:
-        study = self._optuna.create_study(
-            storage=_storage(self._optuna, self.path), study_name=self.path.parent.name, directions=["minimize"] * 2
-        )
-        for values in first:
-            study.enqueue_trial(values)
-        return study
-
-    def _sampler(self, number: int) -> Any:
-        return self._optuna.samplers.TPESampler(
+    def _draw(self, params: dict[str, Any] | None = None) -> Trial:
+        """The next setting: `params` if they are given."""
+        number = len(self._asked)
+        if params is None and number < len(self._first):
+            params = self._first[number]
+        if params is not None:
+            self._study.enqueue_trial(params)
+        self._study.sampler = self._optuna.samplers.TPESampler(
             seed=(self._seed + number) % 2**32, n_startup_trials=RANDOM_TRIALS, multivariate=True
         )
+        with warnings.catch_warnings():
+            # The ends of the ladder of step sizes are rounded, and may lie just outside of the range.
+            warnings.filterwarnings("ignore", "Fixed parameter .* is out of range")
+            drawn = self._study.ask(fixed_distributions=self._distributions()).params
+        self._asked.append(drawn)
+        return Trial(number, _values(drawn, self._space))
+
+    def _keep(self, trial: Trial, skip: bool) -> None:
+        if skip:
+            self._skipped.append(trial.number)
+            self.tell(trial, "pruned")
+        else:
+            self.trials.append(trial)
 
     def _distributions(self) -> dict[str, Any]:
         made = self._optuna.distributions
@@ -138,41 +153,15 @@ class History:
                 found[key] = made.FloatDistribution(values.low, values.high, log=values.log)
         return found
 
-    def _plain(self, params: dict[str, Any]) -> dict[str, Value]:
-        return {key: rounded(params[key]) for key in self._space}
 
-
-def _storage(optuna: Any, path: Path) -> Any:
-    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-
-
-def _loaded(optuna: Any, path: Path) -> Any:
-    """The study of a journal; None where it holds none yet."""
+def _read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The settings in the file, and the numbers of the skipped ones."""
     try:
-        return optuna.load_study(study_name=path.parent.name, storage=_storage(optuna, path))
-    except KeyError as error:
-        if "does not exist" in str(error):
-            return None
-        raise _damaged(path, error) from None
-    except (ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
-        raise _damaged(path, error) from None
+        record = read_record(path)
+    except FileNotFoundError:
+        return [], []
+    return record["asked"], record["skipped"]
 
 
-def _damaged(path: Path, error: Exception) -> CorruptArtifact:
-    return CorruptArtifact(
-        f"{path}: damaged ({type(error).__name__}: {error}); move it away and run the same command again: the same "
-        "settings are asked for, and what was sampled of them is kept"
-    )
-
-
-def _drop_torn_line(optuna: Any, path: Path) -> None:
-    """Remove the beginning of a line at the end, which a driver that was killed left: the next would be glued to it."""
-    lock = optuna.storages.journal.JournalFileSymlinkLock(str(path))
-    lock.acquire()
-    try:
-        with path.open("r+b") as file:
-            data = file.read()
-            if data and not data.endswith(b"\n"):
-                file.truncate(data.rfind(b"\n") + 1)
-    finally:
-        lock.release()
+def _values(params: dict[str, Any], space: Space) -> dict[str, Value]:
+    return {key: rounded(params[key]) for key in space}

@@ -1,7 +1,7 @@
 """What is searched: the keys of each sampler, the values that they may take, and the settings to begin with.
 
-Only keys that compiled programs take as arguments are searched, or that have few values: a trial should cost its
-sampling, not a compiler's run. All ranges surround the values that the study starts from. Their widths are arbitrary:
+A key is searched if compiled programs take it as an argument, or if it has few values: a trial should cost its
+sampling, not a compilation. All ranges surround the values that the study starts from. Their widths are arbitrary:
 a step size may be off by a factor of 1,000.
 """
 
@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lambda_hat.config import (
     AdjustedMclmcConfig,
+    BuildConfig,
     HmcConfig,
     MalaConfig,
     MclmcConfig,
@@ -23,19 +24,27 @@ from lambda_hat.config import (
     SgnhtConfig,
     StochasticGradientConfig,
 )
+from lambda_hat.config.defaults import Facts, resolved
 from lambda_hat.errors import ConfigError
+from lambda_hat.planning.cost import shape_of
 
 STEP_FACTOR = 1000.0
-PILOT_FACTOR = 30.0
+HEAT_FACTOR = 30.0
 DIGITS = 3
-"""Of a fraction that is tried: more would be noise."""
+"""Significant digits of a fraction that is tried: more would be noise."""
 
 Value = int | float
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, even in their logarithm where `log`, and whole where both ends are."""
+    """Numbers from `low` to `high`, both included; whole numbers if both ends are.
+
+    Attributes:
+        low: Least value, above 0 if `log`.
+        high: Largest value.
+        log: Whether they are drawn evenly in their logarithm.
+    """
 
     low: Value
     high: Value
@@ -43,10 +52,11 @@ class Range:
 
     @property
     def whole(self) -> bool:
+        """Whether the numbers are whole."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def draw(self, rng: random.Random) -> Value:
-        """A number out of it."""
+        """A random number of the range."""
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         value = rng.uniform(low, high)
         value = math.exp(value) if self.log else value
@@ -60,7 +70,7 @@ class Choice:
     values: tuple[int, ...]
 
     def draw(self, rng: random.Random) -> Value:
-        """One of them."""
+        """A random one of the values."""
         return rng.choice(self.values)
 
 
@@ -68,29 +78,36 @@ Space = Mapping[str, Range | Choice]
 
 
 def rounded(value: Value) -> Value:
-    """A fraction to DIGITS digits; a whole number as it is."""
+    """A fraction to `DIGITS` digits; a whole number as it is."""
     return value if isinstance(value, int) else float(f"{value:.{DIGITS}g}")
 
 
+def with_lengths(cfg: SampleConfig, build: BuildConfig) -> SampleConfig:
+    """`cfg` with the lengths that it has by default on a target, so that they can be searched."""
+    shape = shape_of(build)
+    filled = resolved(cfg, Facts(shape.dim, shape.num_data))
+    return replace(cfg, thin=filled.thin, num_burnin=filled.num_burnin)
+
+
 def step_key(cfg: SampleConfig) -> str | None:
-    """The key that sets the step size; None where the sampler adapts its own, so that there is nothing to set."""
+    """The key that sets the step size, `step_size` or `heat`; None if the sampler adapts its own."""
     if not isinstance(cfg, StochasticGradientConfig):
         return None
-    return "pilot_c" if cfg.step_size is None else "step_size"
+    return "heat" if cfg.step_size is None else "step_size"
 
 
 def space_of(cfg: SampleConfig) -> Space:
-    """What is searched around the setting `cfg`.
+    """The keys that are searched around the setting `cfg`, and their values.
 
-    sgld, sghmc, sgnht: `step_size`, or `pilot_c` where a pilot chain chooses it, `thin` and `num_burnin`, and the
-    friction of the last two. The others adapt their steps: `target_acceptance` (mclmc: `desired_energy_var`) and
-    `num_draws`, and the leapfrog steps of hmc.
+    Of sgld, sghmc and sgnht: `step_size`, or `heat` if burn-in learns the step, `thin` and `num_burnin`, and of the
+    last two `friction`. The others adapt their steps; of them `num_draws` and `target_acceptance` (mclmc:
+    `desired_energy_var`), and of hmc `num_integration_steps`. The lengths of `cfg` are filled in.
     """
     if isinstance(cfg, StochasticGradientConfig):
         key = step_key(cfg)
-        assert key is not None
-        factor = STEP_FACTOR if key == "step_size" else PILOT_FACTOR
-        space: dict[str, Range | Choice] = {key: _around(getattr(cfg, key), factor, factor)}
+        assert key is not None and cfg.thin is not None
+        factor = STEP_FACTOR if key == "step_size" else HEAT_FACTOR
+        space: dict[str, Range | Choice] = {key: _around(getattr(cfg, key), factor)}
         space["thin"] = _whole_around(cfg.thin, 10, 4, least=1)
         if cfg.num_burnin:
             space["num_burnin"] = _whole_around(cfg.num_burnin, 10, 4, least=1)
@@ -105,19 +122,15 @@ def space_of(cfg: SampleConfig) -> Space:
         steps = cfg.num_integration_steps
         space["num_integration_steps"] = Choice(tuple(sorted({max(1, steps * 2**k // 4) for k in range(5)} | {steps})))
     if isinstance(cfg, MclmcConfig):
-        space["desired_energy_var"] = _around(cfg.desired_energy_var, 30, 30)
+        space["desired_energy_var"] = _around(cfg.desired_energy_var, 30)
     return space
 
 
-def start_of(cfg: SampleConfig, space: Space) -> dict[str, Value]:
-    """The values that the study has for what is searched."""
-    return {key: getattr(cfg, key) for key in space}
+def ladder(cfg: SampleConfig, per_decade: int) -> list[float]:
+    """Step sizes (or `heat`) around that of `cfg`, ascending, `per_decade` to a factor of ten.
 
-
-def ladder(cfg: SampleConfig, per_decade: int, space: Space | None = None) -> list[float]:
-    """Step sizes (or `pilot_c`) in a geometric ladder around that of `cfg`, ascending, `per_decade` to a factor of ten.
-
-    Raises ConfigError for a sampler that adapts its own step.
+    Raises:
+        ConfigError: The sampler adapts its own step size.
     """
     key = step_key(cfg)
     if key is None:
@@ -125,7 +138,7 @@ def ladder(cfg: SampleConfig, per_decade: int, space: Space | None = None) -> li
             f"{cfg.name} adapts its own step size, so that a ladder of them says nothing; take sgld, sghmc or sgnht, "
             "or leave out --quick"
         )
-    whole = (space or space_of(cfg))[key]
+    whole = space_of(cfg)[key]
     assert isinstance(whole, Range)
     centre = getattr(cfg, key)
     reach = math.floor(per_decade * math.log10(whole.high / centre) + 1e-6)
@@ -133,20 +146,22 @@ def ladder(cfg: SampleConfig, per_decade: int, space: Space | None = None) -> li
 
 
 def first_settings(cfg: SampleConfig, space: Space) -> list[dict[str, Value]]:
-    """The settings to begin with: the study's own, and others of its step sizes, a factor of ten between two, nearest
-    first: no search is quicker at finding the scale."""
-    start = start_of(cfg, space)
+    """The settings to begin with: the study's own, then others of its step sizes, nearest first.
+
+    Two neighbours differ by a factor of ten. No search finds the scale more quickly.
+    """
+    start: dict[str, Value] = {key: getattr(cfg, key) for key in space}
     key = step_key(cfg)
     if key is None:
         return [start]
     centre = getattr(cfg, key)
-    others = [step for step in ladder(cfg, 1, space) if step != rounded(centre)]
+    others = [step for step in ladder(cfg, 1) if step != rounded(centre)]
     others.sort(key=lambda step: abs(math.log(step / centre)))
     return [start, *({**start, key: step} for step in others)]
 
 
-def _around(value: float, below: float, above: float) -> Range:
-    return Range(value / below, value * above)
+def _around(value: float, factor: float) -> Range:
+    return Range(value / factor, value * factor)
 
 
 def _whole_around(value: int, below: int, above: int, least: int) -> Range:

@@ -1,4 +1,4 @@
-"""A run that tuning asks for: an ordinary run of the study, with values of its own for some keys."""
+"""The runs that tuning asks for: ordinary runs of the study, with their own values for some keys."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from typing import Any
 
 from lambda_hat.config import BuildConfig, SampleConfig
 from lambda_hat.id_utils import run_id_for
-from lambda_hat.results import RunRef
+from lambda_hat.report.results import RunRef
 from lambda_hat.tuning.objective import Row
 from lambda_hat.workflow_config import compose_sample_cfg
 
 Look = Callable[[Sequence[RunRef]], Sequence[Row]]
-"""The rows of some runs, as the store has them now."""
+"""Gives the rows of some runs, as the store has them now."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a search begins with: one sampler entry of the study, without its sweep, on one target."""
+    """What a search begins with: one sampler entry of the study, without its sweep, on one target.
+
+    The lengths of `cfg` are filled in. `source` is the experiments file.
+    """
 
     target_id: str
     build: BuildConfig
@@ -28,10 +31,14 @@ class Start:
     overrides: Mapping[str, Any]
     jax_enable_x64: bool
     source: str
-    """The experiments file."""
+
+    @property
+    def label(self) -> str:
+        """Target and sampler, for a person."""
+        return f"{self.build.label}, {self.name}"
 
     def entry(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """A sampler entry for this target alone, with some values in place of the study's."""
+        """A sampler entry for this target alone, with `values` in place of the study's."""
         return {"name": self.name, "targets": [self.target_id], "overrides": {**self.overrides, **values}}
 
 
@@ -44,7 +51,7 @@ class WantedRun:
 
 
 def blocked(start: Start, rows: Iterable[Row]) -> str | None:
-    """Why nothing can be sampled on the target of `start`, where one of its rows says so, and what to do."""
+    """Why nothing can be sampled on the target of `start`, and what to do; None if no row is blocked."""
     reason = next((row["reason"] for row in rows if row["status"] == "blocked"), None)
     if reason is None:
         return None
@@ -53,7 +60,7 @@ def blocked(start: Start, rows: Iterable[Row]) -> str | None:
 
 
 def want(start: Start, values: Mapping[str, Any]) -> WantedRun:
-    """The run of `start` with some values in place of the study's. Raises ConfigError."""
+    """The run of `start` with `values` in place of the study's. Raises ConfigError."""
     return want_entry(start, start.entry(values))
 
 

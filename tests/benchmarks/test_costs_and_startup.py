@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from benchmarks import costs  # noqa: E402
+from lambda_hat.planning import cost  # noqa: E402
 
 
 def run(name: str, out: Path) -> str:
@@ -32,7 +34,7 @@ def test_startup(tmp_path):
 @pytest.mark.slow
 def test_costs(tmp_path):
     section = run("costs", tmp_path)
-    assert "Fitted to 4 runs, held against 2 of a study of other targets and settings." in section
+    assert "Learned from 4 runs, held against 2 of a study of other targets and settings." in section
     assert (tmp_path / "costs.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -42,3 +44,18 @@ def test_the_unseen_study_shares_no_target_and_no_setting():
     assert not {run.run_id for run in training} & {run.run_id for run in unseen}
     kinds = {(run.build.kind, run.cfg.name) for run in training}
     assert {(run.build.kind, run.cfg.name) for run in unseen} == kinds
+
+
+@pytest.mark.parametrize("name", costs.PROBES)
+def test_a_constant_is_measured_where_most_of_the_time_is_its_own(name):
+    assert costs.Probe(name, 2.0).share() > 0.5
+
+
+@pytest.mark.slow
+def test_constants(capsys, monkeypatch):
+    monkeypatch.setenv("LAMBDA_HAT_CACHE", "off")
+    costs.measure_constants(["STEP"], 0.5)
+    said = re.fullmatch(r"STEP: ([\d.e-]+), measured ([\d.e-]+); compiled in [\d.]+ s\n", capsys.readouterr().out)
+    constant, measured = map(float, said.groups())
+    assert constant == cost.STEP
+    assert constant / 5 < measured < 5 * constant

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from benchmarks import dln  # noqa: E402
 from lambda_hat.omegaconf_support import load_yaml  # noqa: E402
-from lambda_hat.targets.aoyagi import dln_llc  # noqa: E402
+from lambda_hat.targets.truth.aoyagi import dln_llc  # noqa: E402
 
 CONFIG = load_yaml(ROOT / "benchmarks" / "dln.yaml")
 TINY = {
@@ -43,17 +43,26 @@ def test_a_class_that_no_network_is_in_is_refused(monkeypatch):
         dln.draw_network({"layers": [2, 2], "widths": [2, 3], "params": [1000, 2000], "n": 10}, [0])
 
 
-@pytest.mark.parametrize(("name", "steps"), [("1K", 10_000), ("10K", 10_000), ("100K", 50_000), ("1M", 50_000)])
-def test_the_baseline_has_the_published_number_of_steps(name, steps):
-    settings = CONFIG["sgld"] | CONFIG["sgld_of_class"][name]
-    assert settings["num_burnin"] + settings["num_draws"] * settings["thin"] == steps
+STEPS = {"1K": 10_000, "10K": 10_000} | dict.fromkeys(("100K", "1M", "10M", "100M"), 50_000)
+BASELINES = [(sampler, name) for sampler in ("sgld", "rmsprop") for name in CONFIG[f"{sampler}_of_class"]]
+
+
+@pytest.mark.parametrize(("sampler", "name"), BASELINES)
+def test_the_baselines_have_the_published_number_of_steps(sampler, name):
+    settings = CONFIG[sampler] | CONFIG[f"{sampler}_of_class"][name]
+    assert settings["num_burnin"] + settings["num_draws"] * settings["thin"] == STEPS[name]
     assert (settings["gamma"], settings["batch_size"], settings["num_chains"]) == (1.0, 500, 1)
+
+
+def test_every_class_has_its_published_baseline():
+    assert set(CONFIG["sgld_of_class"]) == set(STEPS) == set(CONFIG["classes"])
 
 
 def test_the_summary_counts_missing_numbers_apart():
     rows = pd.DataFrame(
         {
             "class": "1K", "sampler": "sgld", "status": ["finished"] * 3 + ["pending"],
+            "true_llc": [1.0, 2.0, 3.0, 4.0], "llc_mean": [1.1, 1.4, np.nan, np.nan],
             "rel_error": [0.1, -0.3, np.nan, np.nan], "verdict": ["ok", "ok", "diverged", None],
             "num_gradients": [10, 10, 10, None], "fge": [1.0, 1.0, 1.0, np.nan], "seconds": [1.0, 2.0, 3.0, np.nan],
         }
@@ -65,8 +74,28 @@ def test_the_summary_counts_missing_numbers_apart():
     assert row["mean abs error"] == pytest.approx(0.2)
     assert row["mean signed"] == pytest.approx(-0.1)
     assert row["NaN"] == pytest.approx(1 / 3)
+    assert row["pairs in order"] == pytest.approx(1 / 3)
     assert row["verdicts"] == "2 ok, 1 diverged"
     assert "| 1K | SGLD, published settings | 3 of 4 | 0.200 |" in dln.markdown(table, "the command", "nll")
+
+
+def test_pairs_are_in_order_where_estimates_say_what_lambda_says():
+    rows = pd.DataFrame({"true_llc": [1.0, 2.0, 3.0, 3.0], "llc_mean": [0.5, 4.0, 3.5, np.nan]})
+    # Of equal lambda: (2, 3). In order: (0, 1), (0, 2). Not: (1, 2), and those with a NaN, (0, 3) and (1, 3).
+    assert dln.ordered_pairs(rows) == pytest.approx(2 / 5)
+    assert np.isnan(dln.ordered_pairs(rows[2:]))
+
+
+def test_kept_rows_are_those_of_other_studies(tmp_path):
+    before = pd.DataFrame(
+        {"class": ["1K", "1K", "10K"], "sampler": ["hmc", "sgld", "hmc"], "llc_mean": [1.0, 2.0, 3.0]}
+    )
+    before.to_csv(tmp_path / "dln.csv", index=False)
+    new = pd.DataFrame({"class": ["1K"], "sampler": ["hmc"]})
+    args = dln.parse(["--keep", "--out", str(tmp_path)])
+    (rows,) = dln.kept(args, [new])
+    assert list(rows["llc_mean"]) == [2.0, 3.0]
+    assert dln.kept(dln.parse(["--out", str(tmp_path)]), [new]) == []
 
 
 def bench(*words, cwd):

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from lambda_hat.store import read_events
+from lambda_hat.store.layout import read_events
 from tests.cluster.fake_pbs import FakePbs
 from tests.cluster.slurm_lab import SlurmLab
 

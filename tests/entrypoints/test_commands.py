@@ -47,6 +47,9 @@ def test_build_sample_and_collect_each_alone(files, repo_env):
     assert "exact lambda_t = 1.49" in sampled.stdout
     analysis = json.loads((run / "analysis.json").read_text())
     assert abs(analysis["llc_mean"] - 1.49) < 5 * analysis["llc_std_error"]
+    for key, exact in (("rel_error", "true_llc_t"), ("rel_error_llc", "true_llc")):
+        assert analysis[key] == pytest.approx(analysis["llc_mean"] / analysis[exact] - 1)
+    assert analysis["growth"] + analysis["localisation"] == pytest.approx(analysis["dim"] * analysis["temperature"])
     assert sorted(p.name for p in run.iterdir()) == ["analysis.json", "config.yaml", "trace.nc"]
     assert "already finished" in command("cli", "sample", *words, env=repo_env, cwd=files).stdout
 

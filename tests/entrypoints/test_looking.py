@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from lambda_hat.entrypoints.cli import main
-from lambda_hat.lease import whoami
-from lambda_hat.store import write_json_atomic
+from lambda_hat.store.heartbeat import whoami
+from lambda_hat.store.layout import write_json_atomic
 from tests.hand_made import OTHER_HOST, HandMade, gone
 
 WIDTH = 80
@@ -154,7 +154,7 @@ def test_watching_ends_with_the_study(made, tmp_path):
 
 
 WAITS = """import json, sys
-from lambda_hat.lease import whoami
+from lambda_hat.store.heartbeat import whoami
 print(json.dumps(whoami()), flush=True)
 sys.stdin.read()
 """
@@ -241,6 +241,8 @@ def test_show_of_a_finished_run(made, command):
     )
     assert "λ̂         1.98 ± 0.02   exact: λ_t = 1.99, λ = 2, which agrees" in said
     assert "verdict   ok: the chains agree and the standard error is 1.0% of the estimate." in said
+    assert "T         1.02 ± 0.03 (1 in equilibrium): (4.03 growth of the loss + 0.05\n" in said
+    assert "along     degree 2.04, distance from w_star 0.22, nβ² Var[L] 2.01\n" in said
     assert "note      biased by its step size" in said
     assert "3.3 s in all, 1.0 s compiling, 2.0 s sampling, 120,000 gradients" in said
     assert "rank 1 of pack_x on node7, 1 core of cpu" in said
@@ -249,6 +251,17 @@ def test_show_of_a_finished_run(made, command):
     assert len(re.findall("[⠁-⣿]", picture)) > 40
     levels = [float(number) for number in re.findall(r"^ +([\d.]+) \|", picture, re.M)]
     assert min(levels) < 1.99 < max(levels) and max(levels) - min(levels) < 0.5
+
+
+def test_show_says_what_the_allowance_of_a_step_is_needed_for_and_leaves_out_what_there_is_not(made, command):
+    numbers = ("temperature", "temperature_std_error", "growth", "localisation", "distance", "degree", "llc_variance")
+    made.finish(0, llc_mean=2.1, verdict="heated", verdict_sentence="too hot", **dict.fromkeys(numbers))
+    status, said, _ = command("show", made.keys[0][1])
+    said = " ".join(said.split())
+    assert status == 0
+    assert "λ_t = 1.99, λ = 2, which is missed by no more than its step size may bias it" in said
+    assert "verdict heated: too hot" in said
+    assert "equilibrium" not in said and "degree" not in said
 
 
 def test_chains_that_died_and_traces_that_are_damaged_are_told(made, command):

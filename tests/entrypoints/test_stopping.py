@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from lambda_hat import claims
+from lambda_hat.store import claims
 from tests.entrypoints.test_commands import command
 
 TARGET = "target: {kind: quadratic, dim: 3}\n"
@@ -61,3 +61,22 @@ def test_a_run_that_another_process_samples_is_left_to_it(tmp_path, repo_env, wo
     assert f"another process samples this run: process {os.getpid()} on " in done.stderr
     assert "Traceback" not in done.stderr
     assert [p.name for p in directory.iterdir()] == ["claim-1"]
+
+
+def test_a_ctrl_c_that_comes_inside_a_destructor_is_not_lost(repo_env):
+    script = (
+        "import os, signal, time\n"
+        "from lambda_hat.errors import run_command\n"
+        "class Thing:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "def main():\n"
+        "    Thing()\n"
+        "    time.sleep(30)\n"
+        "    return 0\n"
+        "run_command(main)\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], env=repo_env, capture_output=True, text=True)
+    assert time.monotonic() - began < 20
+    assert (done.returncode, done.stderr) == (130, "interrupted; run the same command again to continue\n")

@@ -10,12 +10,13 @@ import sys
 import numpy as np
 import pytest
 
-from lambda_hat.claims import take
 from lambda_hat.config import HmcConfig, QuadraticBuild, SgldConfig
+from lambda_hat.engine.chunks import Kept, encode
 from lambda_hat.entrypoints.verify import Verification
 from lambda_hat.id_utils import run_id_for, target_id_for
-from lambda_hat.samplers.chunks import Kept, encode
-from lambda_hat.store import Store, publish_run, publish_target, write_bytes_atomic, write_config, write_json_atomic
+from lambda_hat.store.claims import take
+from lambda_hat.store.layout import Store, write_bytes_atomic, write_json_atomic
+from lambda_hat.store.publish import publish_run, publish_target, write_config
 
 BUILD = QuadraticBuild()
 TARGET = target_id_for(BUILD)
@@ -88,7 +89,9 @@ def test_what_is_said_of_damage(awkward_dir, repo_env):
         f"damaged: {store.target_dir(TARGET) / 'run_file'}: a file lies where a folder belongs; set aside as "
         f"{aside / 'targets' / TARGET / 'run_file.1'}"
     )
-    assert lines[1].startswith(f"damaged: {store.root / where / 'analysis.json'}: it vouches for trace.nc, no longer")
+    assert lines[1].startswith(
+        f"damaged: {store.root / where / 'analysis.json'}: it vouches for trace.nc, which changed"
+    )
     assert lines[2].startswith(f"damaged: {store.root / where / 'trace.nc'}: its sha256 is")
     assert lines[3:] == [
         f"{store.root}: 2 built targets and 1 finished runs are whole; 2 runs are unfinished",

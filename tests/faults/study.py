@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from lambda_hat.entrypoints.verify import Verification
-from lambda_hat.store import Store, read_events
+from lambda_hat.store.layout import Store, read_events
 
 PACKED = Path(__file__).resolve().parents[2] / "flows" / "packed.py"
 SGLD = {"num_chains": 2, "num_burnin": 50, "step_size": 1e-4}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from lambda_hat.store import read_events
+from lambda_hat.store.layout import read_events
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKED = [sys.executable, str(ROOT / "flows" / "packed.py")]

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from flows.deadlines import (
+from flows.sites.deadlines import (
     block_end_line,
+    deadline_in_allocation,
     drain_period,
-    earliest_deadline,
     margin,
     parse_deadline,
     scheduler_deadline,
@@ -49,14 +49,16 @@ def test_a_time_that_is_over():
 
 
 def test_the_earliest_clock_counts():
-    assert earliest_deadline(None, {}) is None
-    assert earliest_deadline(7.0, {}) == 7.0
-    assert earliest_deadline(7.0, {"LAMBDA_HAT_DEADLINE": "5.5"}) == 5.5
+    assert deadline_in_allocation(None, {}) is None
+    assert deadline_in_allocation(7.0, {}) == 7.0
+    assert deadline_in_allocation(7.0, {"LAMBDA_HAT_DEADLINE": "5.5"}) == 5.5
     block = {"LAMBDA_HAT_BLOCK_END": "1000", "LAMBDA_HAT_BLOCK_SECONDS": "200"}
-    assert earliest_deadline(None, block) == 980
-    assert earliest_deadline(990.0, block | {"LAMBDA_HAT_DEADLINE": "noon"}) == 980
+    assert deadline_in_allocation(None, block) == 980
+    assert deadline_in_allocation(990.0, block | {"LAMBDA_HAT_DEADLINE": "985"}) == 980
+    with pytest.raises(ConfigError, match="LAMBDA_HAT_DEADLINE='noon', expected seconds since the epoch"):
+        deadline_in_allocation(990.0, block | {"LAMBDA_HAT_DEADLINE": "noon"})
     job = {"SLURM_JOB_END_TIME": "5000", "SLURM_JOB_START_TIME": "4700"}
-    assert earliest_deadline(None, job) == scheduler_deadline(job) == 4970
+    assert deadline_in_allocation(None, job) == scheduler_deadline(job) == 4970
     assert scheduler_deadline({"SLURM_JOB_END_TIME": "5000"}) == 4940
 
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from flows.deaths import blame, deaths_of, forget, is_suspect, record_deaths, suspects_among, who_died
-from lambda_hat.follow import PackLog
-from lambda_hat.results import error_line
-from lambda_hat.store import EventLog, Store
+from flows.driver.deaths import blame, forget, is_suspect, record_deaths, suspects_among, who_died
+from lambda_hat.report.results import error_line
+from lambda_hat.store.events import PackLog
+from lambda_hat.store.layout import EventLog, Store, deaths_of
 
 A, B, C, D = (("tgt_1", f"run_{name}") for name in "abcd")
 FOUR = {0: [A], 1: [B], 2: [C], 3: [D]}
@@ -49,7 +49,7 @@ def pack_log(store, pack_id, *, in_flight, finished=(), rank_log="", stderr=""):
     (directory / "rank-0002.log").write_text(rank_log)
     (directory / "stderr.log").write_text(stderr)
     found = PackLog(directory)
-    assert len(list(found.read())) == len(finished)
+    assert len(found.read()) == len(finished)
     assert found.in_flight == in_flight
     return found
 
@@ -104,15 +104,3 @@ def test_a_damaged_record_makes_a_suspect_and_stops_nothing(tmp_path):
     forget(run_dir)
     assert not is_suspect(run_dir)
     forget(run_dir)
-
-
-def test_lines_that_the_disk_has_damaged_are_passed_over(tmp_path):
-    log = tmp_path / "rank-0000.jsonl"
-    log.write_text(
-        '{"event": "run_end", "rank": 0}\n{"event": "start"}\n{"rank": 1}\n{"event": "end", "rank": []}\n'
-        '{"event": "run_end", "rank": 0, "target_id": "t", "run_id": "r", "status": "left", "seconds": "x"}\n'
-        '{"event": "run_end", "rank": 0, "target_id": "t", "run_id": "r", "status": "left", "seconds": 1}\n'
-    )
-    found = PackLog(tmp_path)
-    assert [event["seconds"] for event in found.read()] == [1]
-    assert found.count("left") == 1

@@ -12,9 +12,13 @@ import time
 
 import pytest
 
-from flows.executors import OWN_TMPDIR, PACKS, TASKS, WATCHER, builds_provider, packs_provider, parsl_config
-from flows.sites import LocalSite, PbsSite, SlurmSite, load_site
+from flows.driver.workers import Workers
+from flows.sites.executors import PACKS, TASKS, parsl_config
+from flows.sites.providers import builds_provider, packs_provider
+from flows.sites.shell_lines import OWN_TMPDIR, WATCHER
+from flows.sites.site_schemas import LocalSite, PbsSite, SlurmSite, load_site
 from lambda_hat.errors import ConfigError
+from lambda_hat.store.heartbeat import Heartbeat
 
 pytestmark = [
     pytest.mark.parsl,
@@ -160,6 +164,22 @@ def test_a_python_site(tmp_path):
         pass
 
 
+def test_an_executor_of_threads_is_never_lost(tmp_path):
+    """It has neither an interchange nor the state of an executor whose blocks fail."""
+    path = tmp_path / "site.py"
+    path.write_text(
+        "import parsl\nfrom parsl.executors import ThreadPoolExecutor\n"
+        "config = parsl.Config(executors=[ThreadPoolExecutor('tasks')])\n"
+    )
+    with (
+        Heartbeat(tmp_path / "packs") as lease,
+        parsl_config(load_site(str(path)), tmp_path / "parsl", packs=False) as config,
+    ):
+        workers = Workers(lease, "20260101-000000-abcd", None, config.executors)
+        assert workers.look()
+        assert not workers.lost
+
+
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_pool_ends_without_a_driver_that_renews_its_lease(tmp_path, alive):
     """What a block's shell runs, with tenths of the seconds."""
@@ -191,12 +211,12 @@ KILLED = """
 import os, signal, sys, time
 from pathlib import Path
 from parsl import python_app
-from flows.executors import InterchangeLost, parsl_config
-from flows.sites import LocalSite
-from flows.study import _clean_up, _load
+from flows.sites.executors import parsl_config
+from flows.sites.interchange import InterchangeLost, end_parsl, start_parsl
+from flows.sites.site_schemas import LocalSite
 
 with parsl_config(LocalSite(), Path(sys.argv[1]), packs=False) as config:
-    kernel = _load(config)
+    kernel = start_parsl(config)
     (executor,) = config.executors
     app = python_app(lambda: 1, executors=[executor.label])
     assert app().result() == 1
@@ -204,7 +224,7 @@ with parsl_config(LocalSite(), Path(sys.argv[1]), packs=False) as config:
     time.sleep(float(sys.argv[2]))
     failures = [future.exception() for future in [app() for _ in range(5)]] if sys.argv[3] == "wait" else [app()]
     print({type(failure) for failure in failures} == {InterchangeLost} or sys.argv[3])
-    _clean_up(kernel, config.executors)
+    end_parsl(kernel, config.executors)
 print("over")
 """
 

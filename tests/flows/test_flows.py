@@ -43,8 +43,9 @@ def analyses(store):
 
 @pytest.mark.parsl
 @pytest.mark.mpi
-@pytest.mark.slow
-@pytest.mark.parametrize("folder", ["plain", 'a quo\'te "and" $(touch pwned) spaces'])
+@pytest.mark.parametrize(
+    "folder", [pytest.param("plain", marks=pytest.mark.slow), 'a quo\'te "and" $(touch pwned) spaces']
+)
 def test_packed(tmp_path, folder):
     here = tmp_path / folder
     here.mkdir()

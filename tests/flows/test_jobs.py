@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.jobs import submit_next
+from flows.sites.batch_jobs import submit_next
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = {"targets": [{"target": "monomial"}], "samplers": [{"name": "sgld", "sweep": {"seed": [0, 1]}}]}

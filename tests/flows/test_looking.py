@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from lambda_hat.files import read_events
-from lambda_hat.studies import read_study, study_names
+from lambda_hat.store.files import read_events
+from lambda_hat.store.study_records import read_study, study_names
 from tests.flows.studies import ROOT
 
 pytestmark = [pytest.mark.parsl, pytest.mark.mpi, pytest.mark.slow]
@@ -29,7 +29,7 @@ def lambda_hat(study, *words: str, status: int = 0) -> str:
 
 
 def test_a_study_is_seen_from_its_store_alone(make):
-    study = make(targets=[{"target": "quadratic"}, BAD_BUILD], seeds=12, thin=4000)
+    study = make(targets=[{"target": "quadratic"}, BAD_BUILD], seeds=12, thin=12000)
     driver = study.start("--pack=6", "--ranks=1")
     study.wait_until(lambda: len(study.analyses()) >= 2, driver)
     said = lambda_hat(study, "status")

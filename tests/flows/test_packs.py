@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from parsl.executors.high_throughput.errors import ManagerLost
 
-from flows import packs, rounds
-from flows.packs import Pack
-from flows.rounds import OutOfTime, Round
-from flows.stopping import Stopped
-from flows.study import Flow, parse_options
-from lambda_hat.drain import OUT_OF_TIME
-from lambda_hat.lease import Lease
-from lambda_hat.store import EventLog
+from flows.driver import packs, rounds
+from flows.driver.options import parse_options
+from flows.driver.packs import Pack
+from flows.driver.request import Request
+from flows.driver.rounds import Round
+from flows.driver.screen import Screen
+from flows.driver.stopping import OutOfTime, Stop, Stopped
+from flows.driver.workers import Workers
+from lambda_hat.store.drain import OUT_OF_TIME
+from lambda_hat.store.heartbeat import Heartbeat
+from lambda_hat.store.layout import EventLog
+from lambda_hat.store.study_records import StudyLog
 
 pytestmark = pytest.mark.parsl
 
@@ -26,7 +31,7 @@ pytestmark = pytest.mark.parsl
 class Scene:
     """A round with one pack of four runs on two ranks, all of whose targets are there."""
 
-    def __init__(self, folder: Path, lease: Lease, **changes):
+    def __init__(self, folder: Path, lease: Heartbeat, **changes):
         overrides = {"num_draws": 100, "num_burnin": 50, "num_chains": 2, "step_size": 1e-4}
         study = {
             "targets": [{"target": "quadratic"}],
@@ -34,13 +39,14 @@ class Scene:
         }
         (folder / "study.yaml").write_text(yaml.safe_dump(study))
         words = ["--experiments", str(folder / "study.yaml"), "--store", str(folder / "runs"), "--ranks", "2"]
-        self.flow = Flow.from_options(parse_options("", [*words, *changes.pop("words", ())], packed=True), packed=True)
-        for key, value in changes.items():
-            setattr(self.flow, key, value)
-        plan = self.flow.plan(None, lease.path)
+        words += changes.pop("words", ())
+        self.request = replace(Request.from_options(parse_options("", words, packed=True), packed=True), **changes)
+        self.store, self.stop = self.request.store, Stop()
+        plan = self.request.plan(None, lease.path)
         self.runs = plan.runs
         self.keys = [(run.target_id, run.run_id) for run in plan.runs]
-        self.round = Round(self.flow, plan, lease, "20260101-000000-abcd-0")
+        workers = Workers(lease, "20260101-000000-abcd", None, [])
+        self.round = Round(self.request, plan, workers, 0, console=Screen().console, stop=self.stop, log=StudyLog())
         self.pack = Pack(self.round, "pack_x", plan.runs)
         self.directory = self.pack.directory
         self.directory.mkdir(parents=True)
@@ -60,7 +66,7 @@ class Scene:
     def run(self, index: int, status: str, **more) -> list[dict]:
         end = {"event": "run_end", **self.names(index), "status": status, "seconds": 1.0, **more}
         if status == "finished":
-            run_dir = self.flow.store.run_dir(*self.keys[index])
+            run_dir = self.store.run_dir(*self.keys[index])
             run_dir.mkdir(parents=True, exist_ok=True)
             (run_dir / "analysis.json").write_text("{}")
         return [{"event": "run_start", **self.names(index)}, end]
@@ -73,7 +79,7 @@ class Scene:
 
 @pytest.fixture
 def lease(tmp_path):
-    with Lease(tmp_path / "runs" / "packs") as held:
+    with Heartbeat(tmp_path / "runs" / "packs") as held:
         yield held
 
 
@@ -133,7 +139,7 @@ def test_a_lost_block_is_the_death_of_no_rank(scene):
     scene.events(0, scene.start(0), {"event": "run_start", **scene.names(0)})
     scene.end(ManagerLost(b"m", "n1"))
     assert scene.outcome.causes == {"block": 1}
-    assert not list(scene.flow.store.root.rglob("deaths.json"))
+    assert not list(scene.store.root.rglob("deaths.json"))
 
 
 @pytest.mark.parametrize("status", [-9, 124, RuntimeError("worker lost")])
@@ -141,7 +147,7 @@ def test_a_launch_that_was_lost_blames_no_run(scene, status):
     scene.events(0, scene.start(0), {"event": "run_start", **scene.names(0)})
     scene.end(status)
     assert scene.outcome.causes == {"launch": 1}
-    assert not list(scene.flow.store.root.rglob("deaths.json"))
+    assert not list(scene.store.root.rglob("deaths.json"))
 
 
 def test_a_rank_that_dies_while_it_drains_blames_no_run(scene):
@@ -149,7 +155,7 @@ def test_a_rank_that_dies_while_it_drains_blames_no_run(scene):
     scene.events(0, scene.start(0), {"event": "run_start", **scene.names(0)}, drain)
     scene.end(9)
     assert scene.outcome.causes == {"drain": 1}
-    assert not list(scene.flow.store.root.rglob("deaths.json"))
+    assert not list(scene.store.root.rglob("deaths.json"))
 
 
 def test_a_dead_rank_makes_suspects_of_the_next_pack_until_they_finish(scene, capsys):
@@ -161,7 +167,7 @@ def test_a_dead_rank_makes_suspects_of_the_next_pack_until_they_finish(scene, ca
     following = Pack(scene.round, "pack_y", scene.runs)
     suspects = {f"{target}/{run}" for target, run in (scene.keys[0], scene.keys[2])}
     assert set(following.record()["suspects"]) == suspects
-    assert following.record()["lease"] == str(scene.round.lease.path)
+    assert following.record()["lease"] == str(scene.round.workers.heartbeat.path)
     following.directory.mkdir()
     scene.pack, scene.directory = following, following.directory
     one = {"event": "run_start", **scene.names(0)}
@@ -169,8 +175,8 @@ def test_a_dead_rank_makes_suspects_of_the_next_pack_until_they_finish(scene, ca
     scene.end(9)
     assert scene.outcome.quarantined == 1
     assert "its rank died twice: set aside" in capsys.readouterr().out
-    assert not (scene.flow.store.run_dir(*scene.keys[2]) / "deaths.json").exists()
-    plan = scene.flow.plan(None, scene.round.lease.path)
+    assert not (scene.store.run_dir(*scene.keys[2]) / "deaths.json").exists()
+    plan = scene.request.plan(None, scene.round.workers.heartbeat.path)
     assert [(run.target_id, run.run_id) for run in plan.failed_runs] == [scene.keys[0]]
 
 
@@ -216,7 +222,7 @@ def test_winding_down_waits_for_packs_at_work_and_not_for_those_in_a_queue(scene
     at_work = waiting_pack(scene)
     scene.events(0, scene.start(0))
     scene.round.on_done(Future(), lambda future: pytest.fail("it never ends"))
-    scene.flow.stop._signals = 1
+    scene.stop._signals = 1
     with pytest.raises(Stopped):
         scene.round.wait()
     began = time.monotonic()
@@ -233,7 +239,7 @@ def test_the_deadline_reaches_the_pack_and_its_processes(tmp_path, lease):
     record = json.loads(json.dumps(scene.pack.record()))
     assert 3530 < record["deadline"] - time.time() <= 3540
     assert float(scene.round.environment["LAMBDA_HAT_DEADLINE"]) == record["deadline"]
-    assert scene.flow.give_up_at == record["deadline"] + 30
+    assert scene.request.give_up_at == record["deadline"] + 30
 
 
 @pytest.mark.parametrize("words, told", [([], None), (["compile_cache=false"], "off")])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from flows.plan import make_plan
-from lambda_hat.claims import take
-from lambda_hat.lease import Lease, whoami
-from lambda_hat.store import Store, publish_run, publish_target, write_config, write_json_atomic
+from flows.driver.plan import make_plan
+from lambda_hat.store.claims import take
+from lambda_hat.store.heartbeat import Heartbeat, whoami
+from lambda_hat.store.layout import Store, write_json_atomic
+from lambda_hat.store.publish import publish_run, publish_target, write_config
 from lambda_hat.workflow_config import compose_study
 
 
@@ -110,7 +111,7 @@ def test_another_study_s_run_under_this_id_is_foreign(study, store):
     (folders[0] / "analysis.json").write_bytes((folders[1] / "analysis.json").read_bytes())
     plan = make_plan(store, study)
     assert [str(damage) for damage in plan.damages] == [
-        f"{folders[0] / 'analysis.json'}: foreign: it is that of {second.run_id!r}; set aside as "
+        f"{folders[0] / 'analysis.json'}: foreign: it belongs to {second.run_id!r}; set aside as "
         f"{store.root / 'damaged' / 'targets' / first.target_id / first.run_id / 'analysis.json.1'}"
     ]
     assert first in plan.runs
@@ -139,7 +140,7 @@ def test_packs_of_drivers_that_run_are_left_to_them(study, tmp_path):
     store = Store(tmp_path / "store")
     store.ensure_writable()
     theirs, others = study.runs[:2], study.runs[2:]
-    with Lease(store.packs_dir) as other, Lease(store.packs_dir) as own:
+    with Heartbeat(store.packs_dir) as other, Heartbeat(store.packs_dir) as own:
         _pack(store, other.path, theirs[:1])
         _pack(store, other.path, theirs[1:], name="20261125-031500-{mark}-1-0001")
         # Neither of a lease that runs: one under the same mark by chance, one of a driver that is no more.

@@ -9,15 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows.blocks import Blocks
-from flows.journal import Journal
-from flows.leftovers import end_leftovers
-from flows.progress import StudyProgress
-from flows.scheduler import Pbs, Slurm, require_scheduler
-from flows.sites import PbsSite, SlurmSite
-from flows.stopping import Stop
+from flows.driver.leftovers import end_leftovers
+from flows.driver.screen import StudyProgress
+from flows.driver.stopping import Stop
+from flows.sites.blocks import Blocks
+from flows.sites.scheduler import Pbs, Slurm, require_scheduler
+from flows.sites.site_schemas import PbsSite, SlurmSite
 from lambda_hat.errors import ConfigError, SchedulerError
-from lambda_hat.lease import Lease, lease_state
+from lambda_hat.store.heartbeat import Heartbeat, heartbeat_state
 
 
 @pytest.fixture
@@ -95,7 +94,7 @@ class FakeExecutor:
 
 @pytest.fixture
 def lease(tmp_path):
-    with Lease(tmp_path / "packs") as held:
+    with Heartbeat(tmp_path / "packs") as held:
         yield held
 
 
@@ -104,7 +103,7 @@ def blocks(lease, capsys):
     from rich.console import Console
 
     executor = FakeExecutor()
-    watched = Blocks(SlurmSite(poll_seconds=1), [executor], print, lease, Journal())
+    watched = Blocks(SlurmSite(poll_seconds=1), [executor], print, lease, lambda *event, **fields: None)
     watched.progress = StudyProgress(Console(width=200), targets=0, packs=1, runs=1)
     return watched, executor
 
@@ -115,7 +114,7 @@ def test_a_submitted_block_is_named_and_its_reason_told(blocks, command, monkeyp
     executor.submitted("5", "0")
     watched.look()
     assert "job 5 submitted for packs: 2 nodes, 01:00:00" in capsys.readouterr().out
-    monkeypatch.setattr("flows.blocks.time.monotonic", lambda: 1e12)
+    monkeypatch.setattr("flows.sites.blocks.time.monotonic", lambda: 1e12)
     watched.look()
     assert "job 5: PENDING (QOSMaxJobsPerUserLimit)" in capsys.readouterr().out
 
@@ -155,7 +154,7 @@ def test_a_silent_scheduler_is_no_reason_to_stop(blocks, command, monkeypatch):
     command("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
     executor.submitted("5", "0")
     watched.look()
-    monkeypatch.setattr("flows.blocks.time.monotonic", lambda: 1e12)
+    monkeypatch.setattr("flows.sites.blocks.time.monotonic", lambda: 1e12)
     watched.look()
 
 
@@ -172,7 +171,7 @@ def test_the_jobs_stand_in_the_lease(blocks, lease):
 
 
 def test_pbs_sites_ask_pbs(lease):
-    assert Blocks(PbsSite(), [], print, lease, Journal())._scheduler.name == "pbs"
+    assert Blocks(PbsSite(), [], print, lease, lambda *event, **fields: None)._scheduler.name == "pbs"
 
 
 @pytest.mark.parametrize(
@@ -228,4 +227,4 @@ def test_what_a_dead_driver_left_is_cancelled_once(command, tmp_path, lease):
     assert [line.split()[-1] for line in (tmp_path / "cancelled").read_text().splitlines()] == ["7", "8"]
     assert json.loads((packs / "driver_dead.lease").read_text())["state"] == "ended"
     assert end_leftovers(packs, said.append, Stop()) == 0
-    assert lease_state(lease.path) == "live"
+    assert heartbeat_state(lease.path) == "live"

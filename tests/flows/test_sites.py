@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from flows.sites import SITE_SCHEMAS, AllocationSite, allocated_nodes, format_walltime, load_site, parse_walltime
+from flows.sites.site_schemas import (
+    SITE_SCHEMAS,
+    AllocationSite,
+    allocated_nodes,
+    format_walltime,
+    load_site,
+    parse_walltime,
+)
 from lambda_hat.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "site"

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from flows.stopping import Stop, Stopped, kill_under, processes_under
+from flows.driver.stopping import Stop, Stopped, kill_under, processes_under
 
 
 def test_once_is_remembered_and_twice_is_at_once():
@@ -30,7 +30,7 @@ def test_once_is_remembered_and_twice_is_at_once():
 def test_three_times_ends_the_process():
     code = """
 import os, signal
-from flows.stopping import Stop
+from flows.driver.stopping import Stop
 with Stop().on_signals():
     os.kill(os.getpid(), signal.SIGINT)
     try:

@@ -15,7 +15,7 @@ import yaml
 from tests.flows.studies import PACKED, ROOT
 
 TUNE = ROOT / "flows" / "tune.py"
-TARGETS = [{"target": "quadratic", "overrides": {"target": {"dim": 3, "rank": 2}}}, {"target": "monomial"}]
+TARGETS = [{"target": "quadratic", "overrides": {"target": {"dim": 3, "rank": 3}}}, {"target": "monomial"}]
 
 
 def command(*words, cwd):
@@ -30,7 +30,7 @@ def command(*words, cwd):
 @pytest.mark.slow
 def test_an_interrupted_search_goes_on_and_its_settings_are_a_study(make):
     study = make(targets=TARGETS, seeds=2, thin=500)
-    words = ["--trials", "4", "--batch", "2", "--seeds", "1", "--tolerance", "0.5", "--ranks", "2"]
+    words = ["--trials", "10", "--batch", "2", "--seeds", "1", "--tolerance", "0.5", "--ranks", "2"]
     driver = study.start(*words, program=TUNE)
     study.wait_until(lambda: len(study.analyses()) >= 2, driver)
     driver.send_signal(signal.SIGINT)
@@ -42,14 +42,14 @@ def test_an_interrupted_search_goes_on_and_its_settings_are_a_study(make):
     assert set(study.times_computed().values()) == {1}, "no run is sampled twice"
     after = study.analyses()
     assert before.items() <= after.items()
-    journals = sorted(study.store.glob("tuning/search_sgld_*/journal.log"))
-    assert len(journals) == 2, "seeds are no settings of their own"
+    files = sorted(study.store.glob("tuning/search_sgld_*.json"))
+    assert len(files) == 2, "seeds are no settings of their own"
     assert (study.folder / "results" / "tuning.png").read_bytes()[:4] == b"\x89PNG"
-    kept = [journal.read_bytes() for journal in journals]
+    kept = [file.read_bytes() for file in files]
 
     assert study.start(*words, program=TUNE).wait(240) == 0, study.said()
-    assert study.analyses() == after and [journal.read_bytes() for journal in journals] == kept
-    assert "quadratic d=3 rank 2" in study.said()
+    assert study.analyses() == after and [file.read_bytes() for file in files] == kept
+    assert "quadratic d=3 rank 3" in study.said()
 
     settings = study.folder / "results" / "tuned.yaml"
     assert len(yaml.safe_load(settings.read_text())["samplers"]) == 2

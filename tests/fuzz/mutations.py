@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from lambda_hat.plain_yaml import dump
+from lambda_hat.config.plain_yaml import dump
 
 NASTY_TEXT = [
     "", " ", "-", "-dash", "???", "${x}", "${oc.env:HOME}", "\\${x}", "${", "$(touch pwned)", "`touch pwned`", ";", "&",

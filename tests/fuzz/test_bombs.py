@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from flows.sites import load_site
+from flows.sites.site_schemas import load_site
 from lambda_hat.errors import ConfigError
 from lambda_hat.workflow_config import compose_study
 from tests.fuzz.judging import attempt

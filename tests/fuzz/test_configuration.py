@@ -11,12 +11,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.plan import make_plan
-from flows.sites import load_site
+from flows.driver.plan import make_plan
+from flows.sites.site_schemas import load_site
 from lambda_hat.config import SAMPLE_SCHEMAS
 from lambda_hat.id_utils import run_id_for, target_id_for
 from lambda_hat.omegaconf_support import load_build_config, load_sample_config, to_yaml
-from lambda_hat.store import Store
+from lambda_hat.store.layout import Store
 from lambda_hat.workflow_config import CONF_DIR, compose_build_cfg, compose_sample_cfg, compose_study
 from mpi.pack import PACK_DEFAULTS, describe_pack, pack_of_study, read_pack
 from tests.fuzz.judging import attempt
@@ -49,7 +49,7 @@ SAMPLERS = [
         "overrides": {"batch_size": 64, "precond": "adam"},
         "sweep": {"seed": [0, 1], "step_size": [1e-5]},
     },
-    {"name": "mclmc", "overrides": {"thin": 5, "num_tuning": 500, "gamma": 1.0, "restrict": ["layers/0/*"]}},
+    {"name": "mclmc", "overrides": {"thin": 5, "gamma": 1.0, "restrict": ["layers/0/*"]}},
     {"name": "nuts", "overrides": {"max_num_doublings": 3, "prior_radius": 2.0, "beta": 0.1, "precision": "float32"}},
 ]
 SETTINGS = {"store_root": "runs", "results_root": "results", "site": "local", "pack": 4, "retries": 0}

@@ -20,20 +20,32 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.deaths import deaths_of
-from flows.plan import make_plan
-from lambda_hat import claims
+from flows.driver.deaths import blame, who_died
+from flows.driver.plan import make_plan
+from lambda_hat.engine.chunks import Kept, encode, leaves_of, read_checkpoint
 from lambda_hat.entrypoints import logs, show, status, verify
-from lambda_hat.execute import build_into, sample_into
-from lambda_hat.files import file_entry, read_record, write_record
-from lambda_hat.follow import PackLog
-from lambda_hat.lease import Lease, dead_leases, lease_over, lease_state, live_leases, mark_ended, tidy_leases, whoami
-from lambda_hat.preflight import read_reports
-from lambda_hat.results import collect, runs_in_store, to_frame
-from lambda_hat.samplers.chunks import Kept, encode, leaves_of, read_checkpoint
-from lambda_hat.store import EventLog, Store, read_events, write_config, write_json_atomic
-from lambda_hat.studies import TO_SAMPLE, Planned, StudyLog, StudyRecord, in_order, write_study
-from lambda_hat.summary import rank_usage
+from lambda_hat.execute.build import build_into
+from lambda_hat.execute.sampling import sample_into
+from lambda_hat.planning.preflight import read_reports
+from lambda_hat.report.closing import rank_usage
+from lambda_hat.report.results import collect, runs_in_store, to_frame
+from lambda_hat.report.timeline import spans_of
+from lambda_hat.store import claims
+from lambda_hat.store.events import PackLog
+from lambda_hat.store.files import file_entry, read_record, write_record
+from lambda_hat.store.heartbeat import (
+    Heartbeat,
+    dead_heartbeats,
+    heartbeat_over,
+    heartbeat_state,
+    live_heartbeats,
+    mark_ended,
+    tidy_heartbeats,
+    whoami,
+)
+from lambda_hat.store.layout import EventLog, Store, deaths_of, read_events, write_json_atomic
+from lambda_hat.store.publish import write_config
+from lambda_hat.store.study_records import TO_SAMPLE, Planned, StudyLog, StudyRecord, in_order, write_study
 from lambda_hat.targets import load_target
 from lambda_hat.workflow_config import PlannedRun, Study, compose_study
 from mpi.pack import pack_of_study, read_pack
@@ -101,7 +113,7 @@ def stored(tmp_path_factory) -> Stored:
         run_dir / "error.json", {"type": "ValueError", "message": "x", "rank": 0, "host": "h", "time": 1.0}
     )
     write_json_atomic(run_dir / "deaths.json", [{"pack_id": "pack_x", "rank": 0, "host": "h", "time": 1.0, "how": "x"}])
-    with Lease(store.packs_dir) as lease:
+    with Heartbeat(store.packs_dir) as lease:
         claim = claims.take(run_dir, lease.path, rank=0, pack_id="pack_x")
         assert claim is not None
         lease.note_jobs([{"scheduler": "slurm", "job_id": "7", "name": "packs"}])
@@ -177,8 +189,8 @@ def read_everything(stored: Stored) -> None:
             attempt_one("checkpoint", lambda p=path: read_checkpoint(p))
     attempt_one("table", lambda: to_frame(collect(store, runs_in_store(store))))
     for path in store.packs_dir.glob("driver_*.lease"):
-        attempt_one("lease", lambda p=path: (lease_state(p), lease_over(p)))
-    attempt_one("leases", lambda: (live_leases(store.packs_dir), dead_leases(store.packs_dir)))
+        attempt_one("lease", lambda p=path: (heartbeat_state(p), heartbeat_over(p)))
+    attempt_one("leases", lambda: (live_heartbeats(store.packs_dir), dead_heartbeats(store.packs_dir)))
     for path in store.packs_dir.glob("pack_*"):
         attempt_one("pack", lambda p=path: read_pack(p / "pack.json"))
         attempt_one("events", lambda p=path: (read_events(p / "rank-0000.jsonl"), rank_usage([p])))
@@ -198,8 +210,10 @@ def look_at(stored: Stored) -> None:
 
 def pack_log(directory: Path) -> None:
     log = PackLog(directory)
-    list(log.read())
-    log.count("finished"), log.advanced, log.store_error, log.over
+    log.read()
+    blame(log.in_flight, who_died(log, "auto"))
+    for life in log.ranks:
+        spans_of(life)
 
 
 def change_everything(stored: Stored) -> None:
@@ -221,9 +235,9 @@ def change_everything(stored: Stored) -> None:
 
 
 def end_dead_leases(directory: Path) -> None:
-    for lease in dead_leases(directory):
+    for lease in dead_heartbeats(directory):
         mark_ended(lease.path)
-    tidy_leases(directory)
+    tidy_heartbeats(directory)
 
 
 KINDS = [

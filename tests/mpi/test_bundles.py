@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lambda_hat.drain import Drain
 from lambda_hat.errors import ConfigError, CorruptArtifact, StoreUnwritable
-from lambda_hat.lanes import check_lanes, even_pieces
-from lambda_hat.results import RunRef, collect
-from lambda_hat.store import EventLog, Store, read_events, read_json
+from lambda_hat.planning.lanes import check_lanes, even_pieces
+from lambda_hat.report.results import RunRef, collect
+from lambda_hat.store.drain import Drain
+from lambda_hat.store.layout import EventLog, Store, read_events, read_json
 from lambda_hat.workflow_config import compose_study
 from mpi import rank as rank_module
 from mpi.dispatch import World
@@ -84,7 +84,7 @@ def test_lanes_are_a_number_or_auto():
 
 
 class Broken:
-    """Stands for `lambda_hat.execute` where nothing of a program works."""
+    """Stands for `lambda_hat.execute.sampling` where nothing of a program works."""
 
     def prepare(self, run_dir, target_dir, cfg):
         return run_dir
@@ -102,14 +102,14 @@ def events(tmp_path):
         yield log
 
 
-def rank_of(tmp_path, monkeypatch, events, execute):
+def rank_of(tmp_path, monkeypatch, events, sampling):
     """A rank with a pack of three runs of one program, and what it says."""
     content = pack([("t", "a")] * 3, lanes="auto", pack_id="pack_x")
     monkeypatch.setattr(rank_module, "sample_config", lambda entry: None)
     said = []
     drain = Drain()
     rank = rank_module.Rank(World(0, 1, None), content, Store(tmp_path), drain, events, None)
-    rank._execute = execute
+    rank._sampling = sampling
     return rank, drain, said
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lambda_hat.preflight import COLUMNS, LINE_PREFIX, judge, read_reports, table
-from lambda_hat.store import Store, write_json_atomic
+from lambda_hat.planning.preflight import COLUMNS, LINE_PREFIX, judge, read_reports, table
+from lambda_hat.store.layout import Store, write_json_atomic
 from mpi.check_pack import memory
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lambda_hat.store import Store, read_json
+from lambda_hat.store.layout import Store, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = 4

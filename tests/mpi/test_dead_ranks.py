@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from lambda_hat.errors import ConfigError
-from mpi.launch import Launch, LauncherChoice, dead_ranks, find_launcher, launch_environment, launch_line
+from mpi.launch import Launch, launch_environment, launch_line
+from mpi.launchers import LauncherChoice, dead_ranks, find_launcher
 
 RANKS = {("vm", 25632): 2, ("vm", 25633): 3, ("other", 25632): 1, ("n2.cluster", 202): 2}
 

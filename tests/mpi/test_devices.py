@@ -5,21 +5,10 @@ import sys
 
 import pytest
 
-from lambda_hat.cores import Binding, bind_process, tell_xla
 from lambda_hat.errors import ConfigError, LaunchError
-from mpi.devices import (
-    bind_rank,
-    check_gpu,
-    check_world,
-    choose_cores,
-    choose_gpu,
-    find_vendor,
-    gpu_environment,
-    launcher_local_rank,
-    launcher_local_size,
-    launcher_rank,
-    launcher_size,
-)
+from lambda_hat.programs.cores import Binding, bind_process, tell_xla
+from mpi.devices import bind_rank, check_gpu, choose_cores, choose_gpu, find_vendor, gpu_environment
+from mpi.launcher_variables import check_world, launcher_local_rank, launcher_local_size, launcher_rank, launcher_size
 
 HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 OPENMPI = {
@@ -136,7 +125,7 @@ def test_a_lone_process_is_not_pinned():
     everywhere = sorted(os.sched_getaffinity(0))
     got = in_process(
         "import json, os\n"
-        "from lambda_hat.cores import bind_process\n"
+        "from lambda_hat.programs.cores import bind_process\n"
         "b = bind_process(1)\n"
         "print(json.dumps([b.cores, b.num_cores, b.shared, sorted(os.sched_getaffinity(0)), os.environ['NPROC']]))"
     )
@@ -150,7 +139,7 @@ if how == "pinned":
     from mpi.devices import bind_cores
     bind_cores(0, cores, 1)
 elif how == "alone":
-    from lambda_hat.cores import bind_process
+    from lambda_hat.programs.cores import bind_process
     bind_process(cores)
 import jax, numpy as np
 rng = np.random.default_rng(0)
@@ -335,7 +324,7 @@ def test_a_rank_sees_its_gpu_alone_and_takes_its_share_of_memory(environment, ve
 
 
 def test_a_memory_fraction_that_is_no_number_is_refused():
-    with pytest.raises(LaunchError, match=r"XLA_CLIENT_MEM_FRACTION=half is no number; write 0.75"):
+    with pytest.raises(LaunchError, match=r"XLA_CLIENT_MEM_FRACTION=half is not a number; write 0.75"):
         gpu_environment({"XLA_CLIENT_MEM_FRACTION": "half"}, "cuda", "0", 2)
 
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lambda_hat.drain import Drain
+from lambda_hat.store.drain import Drain
 from mpi.dispatch import World, dispatch, start_mpi
 from mpi.handout import Item
-from mpi.launch import Launch, LauncherChoice, find_launcher, launch_line
+from mpi.launch import Launch, launch_line
+from mpi.launchers import LauncherChoice, find_launcher
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -205,7 +206,7 @@ def test_four_real_ranks_share_out_while_rank_0_computes(tmp_path):
 
 DRAINS = """
 import signal
-from lambda_hat.drain import Drain
+from lambda_hat.store.drain import Drain
 drain = Drain()
 drain.on_signals()
 def do(key):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lambda_hat import claims
-from lambda_hat.drain import DEADLINE_VARIABLE
-from lambda_hat.store import Store, read_json, write_json_atomic
+from lambda_hat.store import claims
+from lambda_hat.store.drain import DEADLINE_VARIABLE
+from lambda_hat.store.layout import Store, read_json, write_json_atomic
 from lambda_hat.workflow_config import compose_study
 from tests.mpi.test_run_pack import PROGRAM, entry_of, events_of, numbers, run
 
@@ -172,6 +172,7 @@ def test_a_run_is_sampled_in_one_of_two_packs_at_once(study, built, store):
     assert numbers(store, study.runs) == numbers(built, study.runs)
 
 
+@pytest.mark.slow
 def test_the_claim_of_a_live_process_keeps_a_rank_away(study, store):
     short = study.runs[LONG]
     directory = store.run_dir(short.target_id, short.run_id)

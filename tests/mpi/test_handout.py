@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lambda_hat.drain import Drain
+from lambda_hat.store.drain import Drain
 from mpi.handout import Handout, Item, outcomes_of
 
 

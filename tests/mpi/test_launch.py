@@ -8,20 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import mpi.launch
+import mpi.launchers
 from lambda_hat.errors import ConfigError
-from mpi.launch import (
-    FLAVOURS,
-    Launch,
-    Launcher,
-    LauncherChoice,
-    assume_launcher,
-    build_prefix,
-    find_launcher,
-    flavour_of,
-    launch_environment,
-    launch_line,
-)
+from mpi.launch import FLAVOURS, Launch, Launcher, build_prefix, launch_environment, launch_line
+from mpi.launchers import LauncherChoice, assume_launcher, find_launcher, flavour_of
 
 PROGRAM = {"srun": "srun", "mpt": "mpirun"}
 ENVIRON = {
@@ -292,7 +282,7 @@ def fake_mpi(prefix: Path, version: str, libraries: list[str], name: str = "mpie
 
 @pytest.fixture
 def wheel(monkeypatch):
-    monkeypatch.setattr(mpi.launch, "_mpi4py_is_wheel", lambda: True)
+    monkeypatch.setattr(mpi.launchers, "_mpi4py_is_wheel", lambda: True)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +347,7 @@ def test_the_library_of_a_launcher_without_any_is_on_the_loaders_path(tmp_path, 
 
 
 def test_a_compiled_mpi4py_knows_its_library(tmp_path, monkeypatch):
-    monkeypatch.setattr(mpi.launch, "_mpi4py_is_wheel", lambda: False)
+    monkeypatch.setattr(mpi.launchers, "_mpi4py_is_wheel", lambda: False)
     mpirun = fake_mpi(tmp_path, "MPT: libxmpi.so 'HPE MPT 2.18  10/02/18 04:03:22'", ["lib/libmpi.so"], "mpirun")
     launcher = find_launcher(LauncherChoice("system"), {"PATH": str(mpirun.parent)})
     assert launcher == Launcher("mpt", str(mpirun))
@@ -365,7 +355,7 @@ def test_a_compiled_mpi4py_knows_its_library(tmp_path, monkeypatch):
 
 def test_the_installed_mpi4py_is_a_wheel():
     pytest.importorskip("mpi4py")
-    assert mpi.launch._mpi4py_is_wheel()
+    assert mpi.launchers._mpi4py_is_wheel()
 
 
 def test_the_environments_own_mpiexec_is_not_the_systems(tmp_path, monkeypatch):

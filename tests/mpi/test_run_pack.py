@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lambda_hat.lease import LEASE_VARIABLE
-from lambda_hat.packing import RunItem, make_packs
-from lambda_hat.store import Store, read_events, read_json, write_json_atomic
+from lambda_hat.planning.packing import RunItem, make_packs
+from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE
+from lambda_hat.store.layout import Store, read_events, read_json, write_json_atomic
 from lambda_hat.workflow_config import compose_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,7 +99,6 @@ def events_of(store: Store, pack_id: str) -> list[dict]:
 
 
 @pytest.mark.mpi
-@pytest.mark.slow
 def test_the_numbers_are_the_same_under_1_2_and_4_ranks(study, tmp_path):
     study.write_text(STUDY_OF_DATA)
     planned = compose_study(study).runs
@@ -296,7 +295,7 @@ def test_bad_input_is_told_once_by_several_ranks(tmp_path):
 def test_ranks_end_when_their_driver_has(study, tmp_path, ranks):
     store = Store(tmp_path / "store")
     pack_of(study, store.root, tmp_path / "pack.json", expected_ranks=ranks)
-    done = run(tmp_path / "pack.json", ranks=ranks, environment={LEASE_VARIABLE: str(tmp_path / "gone.lease")})
+    done = run(tmp_path / "pack.json", ranks=ranks, environment={HEARTBEAT_VARIABLE: str(tmp_path / "gone.lease")})
     assert done.returncode == 0
     assert "4 left" in done.stdout and "stopped: its driver has ended" in done.stdout
     drains = [event for event in events_of(store, "pack_test") if event["event"] == "drain"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.made_up import CHECKPOINTS, SAMPLERS, finish, write_study
-from lambda_hat.report import write_report
-from lambda_hat.results import collect, runs_of
-from lambda_hat.store import Store
+from lambda_hat.report.results import collect, runs_of
+from lambda_hat.report.study_report import write_report
+from lambda_hat.store.layout import Store
 from lambda_hat.workflow_config import compose_study
 from tests.report.studies import ODD, TWO_RUNS, Made
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from lambda_hat.report import Report
-from lambda_hat.store import Store
+from lambda_hat.report.study_report import Report
+from lambda_hat.store.layout import Store
 
 SCRIPT = "<script>window.pwned = 1</script>"
 ODD = {"target": {"factory": "mymodel:f", "kwargs": {"name": SCRIPT, "cost": "$1 and $2"}}}

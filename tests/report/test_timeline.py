@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from lambda_hat.report.timeline import SESSION_GAP, RankLife, draw_timeline, read_lives, sessions_of
+from lambda_hat.report.timeline import SESSION_GAP, busy_seconds, draw_timeline, read_lives, sessions_of, spans_of
+from lambda_hat.store.events import RankLife
 
 KEY = {"target_id": "tgt_1", "run_id": "run_sgld_1"}
 OTHER = {"target_id": "tgt_1", "run_id": "run_hmc_2"}
-START = {"event": "start", "time": 100.0, "rank": 3, "host": "node", "size": 4}
+START = {"event": "start", "time": 100.0, "rank": 3, "host": "node", "size": 4, "pid": 7}
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def lives(tmp_path):
 
 
 def spans(life):
-    return [(span.begun, span.ended, span.what, span.status) for span in life.spans]
+    return [(span.begun, span.ended, span.what, span.status) for span in spans_of(life)]
 
 
 def test_a_life_with_a_build_and_lanes(lives):
@@ -36,14 +38,14 @@ def test_a_life_with_a_build_and_lanes(lives):
         START,
         {"event": "ready", "time": 101.0},
         {"event": "build_start", "time": 101.0, "target_id": "tgt_1"},
-        {"event": "build_end", "time": 103.0, "target_id": "tgt_1", "status": "finished"},
+        {"event": "build_end", "time": 103.0, "target_id": "tgt_1", "status": "finished", "seconds": 2.0},
         {"event": "run_start", "time": 103.0, **KEY, "lane": 0},
         {"event": "run_start", "time": 103.0, **OTHER, "lane": 1},
-        {"event": "run_end", "time": 109.0, **KEY, "status": "finished"},
-        {"event": "run_end", "time": 110.0, **OTHER, "status": "failed"},
+        {"event": "run_end", "time": 109.0, **KEY, "status": "finished", "seconds": 6.0},
+        {"event": "run_end", "time": 110.0, **OTHER, "status": "failed", "seconds": 7.0},
         {"event": "end", "time": 112.0, "busy": 9.0, "seconds": 12.0},
     )
-    assert (life.host, life.rank, life.pack_id, life.begun, life.ended, life.busy) == (
+    assert (life.host, life.rank, life.log.parent.name, life.begun, life.ended, busy_seconds(life)) == (
         "node", 3, "pack_1", 100.0, 112.0, 9.0,
     )  # fmt: skip
     assert spans(life) == [
@@ -58,13 +60,13 @@ def test_a_rank_that_died_was_busy_as_long_as_it_is_known_to_have_lived(lives):
     (life,) = lives(
         START,
         {"event": "run_start", "time": 101.0, **KEY},
-        {"event": "run_end", "time": 105.0, **KEY, "status": "finished"},
+        {"event": "run_end", "time": 105.0, **KEY, "status": "finished", "seconds": 4.0},
         {"event": "run_start", "time": 105.0, **OTHER},
         {"event": "width", "time": 108.0},
         '{"event": "run_e',
     )
     assert spans(life)[-1] == (105.0, 108.0, "hmc", "unfinished")
-    assert life.busy == 7.0
+    assert busy_seconds(life) == 7.0
 
 
 def test_lines_that_the_disk_has_damaged_are_passed_over(lives):
@@ -75,9 +77,9 @@ def test_lines_that_the_disk_has_damaged_are_passed_over(lives):
         {"event": "run_start", "time": 1e300, **KEY},
         {"event": "run_end", "time": 50.0, **KEY},
         {"event": "run_start", "time": 60.0, **KEY},
-        {"event": "run_end", "time": 61.0, "target_id": [], "run_id": {}, "status": "finished"},
+        {"event": "run_end", "time": 61.0, "target_id": [], "run_id": {}, "status": "finished", "seconds": 1.0},
     )
-    assert (life.host, life.rank) == ("?", 0)
+    assert (life.host, life.rank) == ("?", 3)
     assert spans(life) == [(60.0, 61.0, "sgld", "unfinished")]
 
 
@@ -89,7 +91,7 @@ def test_packs_of_other_studies_are_left_out(lives):
 
 def test_time_begins_anew_after_a_pause(lives):
     def life(begun, ended):
-        return RankLife("pack", "node", 0, begun, ended)
+        return RankLife(Path("pack/rank-0000.jsonl"), 0, begun, ended)
 
     first, second = life(0.0, 10.0), life(5.0, 40.0)
     third = life(40.0 + SESSION_GAP + 1, 300.0)

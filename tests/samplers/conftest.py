@@ -17,8 +17,8 @@ from lambda_hat.config import (
     QuadraticTarget,
     SampleConfig,
 )
-from lambda_hat.diagnostics import Summary, summarize
-from lambda_hat.posterior import posterior_for
+from lambda_hat.estimate.posterior import posterior_for
+from lambda_hat.estimate.verdict import Summary, summarize
 from lambda_hat.samplers import sample
 from lambda_hat.targets import build_target, true_llc_t
 
@@ -50,7 +50,7 @@ def estimate() -> Callable[[str, SampleConfig], tuple[Summary, float]]:
     def run(name: str, cfg: SampleConfig) -> tuple[Summary, float]:
         built = _built(name)
         posterior = posterior_for(cfg, built.n, built.dim)
-        summary = summarize(sample(built, cfg), built.loss_at_w_star, posterior.n_beta)
+        summary = summarize(sample(built, cfg), built.loss_at_w_star, *posterior, built.dim)
         return summary, true_llc_t(BUILDS[name], *posterior)
 
     return run

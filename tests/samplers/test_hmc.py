@@ -25,6 +25,7 @@ def test_the_default_acceptance_is_taken(target):
     assert 0.9 < sample(target("quadratic"), CFG).acceptance.mean() < 0.99
 
 
+@pytest.mark.slow
 def test_float32_works(estimate):
     cfg = replace(CFG, precision="float32")
     summary, exact = estimate("quadratic", cfg)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flows.executors import parsl_config
-from flows.sites import AllocationSite, LocalSite, PbsSite, SlurmSite
+from flows.sites.executors import parsl_config
+from flows.sites.site_schemas import AllocationSite, LocalSite, PbsSite, SlurmSite
 
 
 @pytest.mark.parametrize("kind", ["local", "allocation", "slurm", "pbs"])

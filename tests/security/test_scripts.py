@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.executors import builds_provider, packs_provider
-from flows.sites import PbsSite, SlurmSite, load_site
+from flows.sites.providers import builds_provider, packs_provider
+from flows.sites.site_schemas import PbsSite, SlurmSite, load_site
 from lambda_hat.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mpi import shared_memory
-from mpi.launch import Launch, LauncherChoice, find_launcher, launch_environment, launch_line
+from mpi.launch import Launch, launch_environment, launch_line
+from mpi.launchers import LauncherChoice, find_launcher
 
 PROGRAM = """
 import os, signal, sys

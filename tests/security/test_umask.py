@@ -11,9 +11,9 @@ import pytest
 PROGRAM = """
 import sys
 from pathlib import Path
-from lambda_hat.claims import take
-from lambda_hat.lease import Lease
-from lambda_hat.store import EventLog, Store, write_json_atomic, write_record
+from lambda_hat.store.claims import take
+from lambda_hat.store.heartbeat import Heartbeat
+from lambda_hat.store.layout import EventLog, Store, write_json_atomic, write_record
 
 store = Store(sys.argv[1])
 store.ensure_writable()
@@ -22,7 +22,7 @@ write_json_atomic(run_dir / "error.json", {})
 write_record(run_dir / "analysis.json", {})
 with EventLog(store.pack_dir("pack_x") / "rank-0000.jsonl") as log:
     log.append("start")
-with Lease(store.packs_dir) as lease:
+with Heartbeat(store.packs_dir) as lease:
     take(run_dir, lease.path)
 store.set_aside(run_dir / "error.json", "for no reason")
 """

@@ -6,17 +6,20 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from lambda_hat.config import CustomBuild, CustomTarget, NutsConfig
 from lambda_hat.errors import BuildFailed, ConfigError
-from lambda_hat.execute import build_into, sample_into
+from lambda_hat.execute.build import build_into
+from lambda_hat.execute.sampling import sample_into
 from lambda_hat.id_utils import run_id_for, target_id_for
 from lambda_hat.omegaconf_support import load_build_config
-from lambda_hat.results import collect, runs_in_store
-from lambda_hat.store import Store
+from lambda_hat.report.results import collect, runs_in_store
+from lambda_hat.store.layout import Store
 from lambda_hat.targets import build_target, load_target
 from lambda_hat.workflow_config import compose_study, with_checkpoint_hash
 
@@ -33,6 +36,19 @@ def linear(width=3, scale=1.0):
 
 def quadratic():
     return (lambda w, batch: 0.5 * jnp.sum(w**2)), np.zeros(2), None
+
+def masked(masked_rows=50):
+    f, params, data = linear()
+    data |= {"m": (np.arange(200) >= masked_rows).astype(float)}
+    return (lambda p, b: (jnp.sum(b["m"] * loss_of_rows(p, b)), jnp.sum(b["m"]))), params, data
+
+def loss_of_rows(params, batch):
+    return 0.5 * (batch["x"] @ params["layer"]["w"] - batch["y"]) ** 2
+
+def tied():
+    shared = np.ones(3)
+    _, _, data = linear()
+    return (lambda p, b: jnp.mean((b["x"] @ (p["a"] + p["b"]) - b["y"]) ** 2)), {"a": shared, "b": shared}, data
 
 def two():
     return loss, {}
@@ -84,6 +100,22 @@ def test_a_factory_is_built_stored_and_loaded(module, tmp_path):
     np.testing.assert_array_equal(target.data["x"], made.data["x"])
     assert load_build_config(tmp_path / "mine" / "config.yaml") == cfg
     assert build_target(custom(module, "Zoo.member"))[0].dim == 3
+
+
+def test_a_pair_and_notes_survive_the_store(module, tmp_path):
+    cfg = custom(module, "masked", kwargs={"masked_rows": 50})
+    build_into(tmp_path / "masked", cfg)
+    target, made = load_target(tmp_path / "masked"), build_target(cfg)[0]
+    assert target.loss == made.loss and target.num_data == target.n == 200
+    assert target.loss.weight_per_row(target.data) == 0.75
+    with jax.enable_x64(True):
+        here = {"layer/w": jnp.zeros(3)}
+        expected = np.mean(target.data["y"][50:] ** 2) / 2
+        for slice_rows in (30, 200):
+            assert float(target.loss.full(here, target.data, slice_rows)) == pytest.approx(expected, rel=1e-12)
+    assert target.notes == ()
+    build_into(tmp_path / "tied", custom(module, "tied"))
+    assert load_target(tmp_path / "tied").notes[0].startswith("a and b are one array")
 
 
 def test_a_factory_without_data_needs_n(module):
@@ -196,6 +228,7 @@ def test_a_factory_in_a_file_by_hand(module, tmp_path):
     assert load_build_config(path) == custom(module, "linear", kwargs={"width": 2})
 
 
+@pytest.mark.slow
 def test_the_table_knows_n_and_dim_once_the_target_is_built(module, tmp_path):
     cfg = custom(module, "linear")
     store = Store(tmp_path / "runs")
@@ -203,7 +236,7 @@ def test_the_table_knows_n_and_dim_once_the_target_is_built(module, tmp_path):
     directory = store.target_dir(target_id)
     sampler = NutsConfig(target_id=target_id, num_draws=50, num_burnin=50, num_chains=2)
     whole = replace(sampler, prior_radius=1.0)
-    from lambda_hat.results import RunRef
+    from lambda_hat.report.results import RunRef
 
     refs = [RunRef(target_id, run_id_for(s), cfg, s) for s in (sampler, whole)]
     before = collect(store, refs).to_pylist()

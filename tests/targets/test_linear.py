@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lambda_hat.config import DlnBuild, DlnTarget
-from lambda_hat.samplers.base import cast
+from lambda_hat.engine.model import cast
 from lambda_hat.targets import build_target
 from lambda_hat.targets.linear import draw_rows, product
 

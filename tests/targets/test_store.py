@@ -1,7 +1,9 @@
 """Targets on disk: what is written is what is read, and damage is told."""
 
 import hashlib
+import io
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -21,9 +23,10 @@ from lambda_hat.config import (
 )
 from lambda_hat.errors import CorruptArtifact, TargetNotBuilt
 from lambda_hat.id_utils import target_id_for
-from lambda_hat.integrity import META_FORMAT
 from lambda_hat.omegaconf_support import load_build_config
-from lambda_hat.store import read_record, write_config, write_record
+from lambda_hat.store.checksums import META_FORMAT
+from lambda_hat.store.layout import read_record, write_record
+from lambda_hat.store.publish import write_config
 from lambda_hat.targets import build_target, load_target, save_target
 
 MLP = MlpBuild(
@@ -70,6 +73,21 @@ def test_round_trip(cfg, tmp_path):
     save_target(tmp_path / "b", *rebuilt(cfg))
     for name in ("params.npz", "data.npz", "config.yaml"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_arrays_are_stored_as_numpy_does_and_may_have_any_name(tmp_path):
+    cfg = QuadraticBuild()
+    target, info = build_target(cfg)
+    save_target(tmp_path / "a", target, cfg, info)
+    buffer = io.BytesIO()
+    np.savez(buffer, **target.data)
+    assert (tmp_path / "a" / "data.npz").read_bytes() == buffer.getvalue()
+
+    # `np.savez` has arguments of these names.
+    arrays = {"file": np.arange(2.0), "allow_pickle": np.arange(3.0)}
+    save_target(tmp_path / "b", replace(target, w_star=arrays), cfg, info)
+    again = load_target(tmp_path / "b").w_star
+    assert {name: list(array) for name, array in again.items()} == {"file": [0, 1], "allow_pickle": [0, 1, 2]}
 
 
 def rebuilt(cfg):

@@ -29,9 +29,9 @@ from lambda_hat.config import (
     TanhBuild,
     TanhTarget,
 )
-from lambda_hat.targets.aoyagi import dln_llc
-from lambda_hat.targets.quadrature import half_normal_rule
 from lambda_hat.targets.truth import true_llc, true_llc_t
+from lambda_hat.targets.truth.aoyagi import dln_llc
+from lambda_hat.targets.truth.quadrature import half_normal_rule
 
 
 def monomial(exponents, point=None):

@@ -1,4 +1,4 @@
-"""The parts of tuning by themselves: objective, front, ladder, space, and the experiments file."""
+"""The parts of tuning by themselves: objective, ladder, space, and the experiments file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import math
 import pytest
 
 from lambda_hat.errors import ConfigError
-from lambda_hat.tuning.experiments import Taken, write_experiments
-from lambda_hat.tuning.front import front, winner
-from lambda_hat.tuning.objective import Outcome, cost_to, outcome_of
+from lambda_hat.tuning.findings import write_experiments
+from lambda_hat.tuning.objective import Outcome, cost_to, outcome_of, winner
 from lambda_hat.tuning.rungs import RungSearch, acceptance_at
 from lambda_hat.tuning.space import first_settings, ladder, space_of
 from lambda_hat.workflow_config import compose_study
-from tests.tuning.worlds import CURVATURE, LLC, World, run_to_its_end, start_at
+from tests.tuning.worlds import CURVATURE, World, run_to_its_end, start_at
 
 
 def outcome(error, cost, verdict="ok"):
@@ -47,12 +46,11 @@ def test_no_outcome_where_a_run_failed_or_diverged(bad):
     assert outcome_of([row(10.0, 0.1), row(10.0, 0.1) | bad], 10.0) is None
 
 
-def test_the_front_is_of_trusted_outcomes_that_none_beats():
+def test_the_winner_is_the_cheapest_trusted_outcome_within_the_tolerance():
     outcomes = {
         "cheap": outcome(0.5, 1), "good": outcome(0.04, 10), "better": outcome(0.01, 100), "beaten": outcome(0.6, 2),
         "dear": outcome(0.01, 200), "doubtful": outcome(0.001, 1, "unmixed"),
     }  # fmt: skip
-    assert front(outcomes) == ["cheap", "good", "better"]
     assert winner(outcomes, 0.05) == "good"
     assert winner(outcomes, 0.001) == "better"
     assert winner({"doubtful": outcomes["doubtful"]}, 0.05) is None
@@ -65,7 +63,7 @@ def test_the_first_settings_are_the_start_and_its_neighbours():
     settings = first_settings(cfg, space_of(cfg))
     assert settings[0] == {"step_size": 1e-3, "thin": 10, "num_burnin": 200}
     assert [s["step_size"] for s in settings[1:]] == pytest.approx([1e-4, 1e-2, 1e-5, 1e-1, 1e-6, 1.0])
-    assert "pilot_c" in space_of(start_at(None).cfg)
+    assert "heat" in space_of(start_at(None).cfg)
     steps = ladder(cfg, 3)
     assert len(steps) == 19 and (steps[0], steps[-1]) == (1e-6, 1.0)
 
@@ -89,7 +87,7 @@ def test_the_ladder_takes_a_step_of_little_bias_from_a_start_that_is_far_off():
         search = RungSearch(start_at(start), 0.05)
         run_to_its_end(search, world)
         assert len(world.sampled) == 19
-        step = search.rungs[search.winner].step
+        step = search.steps[search.winner]
         assert 1 / (1 - step * CURVATURE / 4) - 1 < 0.06
         assert step * CURVATURE > 0.02, "no smaller than it has to be"
 
@@ -119,8 +117,8 @@ def test_the_experiments_file_composes_to_the_runs_that_were_found(tmp_path):
     study = compose_study(path)
     ids = list(study.targets)
     found = [
-        Taken({"name": "sgld", "targets": [ids[0]], "overrides": {"gamma": 2.0, "step_size": 1e-5}}, "one: ok"),
-        Taken({"name": "hmc", "targets": ids[1:], "sweep": {"seed": [2, 3]}}, 'two: w1^2 "quoted" # not a comment'),
+        ({"name": "sgld", "targets": [ids[0]], "overrides": {"gamma": 2.0, "step_size": 1e-5}}, "one: ok"),
+        ({"name": "hmc", "targets": ids[1:], "sweep": {"seed": [2, 3]}}, 'two: w1^2 "quoted" # not a comment'),
     ]
     written = tmp_path / "tuned.yaml"
     write_experiments(written, study, found, "by a test")
@@ -133,9 +131,3 @@ def test_the_experiments_file_composes_to_the_runs_that_were_found(tmp_path):
     )
     assert all(run.cfg.precision == "float32" for run in again.runs)
     assert dataclasses.replace(again.runs[0].cfg, seed=0).gamma == 2.0
-
-
-def test_llc_of_the_world_is_what_the_tests_say():
-    start = start_at(1e-4)
-    ref = RungSearch(start, 0.05).first_runs()[0].ref
-    assert World().row(ref)["true_llc_t"] == LLC

@@ -36,8 +36,9 @@ class World:
 
     def row(self, ref):
         cfg = ref.cfg
+        num_steps = (cfg.num_burnin or 0) + cfg.num_draws * (cfg.thin or 1)
         row = {"status": "finished", "reason": None, "verdict": "ok", "verdict_sentence": "", "dim": 6}
-        row |= {"true_llc_t": LLC if self.exact else None, "fge": float(cfg.num_chains * cfg.num_steps)}
+        row |= {"true_llc_t": LLC if self.exact else None, "fge": float(cfg.num_chains * num_steps)}
         if cfg.name != "sgld":
             return row | {"llc_mean": LLC, "llc_std_error": 0.005, "mala_acceptance": None}
         c = cfg.step_size * CURVATURE

@@ -1,0 +1,99 @@
+"""The end of a study: its table, its pictures, its page, the summary on the screen, and the exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flows.driver.attempts import Tally
+from flows.driver.reasons import log_tail
+from flows.driver.request import Request
+from flows.driver.screen import Screen
+from lambda_hat.errors import EXIT_FAILED, EXIT_OK, EXIT_UNFINISHED, StoreError
+from lambda_hat.planning.calibration import update_costs
+from lambda_hat.store.process_logs import log_of
+
+MOST_FAILURES = 20
+"""Failures that are told on the screen; the table has them all."""
+
+
+def finish(
+    request: Request, screen: Screen, seconds: float, tally: Tally, pack_dirs: Sequence[Path], *, page: bool
+) -> int:
+    """Write the table and the pictures, print the summary and the failures. Returns the exit status of the plan.
+
+    seconds: since the driver began. page: whether there is time for the page. Raises StoreError.
+    """
+    # pandas, pyarrow and matplotlib take longer to import than a small study to plan.
+    from lambda_hat.report.closing import print_summary, rank_usage
+    from lambda_hat.report.results import RunRef, collect, write_table
+    from lambda_hat.report.study_report import draw_pictures, write_pictures, write_report
+
+    study, store, results_root = request.study, request.store, request.results_root
+    refs = [RunRef(run.target_id, run.run_id, study.targets[run.target_id], run.cfg) for run in study.runs]
+    table = collect(store, refs)
+    # What the next study is expected to cost is worth less than this one's table.
+    with contextlib.suppress(StoreError):
+        update_costs(store, table, [(ref.build, ref.cfg) for ref in refs])
+    try:
+        where = {"table": write_table(table, results_root)}
+        pictures = draw_pictures(table)
+        where |= write_pictures(pictures, results_root)
+    except OSError as error:
+        raise StoreError(f"{results_root}: cannot be written: {error.strerror or error}") from None
+    by_hand = _report_command(request)
+    if page:
+        where |= _guarded(lambda: write_report(store, table, results_root, pictures).page, screen, by_hand)
+    where["store"] = store.root
+    usage = rank_usage(pack_dirs)
+    print_summary(table, screen.console, seconds=seconds, usage=usage, where=where, tries=tally.line())
+    rows = table.to_pylist()
+    _say_failures(request, screen, rows)
+    if not page:
+        screen.say(f"no time for the page of the study; {by_hand} makes it")
+    statuses = {row["status"] for row in rows}
+    if "pending" in statuses:
+        screen.say("some runs are unfinished: run the same command again to continue")
+        return EXIT_UNFINISHED
+    return EXIT_FAILED if statuses & {"failed", "blocked"} else EXIT_OK
+
+
+def _guarded(make_page: Callable[[], Path], screen: Screen, by_hand: str) -> dict[str, Path]:
+    """Where the page of the study lies; empty where it could not be made, which is said and no more.
+
+    The page is the work of another command, `lambda-hat report`: no defect of it takes away the study's exit status.
+    """
+    try:
+        return {"report": make_page()}
+    except Exception as error:
+        screen.say(f"no report: {type(error).__name__}: {error}; {by_hand} tries again, and shows more")
+        return {}
+
+
+def _report_command(request: Request) -> str:
+    words = [f"--store={os.path.relpath(request.store.root)}", f"--results={os.path.relpath(request.results_root)}"]
+    return shlex.join(["lambda-hat", "report", *words])
+
+
+def _say_failures(request: Request, screen: Screen, rows: Sequence[dict]) -> None:
+    trouble = [row for row in rows if row["status"] in ("failed", "blocked")]
+    tails: set[Path] = set()
+    for row in trouble[:MOST_FAILURES]:
+        blocked = row["status"] == "blocked"
+        directory = request.store.target_dir(row["target_id"]) if blocked else Path(row["run_dir"])
+        screen.say(f"{row['status']}: {row['target_id']}/{row['run_id']}: {row['reason']}")
+        screen.say(f"    see {directory / 'error.json'}")
+        log = log_of(request.store, directory)
+        if log not in tails and (tail := log_tail(log)):
+            tails.add(log)
+            screen.say(tail.lstrip("\n"))
+    if len(trouble) > MOST_FAILURES:
+        screen.say(f"... and {len(trouble) - MOST_FAILURES} more; the table has every reason")
+    if trouble:
+        words = [word for word in sys.argv[1:] if word != "--dry-run"]
+        command = ["python", shlex.quote(os.path.relpath(sys.argv[0])), *map(shlex.quote, words), "--rerun", "failed"]
+        screen.say(f"to run just these again: {' '.join(command)}")

@@ -1,0 +1,178 @@
+"""What a command asks for: a study, the store that it goes into, and the site that it runs on."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.driver.plan import Plan, Rerun, make_plan
+from flows.sites.batch_jobs import SCRIPT_VARIABLE
+from flows.sites.deadlines import MARGIN, margin, parse_deadline, scheduler_deadline
+from flows.sites.scheduler import require_scheduler
+from flows.sites.site_schemas import AllocationSite, BatchSite, SiteConfig, load_site
+from lambda_hat.errors import ConfigError
+from lambda_hat.planning.calibration import read_costs
+from lambda_hat.planning.lanes import check_lanes
+from lambda_hat.store.heartbeat import whoami
+from lambda_hat.store.layout import Store, check_folder
+from lambda_hat.store.study_records import (
+    BLOCKED,
+    ELSEWHERE,
+    FAILED,
+    TO_SAMPLE,
+    Planned,
+    StudyRecord,
+    in_order,
+    new_name,
+)
+from lambda_hat.workflow_config import Study, compose_study
+from mpi.launchers import find_launcher
+
+
+@dataclass(frozen=True)
+class Request:
+    """One study on one site."""
+
+    study: Study
+    store: Store
+    site: SiteConfig
+    results_root: Path
+    """Where the table and the pictures go; an absolute path."""
+    rerun: Rerun
+    """Which runs are sampled again though the store has them: failed ones, or all."""
+    quiet: bool
+    """Say only trouble and the summary."""
+    packed: bool
+    """Runs are sampled in MPI packs; else in one process each."""
+    stop_at: float | None = None
+    """When packs drain, since the allocation ends soon after; seconds since the epoch. None: nothing ends."""
+    give_up_at: float | None = None
+    """When the driver stops waiting for packs that have not ended; seconds since the epoch."""
+
+    @classmethod
+    def from_options(cls, args: argparse.Namespace, *, packed: bool) -> Request:
+        """Compose study and site from the options of a command. Nothing is written.
+
+        Raises ConfigError for whatever could not run.
+        """
+        options = {"pack": getattr(args, "pack", None), "retries": args.retries, "site": args.site}
+        options |= {"store_root": args.store, "results_root": args.results}
+        options["lanes"] = getattr(args, "lanes", None)
+        given = {key: value for key, value in options.items() if value is not None}
+        if "lanes" in given:
+            check_lanes("--lanes", given["lanes"])
+        for option, least in (("pack", 1), ("retries", 0)):
+            if option in given and given[option] < least:
+                raise ConfigError(f"--{option}: got {given[option]}, expected an integer of at least {least}")
+        study = compose_study(args.experiments, args.words, given)
+        site = load_site(
+            study.settings.site,
+            study.site_overrides,
+            {
+                "--ranks": ("ranks_per_node", getattr(args, "ranks", None)),
+                "--nodes": ("nodes_per_block", getattr(args, "nodes", None)),
+                "--walltime": ("walltime", getattr(args, "walltime", None)),
+            },
+        )
+        stop_at, give_up_at = _end_of_allocation(site, getattr(args, "deadline", None))
+        store = Store(study.settings.store_root)
+        costs = read_costs(store.root, site.cores_per_rank, site.gpus_per_node)
+        if isinstance(site, AllocationSite):
+            find_launcher(site.launcher)
+        return cls(
+            study=study.priced(costs, store.targets_dir),
+            store=store,
+            site=site,
+            results_root=Path(study.settings.results_root).expanduser().absolute(),
+            rerun=args.rerun,
+            quiet=args.quiet,
+            packed=packed,
+            stop_at=stop_at,
+            give_up_at=give_up_at,
+        )
+
+    @property
+    def is_late(self) -> bool:
+        """Whether packs have to drain by now."""
+        return self.stop_at is not None and time.time() >= self.stop_at
+
+    @property
+    def num_ranks(self) -> int | None:
+        """Ranks of a pack. None: only a node of the site could tell."""
+        site = self.site
+        told = site.kind == "local" or site.ranks_per_node or site.gpus_per_node or site.node_cores
+        return site.resources["num_ranks"] if told else None
+
+    def plan(self, rerun: Rerun, own_lease: Path | None = None, look_only: bool = False) -> Plan:
+        """Hold the study against the store as it is now; the arguments and exceptions are those of `make_plan`."""
+        return make_plan(self.store, self.study, rerun, own_lease=own_lease, look_only=look_only)
+
+    def record(self, plan: Plan, submitted: dict[str, str] | None = None) -> StudyRecord:
+        """The study as it stands when its driver starts. submitted: the job that is to run it in the driver's place."""
+        groups = {TO_SAMPLE: plan.runs, FAILED: plan.failed_runs, BLOCKED: plan.blocked_runs, ELSEWHERE: plan.elsewhere}
+        runs = in_order(
+            Planned(run.target_id, run.run_id, run.cost, group) for group, runs in groups.items() for run in runs
+        )
+        targets = self.study.targets
+        return StudyRecord(
+            name=new_name(),
+            command=[sys.executable, *sys.argv],
+            directory=os.getcwd(),
+            store=str(self.store.root),
+            driver=whoami(),
+            started=time.time(),
+            site=self.site.kind,
+            packed=self.packed,
+            ranks=self.num_ranks if self.packed else None,
+            cached_targets=len(plan.cached_targets),
+            cached_runs=len(plan.cached_runs),
+            targets={target_id: targets[target_id].label for target_id in dict.fromkeys(run.target_id for run in runs)},
+            builds=plan.builds,
+            runs=runs,
+            job_script=os.environ.get(SCRIPT_VARIABLE),
+            submitted=submitted,
+        )
+
+    def check_launch(self) -> None:
+        """Refuse a site that packs cannot be launched on. Raises ConfigError."""
+        if not isinstance(self.site, BatchSite) or self.site.mpi == "bundled":
+            find_launcher(self.site.launcher)
+        self.site.resources  # noqa: B018 - raises where the site does not say how many ranks a node has
+
+    def check_folders(self) -> None:
+        """Refuse a store or results folder that cannot be written. Nothing is made. Raises StoreError."""
+        check_folder(self.store.root, "store", "give another one with --store DIR or store_root: DIR")
+        check_folder(self.results_root, "results folder", "give another one with --results DIR")
+
+    def prepare(self) -> None:
+        """Make the folders, on a site whose scheduler can be used.
+
+        Raises ConfigError where it cannot, and StoreError as `make_folders`.
+        """
+        self.check_folders()
+        if isinstance(self.site, BatchSite):
+            require_scheduler(self.site.kind).check_server()
+        self.make_folders()
+
+    def make_folders(self) -> None:
+        """Make the store and the results folder. Raises StoreError, with neither made, where one cannot be written."""
+        self.check_folders()
+        self.store.ensure_writable()
+        self.results_root.mkdir(parents=True, exist_ok=True)
+
+
+def _end_of_allocation(site: SiteConfig, deadline: str | None) -> tuple[float | None, float | None]:
+    """When packs drain, and when the driver gives up on them. deadline: the text of the option."""
+    stop_at = scheduler_deadline(os.environ) if isinstance(site, AllocationSite) else None
+    kept = MARGIN[1]
+    if deadline is not None:
+        now = time.time()
+        when = parse_deadline(deadline, now)
+        kept = margin(when - now)
+        stop_at = min(when - kept, math.inf if stop_at is None else stop_at)
+    return stop_at, None if stop_at is None else stop_at + kept / 2

@@ -1,0 +1,95 @@
+"""Parsl's workers on a site: started for a block of code, watched, and cleaned up."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from flows.driver.request import Request
+from flows.driver.screen import StudyProgress
+from flows.sites.blocks import Blocks
+from flows.sites.executors import TASKS, parsl_config
+from flows.sites.interchange import end_parsl, fail_where_lost, start_parsl
+from flows.sites.site_schemas import BatchSite
+from lambda_hat.store.heartbeat import Heartbeat
+from lambda_hat.store.layout import writing
+
+if TYPE_CHECKING:
+    from parsl.executors.base import ParslExecutor
+
+    from flows.sites.blocks import BatchExecutor
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What runs the apps of a driver."""
+
+    heartbeat: Heartbeat
+    name: str
+    """No other start of workers in this store has it."""
+    blocks: Blocks | None
+    """None: no scheduler gives blocks for these workers."""
+    executors: Sequence[ParslExecutor]
+
+    def lack(self, builds: bool) -> bool:
+        """Whether builds are needed and no executor takes them."""
+        return builds and all(executor.label != TASKS for executor in self.executors)
+
+    @property
+    def lost(self) -> bool:
+        """Whether an executor takes nothing any more, so that new workers are needed."""
+        # An executor of a Python site may have no such state, as Parsl's ThreadPoolExecutor.
+        return any(getattr(executor, "bad_state_is_set", False) for executor in self.executors)
+
+    def show_on(self, progress: StudyProgress) -> None:
+        """Show on `progress` what happens to blocks from now on."""
+        if self.blocks is not None:
+            self.blocks.progress = progress
+
+    def look(self) -> bool:
+        """Fail tasks that can get no answer any more, and say what is new about blocks. Returns True.
+
+        Raises as `Blocks.look`.
+        """
+        for executor in self.executors:
+            fail_where_lost(executor)
+        if self.blocks is not None:
+            self.blocks.look()
+        return True
+
+
+@contextlib.contextmanager
+def start_workers(
+    request: Request, heartbeat: Heartbeat, builds: bool, say: Callable[[str], None], log_event: Callable[..., None]
+) -> Iterator[Workers]:
+    """Parsl's workers on the site while the block runs. At its end `heartbeat` is withdrawn.
+
+    builds: whether targets have to be built. Packs alone need no workers for single processes.
+    say, log_event: take a sentence, and an event of the driver log with its fields.
+    Raises ConfigError, LaunchError and StoreUnwritable where they cannot be started.
+    """
+    # Where Parsl cannot write its own log, the disk being full, Python would print a traceback for every line.
+    logging.raiseExceptions = False
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    with contextlib.ExitStack() as stack:
+        name = f"{stamp}-{heartbeat.path.stem[-4:]}"
+        run_dir = request.store.root / "parsl" / name
+        with writing(run_dir):
+            tasks = builds or not request.packed
+            config = stack.enter_context(
+                parsl_config(request.site, run_dir, request.packed, heartbeat.path, tasks=tasks)
+            )
+            kernel = start_parsl(config)
+        blocks = None
+        if isinstance(request.site, BatchSite):
+            executors = cast("Sequence[BatchExecutor]", config.executors)
+            blocks = Blocks(request.site, executors, say, heartbeat, log_event)
+            stack.callback(blocks.cancel)
+        stack.callback(end_parsl, kernel, config.executors)
+        # This comes first: what still computes then ends by itself while Parsl shuts down.
+        stack.callback(heartbeat.withdraw)
+        yield Workers(heartbeat, name, blocks, config.executors)

@@ -1,0 +1,1 @@
+"""Sites and what they take: schedulers, blocks, executors, deadlines, batch jobs."""

@@ -1,0 +1,62 @@
+"""Shell lines around Parsl's processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+PLAIN_PATH = re.compile(r"[\w./+@:-]+")
+"""A path that needs no quotes in a shell."""
+OWN_TMPDIR = """\
+leave() {
+  [ -z "$watcher" ] || kill "$watcher"
+  rm -rf "$LAMBDA_HAT_TMPDIR"
+  for process in /proc/[0-9]*; do
+    grep -qsz multiprocessing "$process/cmdline" || continue
+    grep -qszxF "TMPDIR=$LAMBDA_HAT_TMPDIR" "$process/environ" && kill -9 "${process#/proc/}"
+  done
+}
+base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
+LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap leave EXIT
+export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"\
+"""
+"""Lines of a block's first shell: a temporary folder for the workers. The shell outlives the workers and cleans up
+after them, since signals end them before they could. Its folder's name is short, because a socket's path has at most
+107 characters. A pool that is killed leaves a helper of Python's multiprocessing behind, which would wait for ever."""
+WATCHER = """
+end_without_driver() {{
+  last='' same=0
+  while [ $same -lt 4 ]; do
+    sleep 10
+    now=$(cat {lease})
+    [ "$now" = "$last" ] && same=$((same + 1)) || same=0
+    last=$now
+  done
+  for process in /proc/[0-9]*; do
+    grep -qsz process_worker_pool "$process/cmdline" || continue
+    grep -qszxF "TMPDIR=$LAMBDA_HAT_TMPDIR" "$process/environ" && kill -9 "${{process#/proc/}}"
+  done
+}}
+end_without_driver > /dev/null 2>&1 &
+watcher=$!
+"""
+"""Lines of the same shell: they end the worker pools of a driver that has died. A pool that starts when the interchange
+has died waits for an answer for ever, and would keep its nodes until the walltime. A driver that lives rewrites its
+lease every few seconds."""
+TO_FILE = 'file=$0; { : >> "$file"; } 2> /dev/null || file=/dev/null; exec "$@" 2>> "$file"'
+"""Of `sh -c`: runs a command whose stderr goes to a file; nowhere, if that file cannot be made."""
+
+
+def watcher_lines(lease: Path) -> str:
+    """WATCHER for the driver of this lease."""
+    return WATCHER.format(lease=shlex.quote(str(lease)))
+
+
+def python_path_line() -> str:
+    """The line that puts this checkout first on the path of Python."""
+    inherited = os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join([str(REPO_ROOT), *([inherited] if inherited else [])])
+    return f"export PYTHONPATH={shlex.quote(path)}"

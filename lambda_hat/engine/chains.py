@@ -1,0 +1,396 @@
+"""The chains of runs as programs that can stop after any transition: `begin`, `adapt`, `settle`, `advance`.
+
+Each program takes the runs' arguments, and all but the first take what the one before returned. `adapt` and `advance`
+also take the transition to stop at. The bounds of their loops are arguments, so the same executable makes every chunk:
+where a chunk ends changes no bit of the result.
+
+Runs of one signature are lanes of one program. Its arrays have an axis of lanes before that of chains; a single run is
+one lane. Lanes share the bounds of the loops and nothing else. A lane whose chains have all died stays as it is while
+the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Key, UInt
+
+from lambda_hat.config import SampleConfig
+from lambda_hat.engine.algorithm import Algorithm, Sampler, Visit
+from lambda_hat.engine.model import Anchor, Model, finite
+from lambda_hat.engine.states import Adapting, Numbers, Sampling, Totals
+from lambda_hat.estimate.draws import RowMoments
+from lambda_hat.targets.base import Loss
+
+CHAIN_STREAM = 0
+"""Number of the random stream of the chains."""
+LOOK_EVERY = 100
+"""Transitions between two looks whether chains are still finite, at most. A run ends where none is. Arbitrary."""
+
+
+class Keys(NamedTuple):
+    """The random keys of one chain. Each transition and each draw folds its number into one of them."""
+
+    start: Key[Array, ""]
+    init: Key[Array, ""]
+    adapt: Key[Array, ""]
+    step: Key[Array, ""]
+    draw: Key[Array, ""]
+
+
+def base_key(seed: Array | np.ndarray, identity: Array | np.ndarray, stream: int) -> Key[Array, ""]:
+    """The random key of a run.
+
+    Args:
+        seed: The configuration's seed, a uint32.
+        identity: The run's number, a uint32, which tells it from other runs with the same seed.
+        stream: What the key is for.
+    """
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), identity), stream)
+
+
+class TargetSpec(NamedTuple):
+    """What a program takes from its targets beside their arrays."""
+
+    loss: Loss
+    population: bool
+    one_target: bool
+    """`Place` has no axis of lanes."""
+
+
+class Lanes:
+    """The lanes of a program while it is traced."""
+
+    def __init__(self, target: TargetSpec, slice_rows: int, numbers: Numbers):
+        w_star, held, data = numbers.place
+        axis = None if target.one_target else 0
+        one = w_star if target.one_target else jax.tree.map(lambda array: array[0], w_star)
+        unravel = ravel_pytree(one)[1]
+
+        def flat(w_star: Mapping[str, Array | np.ndarray]) -> Float[Array, " dim"]:
+            return ravel_pytree(w_star)[0]
+
+        def model(w_star, held, data, posterior) -> Model:
+            return Model(
+                target.loss, target.population, slice_rows, lambda w: held | unravel(w), w_star, data, posterior
+            )
+
+        self._model = model
+        self._numbers = (numbers.arguments, flat(w_star) if axis is None else jax.vmap(flat)(w_star), held, data)
+        self._axes = (0, axis, axis, axis)
+        self._posterior = numbers.posterior
+        self._is_single = numbers.seed.shape == (1,)
+
+    def map(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function for every lane.
+
+        Args:
+            function: (model, arguments, *args) -> arrays of one lane.
+            *args: Arrays with an axis of lanes.
+
+        Returns:
+            The arrays of `function`, with an axis of lanes.
+        """
+
+        def of_lane(numbers, posterior, *args):
+            arguments, w_star, held, data = numbers
+            return function(self._model(w_star, held, data, posterior), arguments, *args)
+
+        if self._is_single:
+            # With one more axis, of length one, XLA takes a fourth longer for products of matrices.
+            numbers = tuple(map(_first, self._axes, self._numbers))
+            found = of_lane(numbers, *(_first(0, tree) for tree in (self._posterior, *args)))
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], found)
+        in_axes = (self._axes, *[0] * (1 + len(args)))
+        return jax.vmap(of_lane, in_axes)(self._numbers, self._posterior, *args)
+
+
+def _first(axis: int | None, tree: Any) -> Any:
+    """The first lane of `tree`; `axis` is as for `jax.vmap`."""
+    return tree if axis is None else jax.tree.map(lambda x: x[0], tree)
+
+
+class Chains:
+    """The programs of one signature. Every number of a run is an argument of them.
+
+    Args:
+        sampler: The sampler.
+        spec: The signature; its `num_draws` is the room for draws.
+        target: What the programs take from the targets.
+    """
+
+    def __init__(self, sampler: Sampler, spec: SampleConfig, target: TargetSpec):
+        self._sampler, self._spec, self._target = sampler, spec, target
+
+    def begin(self, numbers: Numbers) -> Adapting:
+        """Put every chain at its start: `w_star`, with normal noise of standard deviation `jitter`."""
+
+        def anchor_of(model: Model, arguments: dict[str, Array]) -> Anchor:
+            if self._sampler.controls(self._spec):
+                return Anchor(*jax.value_and_grad(model.full_loss)(model.w_star))
+            return Anchor(model.full_loss(model.w_star), jnp.zeros((0,), model.w_star.dtype))
+
+        def of_lane(algorithm: Algorithm, model: Model, jitter: Array, keys: Keys):
+            def one(key: Keys):
+                w = model.w_star
+                start = w + jitter * jax.random.normal(key.start, w.shape, w.dtype)
+                return algorithm.init(key.init, start)
+
+            state, learned, num_gradients = jax.vmap(one)(keys)
+            counted = jnp.broadcast_to(num_gradients, (self._spec.num_chains,)).astype(jnp.uint32)
+            return state, learned, counted, _finite_chains(algorithm, state)
+
+        anchor = Lanes(self._target, self._spec.slice_rows, numbers).map(anchor_of)
+        of_lanes, keys = self._set_up(numbers, anchor)
+        begun = of_lanes(of_lane, numbers.arguments["jitter"], keys)
+        return Adapting(jnp.zeros((), jnp.uint32), anchor, *begun)
+
+    def adapt(self, numbers: Numbers, carry: Adapting, upto: UInt[Array, ""]) -> Adapting:
+        """Adapt up to transition `upto`."""
+        of_lanes, keys = self._set_up(numbers, carry.anchor)
+
+        def segment(carry: Adapting) -> Adapting:
+            look = _next_look(carry.step)
+            stop = jnp.minimum(look, upto)
+
+            def transition(index, chains):
+                def of_lane(algorithm: Algorithm, model: Model, keys: Keys, *chains):
+                    adapt = algorithm.adapt
+                    assert adapt is not None
+
+                    def one(key: Keys, state, learned, num_gradients):
+                        key_step = jax.random.fold_in(key.adapt, index)
+                        state, learned, more = adapt(key_step, index, state, learned)
+                        return state, learned, num_gradients + jnp.asarray(more).astype(jnp.uint32)
+
+                    state, learned, num_gradients = jax.vmap(one)(keys, *chains)
+                    return state, algorithm.pool(index, learned), num_gradients
+
+                return of_lanes(of_lane, keys, *chains)
+
+            chains = (carry.state, carry.learned, carry.num_gradients)
+            state, learned, num_gradients = jax.lax.fori_loop(carry.step, stop, transition, chains)
+            alive = _still_alive(of_lanes, carry.alive, state, stop == look)
+            num_gradients = _where_alive(carry.alive, num_gradients, carry.num_gradients)
+            return carry._replace(step=stop, state=state, learned=learned, num_gradients=num_gradients, alive=alive)
+
+        return jax.lax.while_loop(lambda carry: (carry.step < upto) & jnp.any(carry.alive), segment, carry)
+
+    def settle(self, numbers: Numbers, carry: Adapting) -> Sampling:
+        """Pass from adaptation to sampling."""
+        spec = self._spec
+
+        def of_lane(algorithm: Algorithm, model: Model, learned):
+            dtype, shape = model.w_star.dtype, (spec.num_chains,)
+            if jax.tree.leaves(learned):
+                tuned = jax.vmap(algorithm.settle)(learned)
+            else:
+                # No chain learns anything: all are tuned to the same.
+                tuned = jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape)), algorithm.settle(()))
+            zero = jnp.zeros(shape, dtype)
+            rows = None
+            if spec.singular_fluctuation:
+                num_rows = jax.eval_shape(model.row_losses, model.w_star).shape[0]
+                none_yet = jnp.zeros((*shape, num_rows), dtype)
+                rows = RowMoments(none_yet, none_yet, none_yet - jnp.inf)
+            unchecked = zero * jnp.nan if algorithm.mala is None else zero
+            step_size = zero + jax.vmap(algorithm.step_size, axis_size=spec.num_chains)(tuned)
+            loss = jnp.full((*shape, spec.num_draws), jnp.nan, dtype)
+            return tuned, step_size, zero, unchecked, rows, loss
+
+        of_lanes, _ = self._set_up(numbers, carry.anchor)
+        tuned, step_size, zero, unchecked, rows, loss = of_lanes(of_lane, carry.learned)
+        none = jnp.zeros((), jnp.uint32)
+        none_of_lane = jnp.zeros(numbers.seed.shape, jnp.uint32)
+        return Sampling(
+            step=none,
+            draw=none,
+            num_steps=none_of_lane,
+            num_draws=none_of_lane,
+            anchor=carry.anchor,
+            state=carry.state,
+            tuned=tuned,
+            step_size=step_size,
+            totals=Totals(zero, unchecked, jnp.zeros(zero.shape, jnp.uint32), carry.num_gradients),
+            rows=rows,
+            alive=carry.alive,
+            loss=loss,
+            visits=Visit(zero, zero, zero),
+            growth=loss,
+            distance=loss,
+        )
+
+    def advance(self, numbers: Numbers, carry: Sampling, upto: UInt[Array, ""]) -> Sampling:
+        """Burn in and draw up to transition `upto`; a draw is recorded after every `thin` transitions."""
+        of_lanes, keys = self._set_up(numbers, carry.anchor)
+        spec, dtype = self._spec, carry.loss.dtype
+        thin, skipped, check_every = numbers.bounds
+
+        def transition(index, chains):
+            def of_lane(algorithm: Algorithm, model: Model, keys: Keys, tuned, *chains):
+                def one(key: Keys, tuned, state, totals: Totals, visits: Visit):
+                    state, info = algorithm.step(jax.random.fold_in(key.step, index), state, tuned)
+                    counted = index >= skipped
+                    # A running mean keeps the digits that a sum over many transitions would lose.
+                    weight = 1 / jnp.maximum(index - skipped + np.uint32(1), np.uint32(1)).astype(dtype)
+                    acceptance = totals.acceptance + (info.acceptance.astype(dtype) - totals.acceptance) * weight
+                    totals = totals._replace(
+                        acceptance=jnp.where(counted, acceptance, totals.acceptance),
+                        num_divergent=totals.num_divergent + (counted & info.is_divergent).astype(jnp.uint32),
+                        num_gradients=totals.num_gradients + jnp.asarray(info.num_gradients).astype(jnp.uint32),
+                    )
+                    return (
+                        state,
+                        totals,
+                        jax.tree.map(lambda total, x: jnp.where(counted, total + x, total), visits, info.visit),
+                    )
+
+                return jax.vmap(one)(keys, tuned, *chains)
+
+            return of_lanes(of_lane, keys, carry.tuned, *chains)
+
+        def record(draw, state, difference):
+            """The loss of every chain, the check of its step size, and the losses of its rows."""
+
+            def of_lane(algorithm: Algorithm, model: Model, keys: Keys, tuned, state, difference):
+                def one(key: Keys, state, tuned, difference):
+                    key_record, key_check = jax.random.split(jax.random.fold_in(key.draw, draw))
+                    w = algorithm.position(state)
+                    accepted, mala = jnp.zeros((), dtype), algorithm.mala
+                    if mala is not None:
+                        accepted = jax.lax.cond(
+                            draw % check_every == 0,
+                            lambda: mala(key_check, w, tuned),
+                            lambda: jnp.zeros((), dtype),
+                        )
+                    rows = model.row_losses(w) if spec.singular_fluctuation else ()
+                    loss = difference if algorithm.record is None else algorithm.record(key_record, w).astype(dtype)
+                    return loss, accepted, rows
+
+                return jax.vmap(one)(keys, state, tuned, difference)
+
+            return of_lanes(of_lane, keys, carry.tuned, state, difference)
+
+        def segment(now: Sampling) -> Sampling:
+            look = _next_look(now.step)
+            end_of_draw = skipped + (now.draw + np.uint32(1)) * thin
+            stop = jnp.minimum(jnp.minimum(look, end_of_draw), upto)
+            chains = (now.state, now.totals, now.visits)
+            state, totals, visits = jax.lax.fori_loop(now.step, stop, transition, chains)
+            is_draw = stop == end_of_draw
+            draw = now.draw + is_draw.astype(jnp.uint32)
+            alive = _still_alive(of_lanes, now.alive, state, is_draw | (stop == look))
+            mean = jax.tree.map(lambda total: total / thin.astype(dtype), visits)
+            recorded = (now.draw, state, mean.difference)
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(record, *recorded))
+            loss, accepted, rows = jax.lax.cond(is_draw, record, lambda *_: nothing, *recorded)
+            alive = alive & (jnp.isfinite(loss) | ~is_draw)
+            totals = totals._replace(mala_acceptance=totals.mala_acceptance + accepted)
+            moments = now.rows
+            if moments is not None:
+                added = _add_rows(moments, rows, now.draw)
+                moments = jax.tree.map(lambda new, old: jnp.where(is_draw, new, old), added, moments)
+            num_steps = jnp.broadcast_to(stop, now.num_steps.shape)
+            num_draws = jnp.broadcast_to(draw, now.num_draws.shape)
+            counted = (num_steps, num_draws, totals, moments)
+            before = (now.num_steps, now.num_draws, now.totals, now.rows)
+            num_steps, num_draws, totals, moments = _where_alive(now.alive, counted, before)
+
+            def put(draws: Array, values: Array) -> Array:
+                """Write the values of a draw. Between two draws this writes NaN where the next draw will be."""
+                values = jnp.where(is_draw & alive, values, jnp.nan)[..., None]
+                return jax.lax.dynamic_update_slice(draws, values, (np.uint32(0), np.uint32(0), now.draw))
+
+            return now._replace(
+                step=stop,
+                draw=draw,
+                num_steps=num_steps,
+                num_draws=num_draws,
+                state=state,
+                totals=totals,
+                rows=moments,
+                alive=alive,
+                loss=put(now.loss, loss),
+                visits=jax.tree.map(lambda total: jnp.where(is_draw, jnp.zeros_like(total), total), visits),
+                growth=put(now.growth, mean.growth),
+                distance=put(now.distance, mean.distance),
+            )
+
+        return jax.lax.while_loop(lambda now: (now.step < upto) & jnp.any(now.alive), segment, carry)
+
+    def _set_up(self, numbers: Numbers, anchor: Anchor) -> tuple[Callable[..., Any], Keys]:
+        """Prepare the lanes.
+
+        Returns:
+            A function that calls `function(algorithm, model, *args)` for every lane, and the keys of all chains, (l, c)
+            each.
+        """
+        lanes = Lanes(self._target, self._spec.slice_rows, numbers)
+
+        def of_lanes(function: Callable[..., Any], *args: Any) -> Any:
+            def of_lane(model: Model, arguments: dict[str, Array], anchor: Anchor, *args: Any) -> Any:
+                model = replace(model, anchor=anchor)
+                return function(self._sampler.build(model, self._spec, arguments), model, *args)
+
+            return lanes.map(of_lane, anchor, *args)
+
+        def keys_of_lane(seed: Array | np.ndarray, identity: Array | np.ndarray) -> Keys:
+            key = base_key(seed, identity, CHAIN_STREAM)
+            return jax.vmap(partial(_keys_of, key))(jnp.arange(self._spec.num_chains, dtype=jnp.uint32))
+
+        return of_lanes, jax.vmap(keys_of_lane)(numbers.seed, numbers.identity)
+
+
+def _keys_of(key: Key[Array, ""], chain: Array) -> Keys:
+    # XLA takes several times as long to compile a split of a key.
+    of_chain = jax.random.fold_in(key, chain)
+    return Keys(*(jax.random.fold_in(of_chain, number) for number in range(len(Keys._fields))))
+
+
+def _next_look(step: Array) -> Array:
+    return (step // np.uint32(LOOK_EVERY) + np.uint32(1)) * np.uint32(LOOK_EVERY)
+
+
+def _finite_chains(algorithm: Algorithm, state: Any) -> Bool[Array, " c"]:
+    return jax.vmap(finite)(jax.vmap(algorithm.position)(state))
+
+
+def _still_alive(of_lanes: Callable[..., Any], alive: Bool[Array, "l c"], state: Any, looked: Array) -> Array:
+    """Which chains are still alive, looked up where `looked` is true.
+
+    Only the numbers of transitions decide where that is: the end of a chunk must not decide when a run ends.
+    """
+
+    def look(state: Any) -> Array:
+        return of_lanes(lambda algorithm, model, state: _finite_chains(algorithm, state), state)
+
+    return alive & jax.lax.cond(looked, look, lambda state: jnp.ones_like(alive), state)
+
+
+def _where_alive(alive: Bool[Array, "l c"], new: Any, old: Any) -> Any:
+    """`new` for the lanes that had a living chain, `old` for the others.
+
+    A run of its own would have ended where its last chain died.
+    """
+    lane = jnp.any(alive, axis=1)
+
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where(lane.reshape(lane.shape + (1,) * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, new, old)
+
+
+def _add_rows(rows: RowMoments, losses: Float[Array, "l c rows"], index: Array) -> RowMoments:
+    """Add draw `index` to the moments by Welford's update."""
+    difference = losses - rows.mean
+    mean = rows.mean + difference / (index + np.uint32(1)).astype(losses.dtype)
+    return RowMoments(
+        mean, rows.variance + difference * (losses - mean), jnp.logaddexp(rows.log_mean_likelihood, -losses)
+    )

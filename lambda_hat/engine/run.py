@@ -1,0 +1,272 @@
+"""Runs a sampler, from configurations to draws: lanes and chains side by side, in chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lambda_hat.config import RuntimeConfig, SampleConfig
+from lambda_hat.engine.algorithm import LOSS_COST, NUM_CHECKS, Sampler
+from lambda_hat.engine.chains import Chains, TargetSpec
+from lambda_hat.engine.chunks import Chunks
+from lambda_hat.engine.model import cast
+from lambda_hat.engine.states import Adapting, Bounds, Numbers, Place, Sampling
+from lambda_hat.errors import ConfigError
+from lambda_hat.estimate.draws import Draws, RowMoments
+from lambda_hat.estimate.posterior import Posterior
+from lambda_hat.programs.compiling import result_of
+from lambda_hat.targets.base import Target
+
+COMMON_ARGUMENTS = ("jitter",)
+"""Fields of every configuration that are arguments of the programs."""
+BOUNDS = ("thin",)
+"""Fields of every configuration that are arguments of the programs, with one value for all lanes."""
+ADAPT, SAMPLE = "adapt", "sample"
+"""Phases of a run, as a checkpoint names them."""
+
+
+class Lane(NamedTuple):
+    """One run to sample."""
+
+    target: Target
+    cfg: Any
+    """The sampler's configuration, in which every argument of the sampler has a value."""
+    identity: int
+    """A number below 2^32 that tells the run from others with the same seed."""
+    posterior: Posterior
+
+
+def signature(cfg: SampleConfig, arguments: tuple[str, ...]) -> SampleConfig:
+    """`cfg` with its defaults in place of the arguments of the programs: equal signatures share compiled programs.
+
+    Its `num_draws` is the room for draws, so that runs of somewhat different lengths share programs as well.
+
+    Args:
+        cfg: A run's configuration.
+        arguments: `Sampler.arguments`.
+    """
+    neutral = ("target_id", "seed", "beta", "gamma", "prior_radius", "restrict", *BOUNDS, *COMMON_ARGUMENTS)
+    defaults = {f.name: f.default for f in dataclasses.fields(cfg) if f.name in (*neutral, *arguments)}
+    if getattr(cfg, "step_size", None) is not None:
+        # Whether the step size is learned decides the program; its value does not.
+        defaults["step_size"] = 1.0
+    return dataclasses.replace(cfg, runtime=RuntimeConfig(), num_draws=room_for(cfg.num_draws), **defaults)
+
+
+def room_for(num_draws: int) -> int:
+    """The room for so many draws: the next power of two."""
+    return 1 << (num_draws - 1).bit_length()
+
+
+def check_every(cfg: SampleConfig) -> int:
+    """Recorded draws from one Metropolis check to the next."""
+    return -(-cfg.num_draws // NUM_CHECKS)
+
+
+def target_spec(lanes: Sequence[Lane]) -> TargetSpec:
+    """The part of a program that the targets of the lanes decide."""
+    first = lanes[0].target
+    return TargetSpec(first.loss, first.population, all(_same_place(lane.target, first) for lane in lanes))
+
+
+def arguments_of(cfg: SampleConfig, names: tuple[str, ...]) -> dict[str, np.generic]:
+    """The named fields of `cfg` as arguments of a program: integers as uint32, the rest in the run's precision."""
+    scalar = np.dtype(cfg.precision).type
+    values = {name: 0.0 if getattr(cfg, name) is None else getattr(cfg, name) for name in names}
+    return {name: np.uint32(value) if isinstance(value, int) else scalar(value) for name, value in values.items()}
+
+
+def numbers_of(lanes: Sequence[Lane], names: tuple[str, ...], num_skipped: int = 0) -> Numbers:
+    """The arguments of the programs of some lanes, in their precision.
+
+    Args:
+        lanes: Runs of equal `samplers.lane_key`.
+        names: The fields of the configurations that are arguments.
+        num_skipped: Transitions of burn-in after adaptation.
+    """
+    cfg = lanes[0].cfg
+    scalar = np.dtype(cfg.precision).type
+    places = [
+        Place(*(cast(arrays, cfg.precision) for arrays in (target.w_star, target.held, target.data)))
+        for target in ([lanes[0].target] if target_spec(lanes).one_target else [lane.target for lane in lanes])
+    ]
+    return Numbers(
+        seed=np.array([lane.cfg.seed for lane in lanes], np.uint32),
+        identity=np.array([lane.identity for lane in lanes], np.uint32),
+        bounds=Bounds(*map(np.uint32, (cfg.thin, num_skipped, check_every(cfg)))),
+        arguments=_stacked([arguments_of(lane.cfg, names) for lane in lanes]),
+        posterior=_stacked([Posterior(*map(scalar, lane.posterior)) for lane in lanes]),
+        place=places[0] if len(places) == 1 else _stacked(places),
+    )
+
+
+def run(sampler: Sampler, lanes: Sequence[Lane], chunks: Chunks) -> list[Draws]:
+    """Sample lanes side by side. Call this inside `jax.enable_x64(...)`.
+
+    Args:
+        sampler: The sampler.
+        lanes: Runs of equal `samplers.lane_key`.
+        chunks: As many lanes; it says where the state is saved, and when to stop.
+
+    Returns:
+        The draws of each lane.
+
+    Raises:
+        ConfigError: The loss is stochastic, and the sampler needs an exact one.
+        TooLarge: The lanes need more memory than there is.
+        Paused: The run has to stop before its end.
+    """
+    if lanes[0].target.loss.stochastic and not sampler.takes_noise:
+        raise ConfigError(
+            f"{sampler.name} needs a loss without randomness, and this one takes a key; take sgld, sghmc or sgnht"
+        )
+    end = _without_state(_sampled(sampler, lanes, chunks))
+    return [_draws(sampler, lane, jax.tree.map(lambda x, i=i: x[i], end), chunks, i) for i, lane in enumerate(lanes)]
+
+
+class End(NamedTuple):
+    """The fields of `Sampling` that are read off the device at the end, of all lanes or of one."""
+
+    num_steps: np.ndarray
+    num_draws: np.ndarray
+    step_size: np.ndarray
+    totals: Any
+    rows: RowMoments | None
+    alive: np.ndarray
+    loss: np.ndarray
+    growth: np.ndarray
+    distance: np.ndarray
+
+
+def _draws(sampler: Sampler, lane: Lane, end: End, chunks: Chunks, index: int) -> Draws:
+    cfg, target = lane.cfg, lane.target
+    num_draws = int(end.num_draws)
+    num_transitions = max(int(end.num_steps) - num_skipped_of(sampler, cfg), 0)
+    loss, growth, distance = (
+        draws[:, : cfg.num_draws].astype(np.float64) for draws in (end.loss, end.growth, end.distance)
+    )
+    checks = 0 if np.all(np.isnan(end.totals.mala_acceptance)) else -(-num_draws // check_every(cfg))
+    num_gradients = int(end.totals.num_gradients.sum(dtype=np.int64))
+    costs = sampler.costs(cfg, target)
+    per_record = costs.per_record + LOSS_COST * cfg.singular_fluctuation
+    notes = sampler.notes(cfg, target) + target.notes
+    if num_draws < cfg.num_draws:
+        notes += (f"ended after {num_draws} of {cfg.num_draws} draws: every chain had become non-finite",)
+    return Draws(
+        loss=loss + target.loss_at_w_star,
+        growth=growth,
+        distance=distance,
+        acceptance=_known(end.totals.acceptance),
+        mala_acceptance=_known(end.totals.mala_acceptance / max(checks, 1)),
+        num_divergent=int(end.totals.num_divergent.sum()),
+        chain_alive=end.alive,
+        step_size=end.step_size.astype(np.float64),
+        num_transitions=cfg.num_chains * num_transitions,
+        num_gradients=num_gradients,
+        fge=num_gradients * costs.per_gradient
+        + (LOSS_COST if not sampler.controls(cfg) else 1)
+        + cfg.num_chains * (num_draws * per_record + checks * costs.per_check),
+        seconds_compile=chunks.facts[index]["seconds_compile"],
+        seconds_sample=chunks.facts[index]["seconds_sample"],
+        programs_compiled=chunks.facts[index]["programs_compiled"],
+        programs_loaded=chunks.facts[index]["programs_loaded"],
+        notes=notes,
+        row_moments=_moments(end.rows, max(num_draws, 1)),
+        weight_per_row=target.loss.weight_per_row(target.data),
+        exact_losses=not sampler.estimates_losses(cfg, target),
+    )
+
+
+class Programs:
+    """The executables of lanes with equal `samplers.lane_key`, compiled when they are asked for."""
+
+    def __init__(self, sampler: Sampler, lanes: Sequence[Lane], chunks: Chunks):
+        cfg = lanes[0].cfg
+        self._sampler, self._chunks, self._target = sampler, chunks, target_spec(lanes)
+        self._spec = signature(cfg, sampler.arguments)
+        self._chains = Chains(sampler, self._spec, self._target)
+        names = (*COMMON_ARGUMENTS, *sampler.arguments)
+        self.numbers = jax.device_put(numbers_of(lanes, names, num_skipped_of(sampler, cfg)))
+
+    def get(self, name: str, *args: Any, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+        """The program `name` of `Chains`, with `numbers` as its first argument.
+
+        Args:
+            name: A method of `Chains`.
+            *args: Arrays, or shapes and dtypes, like the other arguments.
+            donate: Positions of arguments whose memory the result may take over.
+        """
+        strict = self._sampler.strict and self._target.loss.strict
+        static, make = self._identity(name)
+        return partial(self._chunks.program(static, make, (self.numbers, *args), strict, donate), self.numbers)
+
+    def result_of(self, name: str, *args: Any) -> Any:
+        """Shapes and dtypes of what the program `name` returns for arguments like `args`."""
+        static, make = self._identity(name)
+        return result_of(static, make, (self.numbers, *args))
+
+    def _identity(self, name: str) -> tuple[Hashable, Callable[[], Callable]]:
+        """Everything that decides a program but its arguments, and what makes its function."""
+        return (self._sampler.name, name, self._spec, self._target), partial(getattr, self._chains, name)
+
+    def loop(self, name: str, carry: Any, total: int) -> Callable[..., Any]:
+        """A program that stops at a given transition, of `total` or fewer, and takes over the memory of its carry."""
+        return self.get(name, carry, np.uint32(total), donate=(1,))
+
+
+def num_skipped_of(sampler: Sampler, cfg: SampleConfig) -> int:
+    """Transitions of burn-in after adaptation."""
+    assert cfg.num_burnin is not None
+    return cfg.num_burnin - sampler.num_adapt(cfg)
+
+
+def _sampled(sampler: Sampler, lanes: Sequence[Lane], chunks: Chunks) -> Sampling:
+    """The chains after their last transition, or after the last chain has died."""
+    cfg, programs = lanes[0].cfg, Programs(sampler, lanes, chunks)
+    num_adapt = sampler.num_adapt(cfg)
+
+    def drive(name: str, phase: str, carry: Any, total: int) -> Any:
+        advance = programs.loop(name, carry, total)
+        return chunks.drive(phase, advance, carry, total, lambda carry: bool(np.any(carry.alive)))
+
+    sampling = chunks.restore(SAMPLE, lambda: programs.result_of("settle", programs.result_of("begin")))
+    if sampling is None:
+        adapting: Adapting | None = chunks.restore(ADAPT, lambda: programs.result_of("begin"))
+        if adapting is None:
+            adapting = programs.get("begin")()
+        if num_adapt:
+            adapting = drive("adapt", ADAPT, adapting, num_adapt)
+        sampling = programs.get("settle", adapting)(adapting)
+    return drive("advance", SAMPLE, sampling, cfg.num_steps - num_adapt)
+
+
+def _without_state(carry: Sampling) -> End:
+    """Everything but what only the next transition would need, read off the device."""
+    return jax.device_get(End(**{name: getattr(carry, name) for name in End._fields}))
+
+
+def _same_place(one: Target, other: Target) -> bool:
+    """Whether two targets are of the same arrays, not of copies."""
+    return one is other or all(
+        mine.keys() == theirs.keys() and all(mine[name] is theirs[name] for name in mine)
+        for mine, theirs in ((one.w_star, other.w_star), (one.held, other.held), (one.data, other.data))
+    )
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def _moments(sums: RowMoments | None, count: int) -> RowMoments | None:
+    if sums is None:
+        return None
+    return RowMoments(sums.mean, sums.variance / count, sums.log_mean_likelihood - np.log(count))
+
+
+def _known(values: np.ndarray) -> np.ndarray | None:
+    return None if np.all(np.isnan(values)) else values.astype(np.float64)

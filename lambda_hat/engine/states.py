@@ -1,0 +1,97 @@
+"""What the programs of `chains` take and return.
+
+In the shapes l = lanes, c = num_chains, d = room for draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt
+
+from lambda_hat.engine.algorithm import Visit
+from lambda_hat.engine.model import Anchor
+from lambda_hat.estimate.draws import RowMoments
+from lambda_hat.estimate.posterior import Posterior
+
+
+class Bounds(NamedTuple):
+    """Bounds of the loops, the same for every lane."""
+
+    thin: UInt[Array | np.uint32, ""]
+    num_skipped: UInt[Array | np.uint32, ""]
+    """Transitions of burn-in after adaptation."""
+    check_every: UInt[Array | np.uint32, ""]
+    """Recorded draws between two checks of the step size."""
+
+
+class Place(NamedTuple):
+    """Arrays of the targets. Either every array has an axis of lanes, or none has, and all lanes sample one target."""
+
+    w_star: Mapping[str, Array | np.ndarray]
+    held: Mapping[str, Array | np.ndarray]
+    data: Mapping[str, Array | np.ndarray]
+
+
+class Numbers(NamedTuple):
+    """The arguments of every program."""
+
+    seed: UInt[Array | np.ndarray, " l"]
+    identity: UInt[Array | np.ndarray, " l"]
+    bounds: Bounds
+    arguments: dict[str, Array]
+    """Fields of the configurations by name; (l,) each."""
+    posterior: Posterior
+    """(l,) each."""
+    place: Place
+
+
+class Adapting(NamedTuple):
+    """The chains during adaptation."""
+
+    step: UInt[Array, ""]
+    """Transitions made."""
+    anchor: Anchor
+    """Shapes (l,) and (l, dim)."""
+    state: Any
+    learned: Any
+    num_gradients: UInt[Array, "l c"]
+    alive: Bool[Array, "l c"]
+
+
+class Totals(NamedTuple):
+    """Sums over transitions and over checks of the step size."""
+
+    acceptance: Float[Array, "l c"]
+    mala_acceptance: Float[Array, "l c"]
+    num_divergent: UInt[Array, "l c"]
+    num_gradients: UInt[Array, "l c"]
+
+
+class Sampling(NamedTuple):
+    """The chains after adaptation."""
+
+    step: UInt[Array, ""]
+    """Transitions made."""
+    draw: UInt[Array, ""]
+    """Draws recorded."""
+    num_steps: UInt[Array, " l"]
+    """Transitions of each lane; the count stops when all of its chains have died."""
+    num_draws: UInt[Array, " l"]
+    anchor: Anchor
+    """Shapes (l,) and (l, dim)."""
+    state: Any
+    tuned: Any
+    step_size: Float[Array, "l c"]
+    totals: Totals
+    rows: RowMoments | None
+    """Sums where `RowMoments` has means of squares and likelihoods."""
+    alive: Bool[Array, "l c"]
+    loss: Float[Array, "l c d"]
+    """`L_n(w) - L_n(w_star)`; NaN for draws that are not recorded yet, and for all draws after a chain has died."""
+    visits: Visit
+    """Sums since the last draw; (l, c) each."""
+    growth: Float[Array, "l c d"]
+    distance: Float[Array, "l c d"]

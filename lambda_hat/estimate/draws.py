@@ -1,0 +1,66 @@
+"""What the chains of a run recorded. No jax."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+
+class RowMoments(NamedTuple):
+    """Running moments of the loss l_i of every row over the recorded draws of a chain. c = num_chains, r = rows."""
+
+    mean: Array
+    """(c, r) mean of l_i."""
+    variance: Array
+    """(c, r) mean of (l_i - mean)^2."""
+    log_mean_likelihood: Array
+    """(c, r) logarithm of the mean of exp(-l_i)."""
+
+
+class Draws(NamedTuple):
+    """The recorded draws and the counts of one run. c = num_chains, d = num_draws."""
+
+    loss: np.ndarray
+    """(c, d) float64: L_n(w), or its paired estimate, at the recorded draws. NaN from the draw at which a chain became
+    non-finite."""
+    acceptance: np.ndarray | None
+    """(c,) mean acceptance probability after burn-in; None for samplers that have none."""
+    growth: np.ndarray
+    """(c, d) float64: `n_beta (w - w_star) . grad L_n(w)`, or an unbiased estimate of it, averaged over the transitions
+    since the previous draw."""
+    distance: np.ndarray
+    """(c, d) float64: `|w - w_star|^2`, averaged over the same transitions."""
+    mala_acceptance: np.ndarray | None
+    """(c,) mean probability that a Metropolis test would accept the steps of a sampler that accepts every step, at
+    `NUM_CHECKS` of the recorded draws; None unless `mala_checks` asks for it."""
+    num_divergent: int
+    """Transitions after burn-in that diverged. For mclmc: that were reverted because they became non-finite."""
+    chain_alive: np.ndarray
+    """(c,) bool; False if the chain became non-finite."""
+    step_size: np.ndarray
+    """(c,) float64."""
+    num_transitions: int
+    """Transitions after burn-in, over all chains. Fewer than configured if every chain became non-finite."""
+    num_gradients: int
+    """Gradients evaluated over all chains, of a batch or of the full data, including tuning and burn-in. A control
+    variate counts as two."""
+    fge: float
+    """Full-gradient equivalents over all chains, including recorded losses and checks of the step size."""
+    seconds_compile: float
+    seconds_sample: float
+    programs_compiled: int
+    programs_loaded: int
+    """Programs loaded from the folder through which processes exchange them. A program that was in this process already
+    counts neither as compiled nor as loaded."""
+    notes: tuple[str, ...]
+    """Sentences for the report."""
+    row_moments: RowMoments | None = None
+    """Moments of the losses of single rows; None unless `singular_fluctuation` asks for them."""
+    weight_per_row: float = 1.0
+    """`L_n` is the sum of the losses of the rows, divided by their number times this."""
+    exact_losses: bool = True
+    """True if `loss` is L_n itself, False if it is an unbiased estimate from batches or from a stochastic loss."""

@@ -1,0 +1,1 @@
+"""One target built, or one run sampled, and its files published in the store."""

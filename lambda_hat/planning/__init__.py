@@ -1,0 +1,1 @@
+"""What runs cost, how they are packed, and whether a site can run them."""

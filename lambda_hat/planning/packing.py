@@ -1,0 +1,136 @@
+"""Grouping runs into packs: a pure function of the set of runs."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect, insort
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+from lambda_hat.errors import ConfigError
+
+UNEVEN = 0.1
+"""Packs may differ by this fraction of a fair share for the sake of keeping runs of one target together."""
+LOOK = 256
+"""How many of the lightest packs are searched for room: to search 30,000 of them for each group takes too long."""
+
+
+@dataclass(frozen=True, order=True)
+class RunItem:
+    """One run to be packed. `cost` is its expected seconds; runs of equal `program` share compiled code."""
+
+    target_id: str
+    run_id: str
+    program: str
+    cost: float
+
+
+_NOTHING = RunItem("", "", "", 0.0)
+"""What is given back for a run that moves to another pack without an exchange."""
+_COST = attrgetter("cost")
+_ORDER = attrgetter("target_id", "run_id", "program", "cost")
+"""As a key much faster than the comparison of items."""
+
+
+def make_packs(items: Iterable[RunItem], size: int) -> list[list[RunItem]]:
+    """Group `items` into the fewest packs of at most `size` runs.
+
+    Runs of one target, targets that share programs, and within a target runs of one program stay together where they
+    fit, so that a pack can start when few targets are there and compiles little. The costliest group comes first, and
+    each goes to the pack that has the least work so far. Single runs are then exchanged until the packs are even.
+    Every run is in exactly one pack, longest first inside it. The result does not depend on the order of `items`.
+
+    Raises ConfigError where `size` is below 1.
+    """
+    if size < 1:
+        raise ConfigError(f"--pack: got {size}, expected an integer of at least 1")
+    unique = sorted(set(items), key=_ORDER)
+    packs: list[list[RunItem]] = [[] for _ in range(math.ceil(len(unique) / size))]
+    fair_share = _total(unique) / max(len(packs), 1)
+    groups = _groups(unique, fair_share * (1 + 1e-9), size)
+    _fill(packs, sorted(groups, key=lambda group: (-_total(group), _ORDER(group[0]))), size)
+    _even_out(packs, UNEVEN * fair_share, size)
+    return [sorted(pack, key=lambda item: (-item.cost, _ORDER(item))) for pack in packs]
+
+
+def _groups(items: list[RunItem], most: float, size: int) -> Iterator[list[RunItem]]:
+    """Runs that should stay together: at most `size` of them, and of a cost of at most `most` where that can be.
+
+    Targets that share programs are one group; where that is too much each target is one; where that is too much it is
+    cut by program, and where that is too much, anywhere.
+    """
+    family: dict[str, str] = {}
+    for item in items:
+        family[item.target_id] = min(item.program, family.get(item.target_id, item.program))
+    keys = (lambda item: family[item.target_id], attrgetter("target_id"), attrgetter("program"))
+
+    def divided(group: list[RunItem], depth: int) -> Iterator[list[RunItem]]:
+        total = _total(group)
+        fit = size if total <= most else max(1, min(size, int(len(group) * most / total)))
+        if len(group) <= fit or depth == len(keys):
+            yield from (group[first : first + fit] for first in range(0, len(group), fit))
+        else:
+            split: dict[str, list[RunItem]] = defaultdict(list)
+            for item in group:
+                split[keys[depth](item)].append(item)
+            for part in split.values():
+                yield from divided(part, depth + 1)
+
+    return divided(items, 0)
+
+
+def _fill(packs: list[list[RunItem]], groups: Iterable[list[RunItem]], size: int) -> None:
+    """Put each group into the lightest pack that has room for all of it. One that fits nowhere whole is cut where the
+    most of it fits."""
+    with_room = [(0.0, number) for number in range(len(packs))]
+    for group in groups:
+        while group:
+            rooms = [size - len(packs[number]) for _, number in with_room[:LOOK]]
+            wanted = min(len(group), max(rooms))
+            load, number = with_room.pop(next(k for k, room in enumerate(rooms) if room >= wanted))
+            part, group = group[:wanted], group[wanted:]
+            packs[number] += part
+            if len(packs[number]) < size:
+                insort(with_room, (load + _total(part), number))
+
+
+def _even_out(packs: list[list[RunItem]], tolerance: float, size: int) -> None:
+    """Exchange single runs between the heaviest and the lightest pack while they differ by more than `tolerance`."""
+    for pack in packs:
+        pack.sort(key=_COST)
+    by_load = sorted((_total(pack), number) for number, pack in enumerate(packs))
+    for _ in range(sum(map(len, packs))):
+        (least, light), (most, heavy) = by_load[0], by_load[-1]
+        gap = most - least
+        if gap <= tolerance:
+            return
+        has_room = len(packs[light]) < size and len(packs[heavy]) > 1
+        given, got = _best_exchange(packs[heavy], [_NOTHING] * has_room + packs[light], gap / 2)
+        moved = given.cost - got.cost
+        if not 0 < moved < gap:
+            return
+        for run, here, there in ((given, heavy, light), (got, light, heavy)):
+            if run is not _NOTHING:
+                packs[here].remove(run)
+                insort(packs[there], run, key=_COST)
+        del by_load[-1], by_load[0]
+        insort(by_load, (least + moved, light))
+        insort(by_load, (most - moved, heavy))
+
+
+def _best_exchange(heavy: Sequence[RunItem], light: Sequence[RunItem], wanted: float) -> tuple[RunItem, RunItem]:
+    """Which run of `heavy` to give for which of `light`, both cheapest first, so that what is moved on balance comes
+    closest to `wanted`."""
+
+    def pairs() -> Iterator[tuple[RunItem, RunItem]]:
+        for given in heavy:
+            above = bisect(light, given.cost - wanted, key=_COST)
+            yield from ((given, got) for got in light[max(above - 1, 0) : above + 1])
+
+    return min(pairs(), key=lambda pair: abs(pair[0].cost - pair[1].cost - wanted))
+
+
+def _total(items: Iterable[RunItem]) -> float:
+    return sum(item.cost for item in items)

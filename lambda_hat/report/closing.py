@@ -1,0 +1,177 @@
+"""What a person sees of a study on the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lambda_hat.config.samplers import BIASED_SAMPLERS
+from lambda_hat.store.events import RANK_LOGS, lives_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CAUSES = {
+    "block": ("lost block", "lost blocks"),
+    "rank": ("dead rank", "dead ranks"),
+    "launch": ("lost launch", "lost launches"),
+    "time": ("pack out of time", "packs out of time"),
+    "drain": ("pack told to stop", "packs told to stop"),
+    "rebuilt": ("damaged target", "damaged targets"),
+    "unresolved": ("pack whose end Parsl did not tell", "packs whose end Parsl did not tell"),
+}
+"""Why runs are tried again: one, and several."""
+MARKS = {"within_allowance": " [yellow]≈[/yellow]", "off": " [red]✗[/red]"}
+"""Beside an estimate that does not agree with its exact value."""
+MOST_ROWS = 100
+BIAS_ALLOWED = 0.05
+STD_ERRORS_ALLOWED = 3.0
+ROUNDING = 1e-12
+"""Allowed for, so that a loss without curvature, whose estimate has no error, can agree."""
+AGREEMENTS = ("agrees", "within_allowance", "off")
+"""What a run can be said to be of its exact value: within 3 standard errors; beyond them, but by no more than its
+sampler's step may bias it; neither."""
+
+
+def rank_usage(pack_dirs: Iterable[Path]) -> dict[str, float]:
+    """How busy the ranks of some packs were: `ranks`, `busy` (seconds inside runs), `total` (seconds of life)."""
+    lives = [life for directory in pack_dirs for log in sorted(directory.glob(RANK_LOGS)) for life in lives_of(log)]
+    spent = [(life.busy, life.seconds) for life in lives if life.busy is not None and life.seconds is not None]
+    return {"ranks": len(spent), "busy": sum(busy for busy, _ in spent), "total": sum(total for _, total in spent)}
+
+
+def agreement(row: dict[str, Any]) -> str | None:
+    """One of AGREEMENTS: how a finished run stands to its exact finite-n value; None where that is not known.
+
+    Within 3 standard errors it agrees. A sampler that is biased by its step is allowed 5 % on top: that it needs them
+    is said. A run without an estimate is off.
+    """
+    exact, estimate, error = row["true_llc_t"], row["llc_mean"], row["llc_std_error"]
+    if exact is None:
+        return None
+    if estimate is None or error is None:
+        return "off"
+    miss = abs(estimate - exact) - STD_ERRORS_ALLOWED * error - ROUNDING
+    if miss <= 0:
+        return "agrees"
+    allowed = row["sampler"] in BIASED_SAMPLERS and miss <= BIAS_ALLOWED * abs(exact)
+    return "within_allowance" if allowed else "off"
+
+
+def truth_line(judged: Iterable[str | None]) -> str | None:
+    """How runs stand to their exact values, in one line, of what `agreement` says of each; None where none has one."""
+    known = [judgement for judgement in judged if judgement is not None]
+    if not known:
+        return None
+    agrees, allowed, off = (known.count(word) for word in AGREEMENTS)
+    line = f"{agrees} of {len(known)} runs with an exact λ_t agree with it within 3 standard errors"
+    if allowed:
+        line += f", {allowed} only within 5 % more (≈), which {', '.join(BIASED_SAMPLERS)} are allowed for their step"
+    return line + (f", {off} {'is' if off == 1 else 'are'} off (✗)" if off else "")
+
+
+def tries_line(runs: int, causes: Mapping[str, int], damaged: int, quarantined: int) -> str | None:
+    """What a study had to do more than once, and what it gave up, in one line; None where there is nothing to tell.
+
+    runs: tried again; causes: keys of CAUSES; damaged: files set aside; quarantined: runs whose ranks died twice.
+    """
+    parts = []
+    if runs:
+        why = [f"{causes[key]} {words[causes[key] != 1]}" for key, words in CAUSES.items() if causes.get(key)]
+        parts.append(f"tried again: {_counted(runs, 'run')}" + (f" ({', '.join(why)})" if why else ""))
+    parts += [f"set aside: {_counted(damaged, 'damaged file')}"] if damaged else []
+    parts += [f"quarantined: {_counted(quarantined, 'run')}"] if quarantined else []
+    return "; ".join(parts) or None
+
+
+def programs_line(rows: Iterable[Mapping[str, Any]]) -> str | None:
+    """What the programs of finished runs cost, in one line; None where no run made one."""
+    keys = ("programs_compiled", "programs_loaded", "seconds_compile")
+    compiled, loaded, seconds = (sum(row[key] or 0 for row in rows) for key in keys)
+    if not compiled + loaded:
+        return None
+    return f"{compiled} compiled, {loaded} loaded, in {seconds:.1f} s of all processes together"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+def print_summary(
+    table: pa.Table,
+    console: Console,
+    *,
+    seconds: float,
+    usage: dict[str, float],
+    where: dict[str, Path],
+    tries: str | None = None,
+) -> None:
+    """Print the study's table, its counts, how busy the ranks were, what was tried again, and where everything lies."""
+    rows = table.to_pylist()
+    shown = rows if len(rows) <= MOST_ROWS else [r for r in rows if r["status"] != "finished" or r["verdict"] != "ok"]
+    console.print(_run_table(shown[:MOST_ROWS]))
+    if len(shown) < len(rows) or len(shown) > MOST_ROWS:
+        console.print(f"(the table shows {min(len(shown), MOST_ROWS)} of {len(rows)} runs: those that are not ok)")
+
+    counts = {s: sum(r["status"] == s for r in rows) for s in ("finished", "failed", "blocked", "pending")}
+    verdicts: dict[str, int] = {}
+    for row in rows:
+        if row["verdict"] is not None:
+            verdicts[row["verdict"]] = verdicts.get(row["verdict"], 0) + 1
+    parts = [f"{count} {status}" for status, count in counts.items() if count or status == "finished"]
+    console.print(f"targets   {len({r['target_id'] for r in rows})}")
+    console.print(f"runs      {', '.join(parts)}")
+    console.print(f"verdicts  {', '.join(f'{n} {v}' for v, n in sorted(verdicts.items())) or 'none'}")
+    if truth := truth_line(map(agreement, rows)):
+        console.print(f"truth     {truth}")
+    if usage["ranks"]:
+        busy = usage["busy"] / usage["total"] if usage["total"] else 0.0
+        console.print(
+            f"ranks     {usage['ranks']:.0f} rank processes were sampling {busy:.0%} of their time "
+            f"({usage['busy']:.0f} of {usage['total']:.0f} s, start-up included)"
+        )
+    if programs := programs_line(rows):
+        console.print(f"programs  {programs}")
+    if tries is not None:
+        console.print(f"tries     {tries}", soft_wrap=True)
+    console.print(f"time      {seconds:.1f} s")
+    for name, path in where.items():
+        console.print(f"{name:<10}{path}", soft_wrap=True, highlight=False)
+
+
+def _run_table(rows: list[dict[str, Any]]) -> Table:
+    view = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    # Only the target's name gives way on a narrow terminal.
+    view.add_column("target", overflow="ellipsis", no_wrap=True, ratio=1)
+    view.add_column("run", no_wrap=True, min_width=14)
+    for name in ("λ̂", "± s.e.", "λ_t", "λ"):
+        view.add_column(name, justify="right", no_wrap=True, min_width=6)
+    view.add_column("verdict", no_wrap=True, min_width=9)
+    view.add_column("s", justify="right", no_wrap=True, min_width=4)
+    for row in rows:
+        mark = MARKS.get(agreement(row) or "", "")
+        verdict = row["verdict"] if row["status"] == "finished" else row["status"]
+        style = "" if verdict == "ok" else "red" if row["status"] == "failed" or verdict == "diverged" else "yellow"
+        seconds = (row["seconds_compile"] or 0) + (row["seconds_sample"] or 0)
+        view.add_row(
+            row["target"],
+            row["run_id"].removeprefix("run_").replace("_", " "),
+            _number(row["llc_mean"]) + mark,
+            _number(row["llc_std_error"]),
+            _number(row["true_llc_t"]),
+            _number(row["true_llc"]),
+            f"[{style}]{verdict}[/{style}]" if style else verdict,
+            f"{seconds:.1f}" if row["status"] == "finished" else "",
+        )
+    return view
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"

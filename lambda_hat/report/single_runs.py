@@ -1,0 +1,149 @@
+"""Single runs: the running estimate of every chain, its trace, and how its draws rank among all."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lambda_hat.errors import LambdaHatError
+from lambda_hat.estimate.verdict import WORST_FIRST, place_of
+from lambda_hat.report.drawing import MARGIN, Drawn, arrange, drawn, panels
+from lambda_hat.report.foreign import import_arviz
+from lambda_hat.report.trace import load_trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_RUNS = 12
+"""Runs that are shown one by one. Each takes about half a second and a tenth of a megabyte; a thousand of them would
+be a page that nobody opens."""
+MOST_POINTS = 1000
+"""Draws of a chain that a figure shows, evenly spaced: it is 300 pixels wide."""
+PANEL = (3.4, 2.5)
+ROW = 4
+"""Panels of a run."""
+
+
+def choose_runs(frame: pd.DataFrame, most: int = MOST_RUNS) -> pd.DataFrame:
+    """The runs to look at one by one: of each target and sampler the one with the worst verdict, those that are not ok
+    first and the worst verdicts among them first, the samplers by turns."""
+    done = frame.loc[frame["status"] == "finished"]
+    done = done.assign(_worst=done["verdict"].map(place_of).astype(int))
+    worst = done.sort_values("_worst", kind="stable").drop_duplicates(["target_id", "sampler"])
+    turn = worst.groupby(["_worst", "sampler"]).cumcount()
+    ordered = worst.assign(_turn=turn).sort_values(["_worst", "_turn", "sampler"], kind="stable")
+    return ordered.drop(columns=["_worst", "_turn"]).head(most)
+
+
+def how_chosen(shown: int, finished: int) -> str:
+    """Which of the runs are shown, in a sentence."""
+    if shown == finished:
+        return ""
+    order = ", ".join(WORST_FIRST[:-1])
+    return (
+        f"{shown} of {finished} finished runs: of each target and sampler the one with the worst verdict, in the order "
+        f"{order}, ok; the samplers by turns. lambda_hat.load_trace gives the draws of every run."
+    )
+
+
+def draw_chains(rows: pd.DataFrame) -> tuple[list[Drawn], list[str]]:
+    """A figure for each run of `rows` (rows of the table), and a sentence for each that has no readable draws."""
+    figures, missing = [], []
+    for row in rows.to_dict("records"):
+        try:
+            trace = load_trace(row)
+            losses = np.asarray(trace["posterior"]["loss"], dtype=float)
+            llc = float(trace.attrs["n_beta"]) * (losses - float(trace.attrs["loss_at_w_star"]))
+        except LambdaHatError as error:
+            missing.append(f"no draws of {row['run_id']} of {row['target_id']}: {error}")
+            continue
+        except (KeyError, TypeError, ValueError) as error:
+            missing.append(f"no draws of {row['run_id']} of {row['target_id']}: trace.nc holds no losses ({error})")
+            continue
+        if llc.ndim != 2 or not llc.size:
+            missing.append(f"no draws of {row['run_id']} of {row['target_id']}: trace.nc has none")
+            continue
+        figures.append(_draw(row, llc))
+    return figures, missing
+
+
+def running_means(llc: np.ndarray) -> np.ndarray:
+    """Mean of the draws so far, of llc (chain, draw); NaN from where a chain became non-finite."""
+    return np.cumsum(llc, axis=1) / np.arange(1, llc.shape[1] + 1)
+
+
+def _draw(row: dict[str, Any], llc: np.ndarray) -> Drawn:
+    whole = llc[np.isfinite(llc).all(axis=1)]
+    figure, (running, density, trace, ranks) = panels(ROW, ROW, PANEL)
+    num_draws = llc.shape[1]
+    every = math.ceil(num_draws / MOST_POINTS)
+    seen = np.arange(1, num_draws + 1)[::every]
+    for chain, means in enumerate(running_means(llc)[:, ::every]):
+        running.plot(seen, means, linewidth=1, color=f"C{chain % 10}")
+    exact = row["true_llc_t"] if not _missing(row["true_llc_t"]) else row["true_llc"]
+    if not _missing(exact):
+        running.axhline(exact, color="black", linewidth=1, linestyle="--")
+    _within_reach(running, llc, exact)
+    if len(whole):
+        _by_arviz(whole[:, ::every], seen, density, trace, ranks)
+    else:
+        for axis in (density, trace, ranks):
+            axis.text(0.5, 0.5, "no chain stayed finite", ha="center", va="center", transform=axis.transAxes)
+    for axis, words, below in (
+        (running, "running λ̂ of each chain", "draw"),
+        (density, "density of the draws", "nβ (L - L(w*))"),
+        (trace, "trace", "draw"),
+        (ranks, "ranks among all chains", "rank"),
+    ):
+        axis.set_title(words, fontsize=9)
+        axis.set_xlabel(below, fontsize=8)
+        axis.set_ylabel("")
+        axis.tick_params(labelsize=7)
+    arrange(figure, (running, density, trace, ranks), MARGIN._replace(left=0.45))
+    name = f"chains_{row['target_id']}_{row['run_id']}"
+    title = f"{row['target']}: {row['run_id'].removeprefix('run_').replace('_', ' ')}"
+    return drawn(figure, name, title, _caption(row, exact))
+
+
+def _caption(row: dict[str, Any], exact: float | None) -> str:
+    parts = [] if _missing(row["llc_mean"]) else [f"λ̂ = {row['llc_mean']:.4g} ± {row['llc_std_error']:.2g}"]
+    if not _missing(exact):
+        parts.append(f"exact {'λ' if _missing(row['true_llc_t']) else 'λ_t'} = {exact:.4g} (dashed)")
+    return f"{', '.join(parts) or 'no estimate'}. {row['verdict']}: {row['verdict_sentence']}"
+
+
+def _within_reach(axis: Axes, llc: np.ndarray, exact: float | None) -> None:
+    """Limits by what the running means are after a quarter of the draws: the first draws are all over the place."""
+    means = running_means(llc)[:, llc.shape[1] // 4 :]
+    means = means[np.isfinite(means)]
+    if not means.size:
+        return
+    values = [means.min(), means.max(), *([] if _missing(exact) else [exact])]
+    low, high = min(values), max(values)
+    margin = 0.15 * (high - low) or 0.5 * abs(high) or 1.0
+    axis.set_ylim(low - margin, high + margin)
+
+
+def _by_arviz(llc: np.ndarray, seen: np.ndarray, density: Axes, trace: Axes, ranks: Axes) -> None:
+    arviz = import_arviz()
+    shades = [f"C{chain % 10}" for chain in range(len(llc))]
+    with warnings.catch_warnings():
+        # Chains that do not move have no density, which their verdict says better.
+        warnings.simplefilter("ignore")
+        data = arviz.from_dict(posterior={"llc": llc}).assign_coords(draw=seen)
+        arviz.plot_trace(
+            data,
+            axes=np.array([[density, trace]]),
+            chain_prop={"color": shades},
+            trace_kwargs={"linewidth": 0.6, "alpha": 0.7},
+            plot_kwargs={"linewidth": 1},
+        )
+        arviz.plot_rank(data, ax=ranks, colors=shades)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value is pd.NA or math.isnan(value)

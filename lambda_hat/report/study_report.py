@@ -1,0 +1,105 @@
+"""A study as a page to look at: `report.html`, and its figures as PNG."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from lambda_hat.report.collect import gather
+from lambda_hat.report.drawing import Drawn
+from lambda_hat.report.efficiency import draw_convergence, draw_cost, draw_temperature
+from lambda_hat.report.estimates import draw_estimates
+from lambda_hat.report.foreign import matplotlib_without_trace
+from lambda_hat.report.page import Section, render
+from lambda_hat.report.results import to_frame
+from lambda_hat.report.single_runs import choose_runs, draw_chains, how_chosen
+from lambda_hat.report.sweeps import draw_sweeps
+from lambda_hat.report.timeline import draw_timeline
+from lambda_hat.report.training import draw_training
+from lambda_hat.store.layout import Store, write_bytes_atomic
+
+__all__ = ["PAGE_NAME", "Report", "draw_pictures", "write_pictures", "write_report"]
+
+PAGE_NAME = "report.html"
+FIGURES_NAME = "figures"
+OURS = (
+    "llc.png", "llc_training.png", "sweep_*.png", "convergence.png", "temperature.png", "cost.png", "ranks.png",
+    "chains_*.png",
+)  # fmt: skip
+"""Names in the folder of figures; those of an earlier report are removed."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written."""
+
+    page: Path
+    figures: list[Path]
+    missing: list[str]
+    """Sentences on what the report could not show."""
+
+
+def draw_pictures(table: pa.Table) -> dict[str, Drawn]:
+    """The two pictures that every study gets, by what they are; without the one that `table` has nothing for."""
+    frame = to_frame(table)
+    with matplotlib_without_trace():
+        pictures = {"picture": draw_estimates(frame), "training": draw_training(frame)}
+    return {what: drawn for what, drawn in pictures.items() if drawn is not None}
+
+
+def write_pictures(pictures: dict[str, Drawn], results_root: Path) -> dict[str, Path]:
+    """Write `llc.png` and `llc_training.png`; their paths by what they are."""
+    return {what: _write(picture, results_root) for what, picture in pictures.items()}
+
+
+def write_report(store: Store, table: pa.Table, results_root: Path, pictures: dict[str, Drawn] | None = None) -> Report:
+    """Write `report.html` and `figures/*.png` from the table of `results.collect` and what else the store
+    tells. What there is nothing for is left out; what could not be read is named on the page.
+
+    pictures: those of `draw_pictures(table)`, where they have been drawn.
+    Raises OSError or StoreUnwritable where `results_root` cannot be written.
+    """
+    pictures = draw_pictures(table) if pictures is None else pictures
+    material = gather(store, table)
+    with matplotlib_without_trace():
+        sections, missing = _sections(material.frame, material.lives, pictures)
+    missing = [*material.missing, *missing]
+    page = results_root / PAGE_NAME
+    figures = [figure for section in sections for figure in section.figures]
+    folder = results_root / FIGURES_NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [_write(figure, folder) for figure in figures]
+    for old in {path for pattern in OURS for path in folder.glob(pattern)} - set(paths):
+        old.unlink(missing_ok=True)
+    write_bytes_atomic(page, render(material, sections, missing).encode())
+    return Report(page, paths, missing)
+
+
+def _sections(frame: pd.DataFrame, lives: list, pictures: dict[str, Drawn]) -> tuple[list[Section], list[str]]:
+    """The sections that have a figure, and sentences on draws that could not be read."""
+    rows = choose_runs(frame)
+    chains, missing = draw_chains(rows)
+    finished = list(frame["status"]).count("finished")
+    sections = [
+        Section("estimates", "Estimates", _there(pictures.get("picture"))),
+        Section("training", "Along training", _there(pictures.get("training"))),
+        Section("sweeps", "Sweeps", list(draw_sweeps(frame))),
+        Section("convergence", "Convergence", _there(draw_convergence(frame)) + _there(draw_temperature(frame))),
+        Section("chains", "Chains", chains, how_chosen(len(rows), finished)),
+        Section("cost", "Cost", _there(draw_cost(frame))),
+        Section("ranks", "Ranks", _there(draw_timeline(lives))),
+    ]
+    return [section for section in sections if section.figures], missing
+
+
+def _there(drawn: Drawn | None) -> list[Drawn]:
+    return [] if drawn is None else [drawn]
+
+
+def _write(picture: Drawn, folder: Path) -> Path:
+    path = folder / f"{picture.name}.png"
+    write_bytes_atomic(path, picture.png)
+    return path

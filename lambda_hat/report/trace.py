@@ -1,0 +1,77 @@
+"""The recorded losses of a run, as ArviZ reads them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lambda_hat.errors import ConfigError, CorruptArtifact, StoreError
+from lambda_hat.report.foreign import import_arviz
+from lambda_hat.store.layout import error_line, file_entry, read_record
+
+if TYPE_CHECKING:
+    from arviz import InferenceData
+
+
+def load_trace(run: str | os.PathLike[str] | Mapping[str, Any] | Any) -> InferenceData:
+    """The draws of a finished run as an ArviZ `InferenceData`.
+
+    run: its folder, or a row of the table that `load_results` gives.
+    `posterior` has `loss`, shape (chain, draw): the mean loss L_n(w), in nats for `nll`, at the recorded draws, NaN for
+    those of a chain after it became non-finite. The attributes of the whole are `loss_at_w_star` and `n_beta`, so that
+    `n_beta * (loss - loss_at_w_star)` are the draws whose mean is the estimate λ̂.
+    Raises ConfigError where `run` is neither, StoreError where the run is not finished, CorruptArtifact where its
+    files are not what its record vouches for.
+    """
+    folder = _folder_of(run)
+    path = folder / "trace.nc"
+    try:
+        vouched = read_record(folder / "analysis.json").get("files")
+    except FileNotFoundError:
+        raise StoreError(f"{folder}: {_why_unfinished(folder)}") from None
+    try:
+        entry = file_entry(path.read_bytes())
+    except FileNotFoundError:
+        raise CorruptArtifact(f"{path}: it is gone, though the run is finished; {_remedy(folder)}") from None
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not isinstance(vouched, dict) or vouched.get("trace.nc") != entry:
+        raise CorruptArtifact(f"{path}: damaged: its checksum does not fit; {_remedy(folder)}")
+    arviz = import_arviz()
+    try:
+        with arviz.rc_context({"data.load": "eager"}):
+            return arviz.from_netcdf(path)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise CorruptArtifact(f"{path}: not a netCDF file with draws ({error}); {_remedy(folder)}") from None
+
+
+def _folder_of(run: Any) -> Path:
+    told = run
+    if isinstance(run, Mapping):
+        told = run.get("run_dir")
+    elif not isinstance(run, (str, os.PathLike)):
+        told = getattr(run, "run_dir", None)
+    if not isinstance(told, (str, os.PathLike)):
+        raise ConfigError(
+            f"load_trace: got {type(run).__name__}, expected the folder of a run or one row of the table, such as "
+            "lambda_hat.load_results().iloc[0]"
+        )
+    folder = Path(told).expanduser()
+    if not folder.is_dir():
+        moved = "" if told is run else "; where the store was moved, give the run's folder in it instead"
+        raise StoreError(f"{folder}: no folder of a run there, expected runs/targets/tgt_.../run_..._...{moved}")
+    return folder
+
+
+def _why_unfinished(folder: Path) -> str:
+    if (folder / "error.json").is_file():
+        return f"the run failed: {error_line(folder / 'error.json')}"
+    return "no finished run there (analysis.json is missing); run its study again to continue"
+
+
+def _remedy(folder: Path) -> str:
+    parents = folder.absolute().parents
+    store = f" --store {parents[2]}" if len(parents) > 2 and parents[1].name == "targets" else ""
+    return f"lambda-hat verify{store} sets it aside, and its study makes it again"

@@ -1,0 +1,378 @@
+"""A driver's heartbeat: the processes that a driver started end by themselves when the driver is killed.
+
+The driver rewrites a small file, `driver_*.lease`, every few seconds, and marks it ended when it stops. Its workers
+read the file and compare the content only with what they read before. They do not look at the modification time, which
+an NFS client may cache for a minute, while opening a file asks the server. Other processes judge the age of the file by
+the clock of the file system. So the clocks of hosts need not agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from lambda_hat.errors import StoreError
+from lambda_hat.store.drain import Drain
+from lambda_hat.store.files import FileSystemClock, json_object, remove_litter, write_bytes_atomic
+
+PERIOD = 2.0
+"""Seconds between two beats."""
+STALE_AFTER = 20.0
+"""Seconds without a beat after which a driver counts as lost: ten beats."""
+GRACE = 25.0
+"""Seconds after a heartbeat has ended or become stale within which everything that its driver started has ended."""
+SLOWEST_LOOK = 5.0
+"""Longest time in seconds between two looks of a rank at its heartbeat: with a longer one it could outlive `GRACE`."""
+KEPT = 3600.0
+"""Seconds for which the file of a heartbeat that is over is kept. Arbitrary."""
+HEARTBEAT_VARIABLE = "LAMBDA_HAT_LEASE"
+"""Environment variable in which a driver hands the path of its heartbeat to the processes that it starts."""
+
+HAS_ENDED = "its driver has ended"
+"""Reason of a drain after the heartbeat was marked ended, or removed."""
+HeartbeatState = Literal["live", "ending", "dead"]
+
+
+class Heartbeat:
+    """The heartbeat of this driver: `with Heartbeat(folder)` renews the file `path` in the block, then marks it ended.
+
+    Args:
+        directory: The folder of the file, `packs/` of the store.
+    """
+
+    def __init__(self, directory: Path):
+        self.path = directory / f"driver_{uuid.uuid4().hex[:12]}.lease"
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="heartbeat", daemon=True)
+        self._lock = threading.Lock()
+        self._record = {**whoami(), "count": 0, "state": "running", "jobs": []}
+
+    def _write(self) -> None:
+        with self._lock:
+            write_bytes_atomic(self.path, json.dumps(self._record).encode())
+            self._record["count"] += 1
+
+    def _renew(self) -> None:
+        while not self._stop.wait(PERIOD):
+            # A study survives a disk that is full for a moment, but not a heartbeat that stays stale.
+            with contextlib.suppress(OSError, StoreError):
+                self._write()
+
+    def __enter__(self) -> Heartbeat:
+        self._write()
+        self._thread.start()
+        return self
+
+    def note_jobs(self, jobs: list[dict[str, Any]]) -> None:
+        """Write the driver's jobs into the file, for a later driver that may have to cancel them.
+
+        If the file cannot be written now, the next beat writes them.
+
+        Args:
+            jobs: `scheduler`, `job_id` and `name` of each.
+        """
+        self._record["jobs"] = list(jobs)
+        with contextlib.suppress(OSError, StoreError):
+            self._write()
+
+    def withdraw(self) -> None:
+        """Stop, and mark the heartbeat ended: every process that watches it drains within a second or two."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._record["state"] = "ended"
+        try:
+            self._write()
+        except (OSError, StoreError):
+            # A missing file says the same, and removing it needs no room on the disk.
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+    def __exit__(self, *exc: object) -> None:
+        self.withdraw()
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Watching one's own driver
+
+
+def watch_heartbeat(
+    path: Path, on_lost: Callable[[str], None], stale_after: float = STALE_AFTER, period: float = 1.0
+) -> threading.Thread:
+    """Start a thread that calls `on_lost` once, when the heartbeat has ended, has gone, or has become stale.
+
+    Args:
+        path: The heartbeat's file.
+        on_lost: Called with the reason.
+        stale_after: Seconds without a beat after which it is stale.
+        period: Seconds between two looks.
+    """
+
+    def watch() -> None:
+        last, seen = None, time.monotonic()
+        while True:
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:
+                return on_lost(HAS_ENDED)
+            except OSError:
+                content = last
+            if content != last:
+                last, seen = content, time.monotonic()
+                if (json_object(content) or {}).get("state") == "ended":
+                    return on_lost(HAS_ENDED)
+            elif time.monotonic() - seen > stale_after:
+                return on_lost(f"its driver has given no sign of life for {stale_after:.0f} s")
+            time.sleep(period)
+
+    thread = threading.Thread(target=watch, name="heartbeat-watch", daemon=True)
+    thread.start()
+    return thread
+
+
+def exit_when_lost(path: str | os.PathLike[str] | None, where: str, period: float = 1.0) -> None:
+    """End this process soon after its driver has ended.
+
+    Args:
+        path: The driver's heartbeat; without one nothing happens.
+        where: The name of this process in the message.
+        period: Seconds between two looks.
+    """
+    if path:
+        watch_heartbeat(Path(path), lambda reason: _leave(where, reason), period=period)
+
+
+def drain_when_lost(
+    path: str | os.PathLike[str] | None, drain: Drain, where: str, period: float = 1.0, grace: float | None = None
+) -> None:
+    """Request the drain soon after the driver has ended, and end this process if it still runs `grace` seconds later.
+
+    A process inside a long compilation, for example, does not hear the drain.
+
+    Args:
+        path: The driver's heartbeat; without one nothing happens.
+        drain: The drain to request.
+        where: The name of this process in the message.
+        period: Seconds between two looks, SLOWEST_LOOK at most.
+        grace: Seconds; by default so many that the process has certainly ended within `GRACE`.
+    """
+    if not path:
+        return
+    period = min(period, SLOWEST_LOOK)
+    # A beat is seen up to one period late, and its absence up to another one.
+    patience = GRACE - 3.0 - 2 * period if grace is None else grace
+
+    def lost(reason: str) -> None:
+        drain.request(reason)
+        time.sleep(patience)
+        _leave(where, f"{reason}, and what was under way did not come to an end in {patience:.0f} s")
+
+    watch_heartbeat(Path(path), lost, period=period)
+
+
+def _leave(where: str, reason: str) -> None:
+    print(f"{where}: {reason}; stopping. Finished runs are kept; run the same command again", flush=True)
+    os._exit(1)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Judging the drivers of others
+
+
+class DeadHeartbeat(NamedTuple):
+    """The heartbeat of a driver that died without withdrawing it."""
+
+    path: Path
+    host: str
+    jobs: list[dict[str, Any]]
+
+
+def heartbeat_state(path: Path) -> HeartbeatState:
+    """The state of a driver by its heartbeat.
+
+    Returns:
+        "live": it runs. "ending": it has stopped, or has been silent for STALE_AFTER, and the processes that it started
+        may still be draining. "dead": those have ended too; or its process on this host is gone, while ranks on other
+        hosts may still be draining (`heartbeat_over` says when they have ended).
+    """
+    return _look_at(path, FileSystemClock(path.parent)).state
+
+
+def heartbeat_over(path: Path) -> bool:
+    """Whether every process that watches this heartbeat, on any host, has certainly ended."""
+    found = _look_at(path, FileSystemClock(path.parent))
+    return found.age > STALE_AFTER + GRACE
+
+
+class LifeSign(NamedTuple):
+    """A driver's state by its heartbeat."""
+
+    state: HeartbeatState
+    age: float
+    """Seconds since the last beat; infinite where the file is gone."""
+    withdrawn: bool
+    """The driver has marked it ended."""
+
+
+def life_sign(path: Path, clock: FileSystemClock) -> LifeSign:
+    """As `heartbeat_state`, with age, for callers that ask often. clock: that of the heartbeat's folder."""
+    found = _look_at(path, clock)
+    return LifeSign(found.state, found.age, (found.record or {}).get("state") == "ended")
+
+
+def dead_heartbeats(directory: Path) -> list[DeadHeartbeat]:
+    """The heartbeats of drivers that died without withdrawing them.
+
+    Their jobs may still wait or idle, and have to be cancelled. After that, `mark_ended` lets their processes drain.
+    """
+    found = []
+    for path, look in _all_leases(directory):
+        if look.state == "dead" and look.record and look.record.get("state") == "running":
+            jobs = look.record.get("jobs")
+            jobs = [job for job in jobs if isinstance(job, dict)] if isinstance(jobs, list) else []
+            found.append(DeadHeartbeat(path, str(look.record.get("host")), jobs))
+    return found
+
+
+def mark_ended(path: Path) -> None:
+    """Mark the heartbeat of a dead driver ended: every process that watches it drains within seconds.
+
+    Raises:
+        StoreUnwritable: The file cannot be written.
+    """
+    try:
+        record = json_object(path.read_bytes()) or {}
+    except FileNotFoundError:
+        return
+    except OSError:
+        record = {}
+    write_bytes_atomic(path, json.dumps({**record, "state": "ended"}).encode())
+
+
+def live_heartbeats(directory: Path, clock: FileSystemClock | None = None) -> list[Path]:
+    """The heartbeats of drivers that run. clock: that of the folder, for callers that ask often."""
+    return [path for path, look in _all_leases(directory, clock) if look.state == "live"]
+
+
+def tidy_heartbeats(directory: Path) -> int:
+    """Remove heartbeats that have been over for KEPT seconds, and temporary files.
+
+    A heartbeat whose jobs nobody has cancelled yet stays.
+
+    Returns:
+        How many heartbeats were removed.
+    """
+    remove_litter(directory)
+    removed = 0
+    for path, look in _all_leases(directory):
+        record = look.record or {}
+        if look.state == "dead" and look.age > KEPT and (record.get("state") == "ended" or not record.get("jobs")):
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed += 1
+    return removed
+
+
+class _Look(NamedTuple):
+    """One reading of a heartbeat."""
+
+    record: dict[str, Any] | None
+    """None: the file is missing or cannot be read."""
+    age: float
+    """Seconds since the file was written; infinite where it is gone."""
+    state: HeartbeatState
+
+
+def _all_leases(directory: Path, clock: FileSystemClock | None = None) -> list[tuple[Path, _Look]]:
+    clock = FileSystemClock(directory) if clock is None else clock
+    try:
+        names = sorted(name for name in os.listdir(directory) if name.startswith("driver_") and name.endswith(".lease"))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [(directory / name, _look_at(directory / name, clock)) for name in names]
+
+
+def _look_at(path: Path, clock: FileSystemClock) -> _Look:
+    try:
+        with path.open("rb") as file:
+            content, written = file.read(), os.fstat(file.fileno()).st_mtime
+    except FileNotFoundError:
+        return _Look(None, float("inf"), "dead")
+    except OSError:
+        # It is not known to be over.
+        return _Look(None, 0.0, "ending")
+    record, age = json_object(content), clock.now() - written
+    if record is not None and is_here(record):
+        alive = process_lives(record)
+        state: HeartbeatState = "dead" if not alive else "live" if record.get("state") == "running" else "ending"
+        return _Look(record, age, state)
+    if age > STALE_AFTER + GRACE:
+        return _Look(record, age, "dead")
+    running = age <= STALE_AFTER and (record or {}).get("state") != "ended"
+    return _Look(record, age, "live" if running else "ending")
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Processes
+
+
+def whoami() -> dict[str, Any]:
+    """This process as heartbeats and claims name it, so that `process_lives` can tell whether it still runs."""
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "started": _start_ticks(pid), "place": place()}
+
+
+@functools.cache
+def place() -> str:
+    """The scope of process ids: host, boot, and the namespace of a container."""
+    words = [socket.gethostname()]
+    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text(), lambda: os.readlink("/proc/self/ns/pid")):
+        try:
+            words.append(read().strip())
+        except OSError:
+            words.append("?")
+    return "/".join(words)
+
+
+def is_here(record: dict[str, Any]) -> bool:
+    """Whether the process of a record ran in this scope of process ids, where its id can be looked up."""
+    return record.get("place") == place() and record.get("started") is not None
+
+
+def process_lives(record: dict[str, Any]) -> bool:
+    """Whether the process of a record of this scope still runs."""
+    pid = record.get("pid")
+    if type(pid) is not int or pid <= 0:
+        return False
+    ticks = _start_ticks(pid)
+    if ticks is not None:
+        return ticks == record.get("started")
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        # It is another user's process, and this /proc hides those.
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _start_ticks(pid: int) -> str | None:
+    """When a process started, in kernel ticks, which tells it from a later process of the same number.
+
+    None: it has ended, even if its parent has not noticed yet.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else fields[19]

@@ -1,0 +1,134 @@
+"""The user's own loss function as a `Loss`: a mean over rows, or a pair (sum, weight)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from lambda_hat.errors import ConfigError
+from lambda_hat.targets.base import Loss
+from lambda_hat.targets.pytrees import Structure, is_array
+
+MEAN_WEIGHT = "(mean weight of a row)"
+"""The name of the constant that the data of a loss of pairs (sum, weight) hold. Over a batch,
+`sum / (rows * mean weight)` is an unbiased estimate of the full loss. The ratio of the sum and the weight of the batch
+itself is biased."""
+
+
+@dataclass(frozen=True)
+class CustomLoss(Loss):
+    """`function(params, batch)`, or `function(params, batch, key=key)` if the function has a parameter `key`.
+
+    The function returns the mean over the rows of the batch, or a pair (sum of their losses, sum of their weights).
+    """
+
+    identity: Hashable
+    """Stands for the function: losses of equal identity and structure share compiled programs."""
+    function: Callable[..., Any] = field(compare=False)
+    params: Structure
+    data: Structure | None
+    """None if the function is called with None in place of data."""
+    stochastic: bool
+    """Whether the function has a parameter `key`."""
+
+    strict = False
+
+    def __call__(self, params: dict[str, Array], data: dict[str, Array], *key: Key[Array, ""]) -> Float[Array, ""]:
+        value = self.value(params, data, *key)
+        return value[0] / value[1] if isinstance(value, tuple) else value
+
+    def of_batch(self, params: dict[str, Array], batch: dict[str, Array], *key: Key[Array, ""]) -> Float[Array, ""]:
+        value = self.value(params, batch, *key)
+        if isinstance(value, tuple):
+            return value[0] / (self.num_rows(batch) * batch[MEAN_WEIGHT])
+        return value
+
+    def of_row(self, params: dict[str, Array], row: dict[str, Array]) -> Float[Array, ""]:
+        """The loss of a single row. Of a pair (sum, weight) it is the sum, or 0 if the row has no weight."""
+        value = self.value(params, row)
+        if isinstance(value, tuple):
+            return jnp.where(value[1] > 0, value[0], jnp.zeros_like(value[0]))
+        return value
+
+    def weight_per_row(self, data: dict[str, np.ndarray]) -> float:
+        return float(data.get(MEAN_WEIGHT, 1.0))
+
+    def terms(self, params: dict[str, Array], data: dict[str, Array], *key: Key[Array, ""]) -> tuple[Array, Array]:
+        """The sum of the losses of the rows and the sum of their weights. In a mean every row has weight 1."""
+        value = self.value(params, data, *key)
+        if isinstance(value, tuple):
+            return value
+        rows = jnp.asarray(1 if self.data is None else self.num_rows(data), value.dtype)
+        return value * rows, rows
+
+    def value(self, params: dict[str, Array], data: dict[str, Array], *key: Key[Array, ""]) -> Any:
+        """The mean over rows, or the pair, in the precision of the parameters.
+
+        Raises:
+            ConfigError: if the function returns anything else; raised while it is traced.
+        """
+        batch = None if self.data is None else self.data.rebuild(data)
+        named = {"key": key[0]} if self.stochastic else {}
+        # JAX refuses to index a NumPy array with a traced index.
+        whole = self.params.rebuild(params, lambda leaf: jnp.asarray(leaf) if _is_numeric(leaf) else leaf)
+        dtype = next(iter(params.values())).dtype
+        with warnings.catch_warnings():
+            # A loss may ask for float64 by name. In a float32 run it gets float32, and JAX would warn.
+            warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
+            returned = self.function(whole, batch, **named)
+        if _is_pair(returned):
+            if self.data is None:
+                raise ConfigError("loss: it returned a pair of numbers with data=None; without rows it is one number")
+            return tuple(jnp.asarray(number).astype(dtype) for number in returned)
+        return _one_number(returned).astype(dtype)
+
+
+def _is_numeric(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf"
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (int, float)):
+        return True
+    return is_array(value) and value.shape == () and value.dtype.kind in "biufV"
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _one_number(value: Any) -> Array:
+    expected = "expected one real number, the mean loss over the batch"
+    if isinstance(value, (tuple, list)) and len(value) > 1 and _is_number(value[0]):
+        what = f"a {type(value).__name__} of {len(value)}, the second {_kind(value[1])}"
+        raise ConfigError(
+            f"loss: it returned {what}, {expected}; "
+            "return the loss alone, lambda params, batch: loss(params, batch)[0], or a pair of numbers (sum, weight)"
+        )
+    if isinstance(value, dict) and value:
+        name = next((name for name in value if "loss" in str(name)), next(iter(value)))
+        raise ConfigError(
+            f"loss: it returned a dict of {', '.join(map(str, value))}, {expected}; "
+            f"return the loss alone, lambda params, batch: loss(params, batch)[{name!r}]"
+        )
+    if value is None:
+        raise ConfigError(f"loss: it returned None, {expected}; end it with return jnp.mean(...)")
+    if not (is_array(value) or isinstance(value, (int, float))):
+        raise ConfigError(f"loss: it returned {_kind(value)}, {expected}; end it with return jnp.mean(...)")
+    array = jnp.asarray(value)
+    if array.shape != () or not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ConfigError(
+            f"loss: it returned an array of shape {array.shape} and type {array.dtype}, {expected}; "
+            "end it with jnp.mean(...)"
+        )
+    return array
+
+
+def _kind(value: Any) -> str:
+    return f"an array of shape {value.shape}" if is_array(value) else f"a {type(value).__name__}"
