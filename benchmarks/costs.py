@@ -261,7 +261,7 @@ class Probe:
 
     def measure(self) -> tuple[float, float]:
         """What the constant comes to in a run, all others as they are, and seconds of compilation."""
-        from lambda_hat.execute import estimate
+        from lambda_hat.execute.sampling import estimate
         from lambda_hat.targets import build_target
 
         target, _ = build_target(self.build)
