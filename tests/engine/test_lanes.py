@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lambda_hat import samplers
 from lambda_hat.config import (
     HmcConfig,
     MalaConfig,
@@ -21,6 +22,7 @@ from lambda_hat.config import (
     SgnhtConfig,
 )
 from lambda_hat.engine import chunks as chunks_module
+from lambda_hat.engine import width
 from lambda_hat.engine.chunks import Chunks, read_checkpoint
 from lambda_hat.errors import Paused, TooLarge
 from lambda_hat.estimate.verdict import summarize
@@ -198,10 +200,19 @@ def test_what_lanes_spend_is_shared_between_them(target, monkeypatch):
     assert together[0].seconds_compile > 0 and together[0].seconds_sample > 0
 
 
-def test_the_width_is_measured_within_memory_and_single_where_costs_vary(target):
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [({1: 1.0, 4: 0.95}, 1), ({1: 1.0, 4: 0.5, 6: 0.46}, 4), ({1: 1.0, 4: 0.5, 6: 0.4}, 6)],
+)
+def test_a_wider_program_is_taken_where_a_lane_is_worth_it(target, monkeypatch, seconds, best):
+    monkeypatch.setattr(samplers, "_widths", {})
+    monkeypatch.setattr(width, "seconds_per_transition", lambda sampler, lanes, *_: seconds[len(lanes)])
+    cfgs = [replace(RUNS["sgld"], seed=seed) for seed in range(6)]
+    assert measured_width(lanes_of(target("quadratic"), cfgs)) == best
+
+
+def test_the_width_is_within_memory_and_single_where_costs_vary(target):
     cfgs = [replace(RUNS["sgld"], seed=seed, num_draws=47) for seed in range(6)]
-    lanes = lanes_of(target("quadratic"), cfgs)
-    assert measured_width(lanes) in (1, 4, 6)
     nuts = lanes_of(target("quadratic"), [replace(RUNS["nuts"], seed=seed) for seed in range(6)])
     assert measured_width(nuts) == 1
     # The losses of 2,000 draws of 3 chains are 24 kB a lane.

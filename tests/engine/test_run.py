@@ -20,7 +20,6 @@ from lambda_hat.config import (
     SgnhtConfig,
 )
 from lambda_hat.config.defaults import Facts, resolved
-from lambda_hat.engine.algorithm import NUM_CHECKS
 from lambda_hat.engine.chains import Chains
 from lambda_hat.engine.run import COMMON_ARGUMENTS, Lane, numbers_of, signature, target_spec
 from lambda_hat.estimate.posterior import Posterior
@@ -266,7 +265,6 @@ def test_checks_of_the_step_are_spread_over_the_draws(target):
     for num_draws, expected in ((10, 10), (50, 50), (75, 38), (1000, 50)):
         cfg = replace(SMALL, num_draws=num_draws, num_burnin=0, thin=1, mala_checks=True)
         draws = sample(target("quadratic"), cfg)
-        assert expected <= NUM_CHECKS
         assert draws.fge == pytest.approx(1 / 3 + 3 * (num_draws * (1 + 1 / 3) + 2 * expected))
         assert np.all((draws.mala_acceptance > 0.9) & (draws.mala_acceptance <= 1))
 

@@ -117,7 +117,7 @@ def test_a_program_that_cannot_be_measured_ends_no_rank(tmp_path, monkeypatch, e
     rank, _, _ = rank_of(tmp_path, monkeypatch, events, Broken())
     assert list(rank._groups(["t/0", "t/1", "t/2"])) == [(["t/0"], 1), (["t/1"], 1), (["t/2"], 1)]
     (event,) = map(json.loads, (tmp_path / "rank-0000.jsonl").read_text().splitlines())
-    assert (event["event"], event["lanes"]) == ("width", 1) and event["seconds"] >= 0
+    assert (event["event"], event["lanes"]) == ("width", 1)
 
 
 def test_a_damaged_target_in_a_store_that_cannot_be_written_leaves_the_run(tmp_path, monkeypatch, events):

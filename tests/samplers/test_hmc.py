@@ -13,8 +13,9 @@ CFG = HmcConfig(num_chains=8, num_draws=2000, num_burnin=1000)
 def test_acceptance_is_near_its_target(target, wanted):
     draws = sample(target("quadratic"), replace(CFG, target_acceptance=wanted))
     assert draws.acceptance.shape == (8,)
-    # Steps after burn-in are shorter than the adapted one, so fewer are rejected than the target says.
-    assert 0.1 < (1 - draws.acceptance.mean()) / (1 - wanted) < 1.2
+    # Over three seeds: 0.74 to 0.81 at the first two, where the step after burn-in is a little shorter, 1.10 to 1.14
+    # at the last.
+    assert 0.65 < (1 - draws.acceptance.mean()) / (1 - wanted) < 1.25
 
 
 def test_each_chain_has_a_step_of_its_own(target):
