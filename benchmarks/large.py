@@ -125,7 +125,7 @@ def main() -> None:
         print(json.dumps((steps_and_fixed if what == "steps" else peak)(args.quick, *rest)))
         return
     rows = []
-    for gradient in GRADIENTS if known("sgld", gradient="") else GRADIENTS[:1]:
+    for gradient in GRADIENTS if known("sgld", gradient="") and not args.quick else GRADIENTS[:1]:
         found = child(args.quick, "steps", gradient)
         memory = {who: child(args.quick, "peak", who, gradient) for who in ("ours", "bare")}
         step = {who: [second / CHAINS for second in found[who][0]] for who in found}

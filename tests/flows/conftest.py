@@ -26,11 +26,11 @@ def make(tmp_path):
 
 @pytest.fixture
 def short(make) -> Study:
-    """Fifty runs of a third of a second."""
-    return make(targets=[{"target": "quadratic"}, {"target": "monomial"}], seeds=25, thin=2000)
+    """24 runs of a third of a second."""
+    return make(targets=[{"target": "quadratic"}, {"target": "monomial"}], seeds=12, thin=2000)
 
 
 @pytest.fixture
 def long(make) -> Study:
-    """Four runs of some ten seconds, of many chunks each."""
-    return make(targets=[{"target": "quadratic"}], seeds=4, thin=50000)
+    """Four runs of some five seconds, of many chunks each."""
+    return make(targets=[{"target": "quadratic"}], seeds=4, thin=25000)

@@ -33,7 +33,7 @@ targets:
   - {target: {factory: "nowhere:regression"}}
   - {model: tiny, data: small, checkpoints: {every: 20}, overrides: {training: {steps: 40}}}
 samplers:
-  - {name: nuts, overrides: {num_draws: 200, num_burnin: 100, num_chains: 2}}
+  - {name: hmc, overrides: {num_draws: 1000, num_burnin: 200, num_chains: 4}}
 """
 
 

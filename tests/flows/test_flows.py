@@ -43,11 +43,8 @@ def analyses(store):
 
 @pytest.mark.parsl
 @pytest.mark.mpi
-@pytest.mark.parametrize(
-    "folder", [pytest.param("plain", marks=pytest.mark.slow), 'a quo\'te "and" $(touch pwned) spaces']
-)
-def test_packed(tmp_path, folder):
-    here = tmp_path / folder
+def test_packed(tmp_path):
+    here = tmp_path / 'a quo\'te "and" $(touch pwned) spaces'
     here.mkdir()
     words = ["--experiments", study(here / "study.yaml"), "--pack", "4", "--ranks", "2"]
     done = flow("packed.py", *words, cwd=here)
@@ -81,21 +78,31 @@ def test_packed(tmp_path, folder):
     assert "everything is cached; no sampler is started" in again.stdout
     assert analyses(here / "runs") == before
 
-    if folder == "plain":
-        unpacked = flow("parsl_llc.py", *words[:2], "--store", "unpacked", "--results", "other", cwd=here)
-        assert unpacked.returncode == 0, unpacked.stdout + unpacked.stderr
-        other = pd.read_parquet(here / "other" / "llc_runs.parquet")
-        pd.testing.assert_series_equal(other["llc_mean"], table["llc_mean"], check_exact=True)
-        runs = list((here / "unpacked" / "targets").glob("*/run_*"))
-        assert len(runs) == 6
-        assert all((run / "sample.log").is_file() and (run / "sample.err").is_file() for run in runs)
-        rerun = flow("packed.py", *words, "--rerun", "all", "--quiet", cwd=here)
-        assert rerun.returncode == 0, rerun.stdout
-        timing = ("started", "pid", "rank", "pack_id", "programs_compiled", "programs_loaded", "sha256")
-        for path, analysis in analyses(here / "runs").items():
-            assert analysis["started"] > before[path]["started"]
-            same = {k for k in analysis if not k.startswith("seconds") and k not in timing}
-            assert {k: analysis[k] for k in same} == {k: before[path][k] for k in same}
+
+@pytest.mark.parsl
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_a_process_per_run_and_a_rerun_give_the_same_numbers(tmp_path):
+    words = ["--experiments", study(tmp_path / "study.yaml")]
+    packed = [*words, "--pack", "4", "--ranks", "2", "--quiet"]
+    done = flow("packed.py", *packed, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    unpacked = flow("parsl_llc.py", *words, "--store", "unpacked", "--results", "other", cwd=tmp_path)
+    assert unpacked.returncode == 0, unpacked.stdout + unpacked.stderr
+    table, other = (pd.read_parquet(tmp_path / name / "llc_runs.parquet") for name in ("results", "other"))
+    pd.testing.assert_series_equal(other["llc_mean"], table["llc_mean"], check_exact=True)
+    runs = list((tmp_path / "unpacked" / "targets").glob("*/run_*"))
+    assert len(runs) == 6
+    assert all((run / "sample.log").is_file() and (run / "sample.err").is_file() for run in runs)
+
+    before = analyses(tmp_path / "runs")
+    rerun = flow("packed.py", *packed, "--rerun", "all", cwd=tmp_path)
+    assert rerun.returncode == 0, rerun.stdout
+    timing = ("started", "pid", "rank", "pack_id", "programs_compiled", "programs_loaded", "sha256")
+    for path, analysis in analyses(tmp_path / "runs").items():
+        assert analysis["started"] > before[path]["started"]
+        same = {k for k in analysis if not k.startswith("seconds") and k not in timing}
+        assert {k: analysis[k] for k in same} == {k: before[path][k] for k in same}
 
 
 @pytest.mark.parsl

@@ -29,13 +29,13 @@ def lambda_hat(study, *words: str, status: int = 0) -> str:
 
 
 def test_a_study_is_seen_from_its_store_alone(make):
-    study = make(targets=[{"target": "quadratic"}, BAD_BUILD], seeds=12, thin=12000)
-    driver = study.start("--pack=6", "--ranks=1")
+    study = make(targets=[{"target": "quadratic"}, BAD_BUILD], seeds=6, thin=12000)
+    driver = study.start("--pack=3", "--ranks=1")
     study.wait_until(lambda: len(study.analyses()) >= 2, driver)
     said = lambda_hat(study, "status")
     assert re.search(rf"^driver   at work on \S+ \(process {driver.pid}\), started ", said, re.M)
     assert re.search(r"^ranks    1 of 1 at work$", said, re.M)
-    assert re.search(r"^runs     24: \d+ finished, .*1 running, ", said, re.M)
+    assert re.search(r"^runs     12: \d+ finished, .*1 running, ", said, re.M)
     assert re.search(r"^pace     [\d.]+ runs per minute\nleft     about ", said, re.M)
     assert re.search(r"^sgld [0-9a-f]{8} tgt_[0-9a-f]{12} quadratic.* 0 ", said, re.M)
 
@@ -44,13 +44,13 @@ def test_a_study_is_seen_from_its_store_alone(make):
     said = lambda_hat(study, "status", "--watch")
     assert re.search(rf"^driver   died on \S+ \(process {driver.pid}\)", said, re.M)
     words = shlex.split(re.search(r"run the same command again to continue:\n    (.+)\n", said)[1])
-    assert words[0] == "python" and words[-4:] == ["--experiments", "study.yaml", "--pack=6", "--ranks=1"]
+    assert words[0] == "python" and words[-4:] == ["--experiments", "study.yaml", "--pack=3", "--ranks=1"]
     assert study.run(*words[2:], status=1)
 
     said = lambda_hat(study, "status")
     assert re.search(r"^driver   ended \S+, started \S+: some runs failed$", said, re.M)
     assert re.search(r"^targets  2: 1 built, 1 failed$", said, re.M)
-    assert re.search(r"^runs     24: 12 finished, 12 blocked", said, re.M)
+    assert re.search(r"^runs     12: 6 finished, 6 blocked", said, re.M)
     assert re.search(r"^tgt_[0-9a-f]{12} +BuildFailed: ", said, re.M)
     assert "lambda-hat rerun --failed\n" in said
 
@@ -69,7 +69,7 @@ def test_a_study_is_seen_from_its_store_alone(make):
     newest = study_names(study.store)[0]
     assert len(study_names(study.store)) == 3
     record = read_study(study.store, newest)
-    assert (record.cached_runs, len(record.runs), record.packed, record.site) == (12, 12, True, "local")
+    assert (record.cached_runs, len(record.runs), record.packed, record.site) == (6, 6, True, "local")
     events = [event["event"] for event in read_events(study.store / "studies" / f"{newest}.jsonl")[0]]
     assert events[:2] == ["lease", "round"] and events[-1] == "end"
     assert events.count("pack") == events.count("pack_end") == 2

@@ -15,9 +15,9 @@ from tests.flows.studies import PATIENCE
 pytestmark = [pytest.mark.parsl, pytest.mark.mpi, pytest.mark.slow]
 
 
-@pytest.mark.parametrize(("retries", "status", "counts"), [(0, 75, "pending"), (1, 0, "50 finished")])
+@pytest.mark.parametrize(("retries", "status", "counts"), [(0, 75, "pending"), (1, 0, "24 finished")])
 def test_a_killed_rank_loses_only_what_was_not_finished(short, retries, status, counts):
-    driver = short.start("--pack=50", "--ranks=1", f"--retries={retries}")
+    driver = short.start("--pack=24", "--ranks=1", f"--retries={retries}")
     short.wait_until(lambda: len(short.analyses()) >= 3, driver)
     (start,) = short.events("start")
     os.kill(start["pid"], signal.SIGKILL)
@@ -69,7 +69,7 @@ def regression(width, how):
 @pytest.mark.parametrize(("how", "sure"), [("by_segfault", True), ("by_kill", False)])
 def test_a_run_that_kills_its_rank_twice_is_set_aside_and_its_neighbours_finish(make, tmp_path, how, sure):
     (tmp_path / "mine.py").write_text(KILLERS)
-    names = ["harmless"] * 7
+    names = ["harmless"] * 5
     names.insert(2, how)
     kwargs = [{"width": 2 + index, "how": name} for index, name in enumerate(names)]
     targets = [{"target": {"factory": "mine:regression", "kwargs": each}} for each in kwargs]
@@ -89,9 +89,9 @@ def test_a_run_that_kills_its_rank_twice_is_set_aside_and_its_neighbours_finish(
     assert len(packs) == 2 if sure else len(packs) in (2, 3)
     # A rank that falls with its neighbour between a result and its event has told nobody; the table knows the result.
     computed = study.times_computed()
-    assert set(computed.values()) == {1} and 4 <= len(computed) <= 7
+    assert set(computed.values()) == {1} and 2 <= len(computed) <= 5
     table = pd.read_parquet(tmp_path / "results" / "llc_runs.parquet")
-    assert Counter(table["status"]) == {"finished": 7, "failed": 1}
+    assert Counter(table["status"]) == {"finished": 5, "failed": 1}
     assert "2 dead ranks); quarantined: 1 run" in said or "1 dead rank); quarantined: 1 run" in said
     assert "RankDied: the rank that sampled this run died 2 times" in said
     assert [folder.parent for folder in study.store.rglob("deaths.json")] == [path.parent]
@@ -100,21 +100,24 @@ def test_a_run_that_kills_its_rank_twice_is_set_aside_and_its_neighbours_finish(
     assert len(list(study.store.glob("packs/pack_*"))) == len(packs)
     source = (tmp_path / "mine.py").read_text()
     (tmp_path / "mine.py").write_text(source.replace("globals()[how]()", "pass"))
-    assert "8 finished" in study.run("--ranks=4", "--rerun=failed")
+    assert "6 finished" in study.run("--ranks=4", "--rerun=failed")
     assert not list(study.store.rglob("deaths.json"))
 
 
-@pytest.mark.parametrize("same_size", [False, True])
-def test_a_damaged_target_is_built_again(short, same_size):
+def test_a_damaged_target_is_built_again(short):
     short.run("--ranks=1", "samplers.0.sweep.seed=[0]")
     damaged, *_ = sorted(short.store.glob("targets/*/params.npz"))
     content = damaged.read_bytes()
     middle = len(content) // 2
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-    damaged.write_bytes(flipped if same_size else b"something else")
-    said = short.run("--ranks=1", "samplers.0.sweep.seed=[0, 1]")
-    assert "4 finished" in said
-    assert damaged.read_bytes() == content
-    assert list(short.store.glob("damaged/**/params.npz.*"))
     # Its size tells at once, its content where a rank reads it.
-    assert ("tried again: 1 run (1 damaged target)" if same_size else "set aside: ") in said
+    for number, (seeds, bad, told) in enumerate(
+        [("[0, 1]", b"something else", "set aside: "), ("[0, 1, 2]", flipped, "tried again: 1 run (1 damaged target)")],
+        start=1,
+    ):
+        damaged.write_bytes(bad)
+        said = short.run("--ranks=1", f"samplers.0.sweep.seed={seeds}")
+        assert f"{2 + 2 * number} finished" in said
+        assert damaged.read_bytes() == content
+        assert len(list(short.store.glob("damaged/**/params.npz.*"))) == number
+        assert told in said

@@ -23,7 +23,7 @@ targets:
   - {target: quadratic, overrides: {target: {dim: 4, rank: 3}}}
 samplers:
   - name: sgld
-    overrides: {num_chains: 2, num_draws: 800, thin: 10000, num_burnin: 50, runtime: {checkpoint_every: 1}}
+    overrides: {num_chains: 2, num_draws: 800, thin: 6000, num_burnin: 50, runtime: {checkpoint_every: 1}}
     sweep: {seed: [0, 1]}
   - {name: sgld, overrides: {num_chains: 2, num_draws: 50, num_burnin: 50}}
 """
