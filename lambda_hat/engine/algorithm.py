@@ -94,6 +94,10 @@ def full_data_costs(cfg: SampleConfig, target: Target) -> Costs:
     return Costs(per_gradient=1.0, per_record=LOSS_COST)
 
 
+LENGTHS = ("num_draws", "num_burnin", "thin")
+"""Fields of every configuration in which all lanes of a program agree."""
+
+
 class Sampler(NamedTuple):
     """What one sampler module gives to `run`."""
 

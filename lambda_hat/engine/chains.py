@@ -23,7 +23,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Key, UInt
 
 from lambda_hat.config import SampleConfig
-from lambda_hat.engine.algorithm import Algorithm, Sampler, Visit
+from lambda_hat.engine.algorithm import LENGTHS, Algorithm, Sampler, Visit
 from lambda_hat.engine.model import Anchor, Model, finite
 from lambda_hat.engine.states import Adapting, Numbers, Sampling, Totals
 from lambda_hat.estimate.draws import RowMoments
@@ -83,8 +83,12 @@ class Lanes:
             )
 
         self._model = model
-        self._numbers = (numbers.arguments, flat(w_star) if axis is None else jax.vmap(flat)(w_star), held, data)
-        self._axes = (0, axis, axis, axis)
+        # Lengths get no axis of lanes. A predicate with that axis makes `lax.cond` compute both of its branches, and a
+        # metric would be fitted at every transition instead of at the end of each window.
+        arguments = {name: x[0] if name in LENGTHS else x for name, x in numbers.arguments.items()}
+        of_arguments = {name: None if name in LENGTHS else 0 for name in arguments}
+        self._numbers = (arguments, flat(w_star) if axis is None else jax.vmap(flat)(w_star), held, data)
+        self._axes = (of_arguments, axis, axis, axis)
         self._posterior = numbers.posterior
         self._is_single = numbers.seed.shape == (1,)
 
@@ -105,7 +109,9 @@ class Lanes:
 
         if self._is_single:
             # With one more axis, of length one, XLA takes a fourth longer for products of matrices.
-            numbers = tuple(map(_first, self._axes, self._numbers))
+            arguments, *places = self._numbers
+            arguments = {name: _first(self._axes[0][name], x) for name, x in arguments.items()}
+            numbers = (arguments, *map(_first, self._axes[1:], places))
             found = of_lane(numbers, *(_first(0, tree) for tree in (self._posterior, *args)))
             return jax.tree.map(lambda x: jnp.asarray(x)[None], found)
         in_axes = (self._axes, *[0] * (1 + len(args)))

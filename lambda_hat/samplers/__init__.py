@@ -12,7 +12,7 @@ import numpy as np
 
 from lambda_hat.config import SampleConfig
 from lambda_hat.config.defaults import Facts, resolved
-from lambda_hat.engine.algorithm import Sampler
+from lambda_hat.engine.algorithm import LENGTHS, Sampler
 from lambda_hat.engine.chunks import Chunks
 from lambda_hat.engine.run import Lane, run, signature
 from lambda_hat.engine.width import best_width
@@ -61,8 +61,7 @@ def make_lane(target: Target, cfg: SampleConfig, identity: int) -> Lane:
 def lane_key(lane: Lane) -> Hashable:
     """Runs of equal keys can be lanes of one program: they agree in sampler, loss, shapes, dtypes and transitions."""
     target, cfg = lane.target, lane.cfg
-    lengths = {"num_draws": cfg.num_draws, "num_burnin": cfg.num_burnin, "thin": cfg.thin}
-    spec = replace(signature(cfg, sampler_of(cfg).arguments), **lengths)
+    spec = replace(signature(cfg, sampler_of(cfg).arguments), **{name: getattr(cfg, name) for name in LENGTHS})
     arrays = tuple(
         (name, array.shape, np.dtype(array.dtype).str)
         for part in (target.w_star, target.held, target.data)

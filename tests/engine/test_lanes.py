@@ -5,6 +5,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -23,11 +24,13 @@ from lambda_hat.config import (
 )
 from lambda_hat.engine import chunks as chunks_module
 from lambda_hat.engine import width
+from lambda_hat.engine.chains import Chains
 from lambda_hat.engine.chunks import Chunks, read_checkpoint
+from lambda_hat.engine.run import Programs
 from lambda_hat.errors import Paused, TooLarge
 from lambda_hat.estimate.verdict import summarize
 from lambda_hat.programs import compiling as programs
-from lambda_hat.samplers import lane_key, make_lane, measured_width, sample, sample_lanes
+from lambda_hat.samplers import lane_key, make_lane, measured_width, sample, sample_lanes, sampler_of
 from lambda_hat.store.drain import Drain
 from lambda_hat.targets import build_target
 
@@ -75,6 +78,20 @@ def test_a_lane_is_the_run_by_itself(target, name):
     assert len({draws.loss[0, -1] for draws in together}) == 4
 
 
+@pytest.mark.parametrize("name", ["sgld, learning", "sghmc", "hmc", "mclmc"])
+def test_what_is_done_now_and_then_is_not_done_at_every_transition_of_lanes(target, name):
+    """A `lax.cond` whose predicate has an axis of lanes would become a select of both branches."""
+
+    def branches(lanes: int) -> int:
+        cfgs = [replace(RUNS[name], step_size=None) if "sg" in name else RUNS[name]] * lanes
+        made = Programs(sampler_of(cfgs[0]), lanes_of(target("quadratic"), cfgs), Chunks(lanes=lanes))
+        adapt = Chains(sampler_of(cfgs[0]), made._spec, made._target).adapt
+        with jax.enable_x64(cfgs[0].precision == "float64"):
+            return str(jax.make_jaxpr(adapt)(made.numbers, made.result_of("begin"), np.uint32(9))).count(" cond[")
+
+    assert branches(1) == branches(3) > 0
+
+
 @pytest.mark.slow
 def test_lanes_may_be_of_several_targets_of_one_shape():
     spectra = [[1.0, 2.0, 3.0, 4.0], [4.0, 1.0, 1.0, 0.5], [1.0, 1.0, 1.0, 1.0]]
@@ -92,7 +109,7 @@ def test_on_a_network_lanes_agree_within_their_errors():
     network, _ = build_target(MlpBuild())
     for cfg, closely in (
         (SgldConfig(num_chains=4, num_draws=100, num_burnin=100, step_size=1e-6, batch_size=32), True),
-        (HmcConfig(num_chains=4, num_draws=300, num_burnin=200, target_acceptance=0.9), False),
+        (HmcConfig(num_chains=4, num_draws=100, num_burnin=100, target_acceptance=0.9), False),
     ):
         cfgs = [replace(cfg, seed=seed) for seed in range(3)]
         together = sample_lanes(lanes_of(network, cfgs), Chunks(lanes=3))
