@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 0
-IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder --durations=30
+IN_PARALLEL := -n 2 --dist worksteal --durations=30
 
 .PHONY: run test test-all docs notebooks bench soak lint clean
 
