@@ -29,9 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import Spread, options, publish, table  # noqa: E402
-from lambda_hat.config import BuildConfig, SampleConfig  # noqa: E402
+from lambda_hat.config import BuildConfig  # noqa: E402
 from lambda_hat.config.defaults import Facts, resolved  # noqa: E402
-from lambda_hat.id_utils import run_id_for, target_id_for  # noqa: E402
+from lambda_hat.id_utils import Run, target_id_for  # noqa: E402
 from lambda_hat.planning import cost  # noqa: E402
 from lambda_hat.planning.cost import CostModel, shape_of  # noqa: E402
 from lambda_hat.programs.cores import bind_process  # noqa: E402
@@ -42,11 +42,9 @@ WANTED = 0.25
 """Error of the sum over the unseen study."""
 
 
-class Planned(NamedTuple):
-    target_id: str
-    run_id: str
+class OnTarget(NamedTuple):
     build: BuildConfig
-    cfg: SampleConfig
+    run: Run
 
 
 def network(widths: list[int], n: int, inputs: int) -> dict[str, Any]:
@@ -83,7 +81,7 @@ def settings(
         yield {"name": "nuts", "overrides": {**common, "num_draws": draws // 4, "num_burnin": 50, "thin": steps(1)}}
 
 
-def training_study(quick: bool) -> list[Planned]:
+def training_study(quick: bool) -> list[OnTarget]:
     targets = [(quadratic(8), 1.0), (linear([6, 4, 6]), 1.0), (network([8], 300, 4), 1.0)]
     targets += [(network([32, 32], 800, 6), 0.2), (linear([24, 16, 24]), 0.5)]
     if quick:
@@ -91,7 +89,7 @@ def training_study(quick: bool) -> list[Planned]:
     return list(_planned(targets, [(4, 64, 10), (2, 200, 6)], 160, (1, 3), quick))
 
 
-def unseen_study(quick: bool) -> list[Planned]:
+def unseen_study(quick: bool) -> list[OnTarget]:
     targets = [(quadratic(40), 1.0), (linear([10, 12, 5]), 1.0), (network([20], 500, 5), 1.0)]
     targets += [(network([48, 24], 1200, 8), 0.2)]
     if quick:
@@ -105,7 +103,7 @@ def _planned(
     draws: int,
     thins: tuple[int, ...],
     quick: bool,
-) -> Iterator[Planned]:
+) -> Iterator[OnTarget]:
     for number, (entry, scale) in enumerate(targets):
         build = compose_build_cfg(entry)
         # One or the other: every number of chains is a program of its own.
@@ -114,10 +112,10 @@ def _planned(
             if quick and sampler["name"] not in ("sgld", "hmc"):
                 continue
             cfg = compose_sample_cfg(target_id_for(build), sampler, build=build)
-            yield Planned(cfg.target_id, run_id_for(cfg), build, cfg)
+            yield OnTarget(build, Run.of(cfg))
 
 
-def interleaved(studies: list[list[Planned]]) -> list[Planned]:
+def interleaved(studies: list[list[OnTarget]]) -> list[OnTarget]:
     """All runs, those of every study evenly over the whole."""
     places = [
         ((i + 0.5) / len(study), number, run) for number, study in enumerate(studies) for i, run in enumerate(study)
@@ -125,17 +123,17 @@ def interleaved(studies: list[list[Planned]]) -> list[Planned]:
     return [run for _, _, run in sorted(places, key=lambda place: place[:2])]
 
 
-def sample_all(store: Store, studies: list[list[Planned]]) -> None:
+def sample_all(store: Store, studies: list[list[OnTarget]]) -> None:
     """The runs of all studies in turn."""
     from lambda_hat.execute.build import build_into
     from lambda_hat.execute.sampling import sample_into
 
     with mock.patch("time.perf_counter", time.process_time):
-        for run in interleaved(studies):
+        for build, run in interleaved(studies):
             directory = store.target_dir(run.target_id)
             if store.target_status(run.target_id) != "built":
-                build_into(directory, run.build)
-            sample_into(store.run_dir(run.target_id, run.run_id), directory, run.cfg)
+                build_into(directory, build)
+            sample_into(store.run_dir(*run.key), directory, run)
 
 
 class Result(NamedTuple):
@@ -145,19 +143,21 @@ class Result(NamedTuple):
     measured: float
 
 
-def predict(store: Store, training: list[Planned], unseen: list[Planned]) -> list[Result]:
+def predict(store: Store, training: list[OnTarget], unseen: list[OnTarget]) -> list[Result]:
     """Learn from the one study, and hold the other against what is then expected."""
     from lambda_hat.planning.calibration import read_costs, update_costs
-    from lambda_hat.report.results import RunRef, collect
+    from lambda_hat.report.results import collect
 
-    def rows(study: list[Planned]):
-        return collect(store, [RunRef(*run) for run in study])
+    targets = {run.target_id: build for build, run in [*training, *unseen]}
 
-    update_costs(store, rows(training), [(run.build, run.cfg) for run in training])
+    def rows(study: list[OnTarget]):
+        return collect(store, [run for _, run in study], targets)
+
+    update_costs(store, rows(training), [run for _, run in training], targets)
     learned, default = read_costs(store.root, 1, 0), CostModel()
     results = []
-    for run, seconds in zip(unseen, rows(unseen).column("seconds_sample").to_pylist(), strict=True):
-        expected = (model.seconds(shape_of(run.build), run.cfg) - model.run for model in (learned, default))
+    for (build, run), seconds in zip(unseen, rows(unseen).column("seconds_sample").to_pylist(), strict=True):
+        expected = (model.seconds(shape_of(build), run.cfg) - model.run for model in (learned, default))
         results.append(Result(run.cfg.name, *expected, seconds))
     return results
 

@@ -24,7 +24,7 @@ import yaml  # noqa: E402
 
 from lambda_hat.errors import EXIT_OK, EXIT_USAGE, ConfigError, run_command  # noqa: E402
 from lambda_hat.omegaconf_support import load_yaml  # noqa: E402
-from lambda_hat.report.results import RunRef, collect, to_frame  # noqa: E402
+from lambda_hat.report.results import collect, to_frame  # noqa: E402
 from lambda_hat.store.layout import Store, write_bytes_atomic  # noqa: E402
 from lambda_hat.workflow_config import compose_study  # noqa: E402
 
@@ -87,9 +87,8 @@ def study(config: dict[str, Any], name: str, sampler: str, networks: list[Networ
 def rows_of(experiments: Path, store: Path, name: str, sampler: str) -> pd.DataFrame:
     """A row per run of the study, finished or not, in the order of its networks."""
     plan = compose_study(experiments, (), {"store_root": str(store)})
-    refs = [RunRef(run.target_id, run.run_id, plan.targets[run.target_id], run.cfg) for run in plan.runs]
-    frame = to_frame(collect(Store(store), refs))
-    widths = ["-".join(map(str, plan.targets[ref.target_id].target.widths)) for ref in refs]
+    frame = to_frame(collect(Store(store), plan.runs, plan.targets))
+    widths = ["-".join(map(str, plan.targets[run.target_id].target.widths)) for run in plan.runs]
     frame.insert(0, "class", name)
     frame.insert(1, "widths", widths)
     frame["sampler"] = sampler

@@ -20,9 +20,10 @@ from lambda_hat.config import BuildConfig, SampleConfig
 from lambda_hat.config.samplers import BIASED_SAMPLERS
 from lambda_hat.estimate import convergence
 from lambda_hat.estimate.posterior import posterior_for
+from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.store.layout import Store, write_json_atomic
 from lambda_hat.store.publish import publish_run, publish_target, write_config
-from lambda_hat.workflow_config import PlannedRun, Study
+from lambda_hat.workflow_config import Study
 
 BEGUN = 1.79e9
 """When the first pack begins, in seconds since the epoch."""
@@ -132,7 +133,7 @@ def _finish(store: Store, study: Study, run: PlannedRun, context: dict[str, Any]
     analysis |= {"beta": posterior.n_beta / meta["n"], "gamma": posterior.gamma, "n_beta": posterior.n_beta}
     directory = store.run_dir(run.target_id, run.run_id)
     trace = _trace(llc / posterior.n_beta + meta["loss_at_w_star"], meta["loss_at_w_star"], posterior.n_beta)
-    publish_run(directory, run.cfg, write_config(directory, run.cfg), trace, analysis)
+    publish_run(directory, run, write_config(directory, run.cfg), trace, analysis)
 
 
 def _draws(run: PlannedRun, truth: float, num_draws: int) -> np.ndarray:

@@ -30,7 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.measure import options, publish, table  # noqa: E402
-from lambda_hat.planning.packing import RunItem, make_packs  # noqa: E402
+from lambda_hat.config import SgldConfig  # noqa: E402
+from lambda_hat.planning.packing import PlannedRun, make_packs  # noqa: E402
 from mpi.handout import Handout, Item  # noqa: E402
 
 SIGMA = {"target": 0.8, "program": 0.6, "run": 0.66}
@@ -133,8 +134,9 @@ def packs_of(num_runs: int, size: int, order: str) -> list[list[Item]]:
     """The packs, each in its order of hand-out; the key of an item is the number of its run."""
     study = draw_study(num_runs)
     costs = predicted(study, order).tolist()
+    cfg = SgldConfig()
     runs = (
-        RunItem(target, f"{number:07d}", program, cost)
+        PlannedRun(target, f"{number:07d}", cfg, "", 0, program, cost)
         for number, (target, program, cost) in enumerate(zip(study.targets, study.programs, costs, strict=True))
     )
     packs = [[Item(run.run_id, None, run.cost, run.program) for run in pack] for pack in make_packs(runs, size)]

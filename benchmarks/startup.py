@@ -169,7 +169,7 @@ def finish_all(study: Study) -> None:
             publish_target(store.target_dir(target_id), build, meta | {"n": build.n, "dim": build.dim}, arrays)
         for run in study.runs:
             directory = store.run_dir(run.target_id, run.run_id)
-            publish_run(directory, run.cfg, write_config(directory, run.cfg), bytes(4096), ANALYSIS)
+            publish_run(directory, run, write_config(directory, run.cfg), bytes(4096), ANALYSIS)
 
 
 def driver_rows(folder: Path, sizes: dict[int, float], repeat: int) -> Iterator[list[object]]:
@@ -189,16 +189,15 @@ def driver_rows(folder: Path, sizes: dict[int, float], repeat: int) -> Iterator[
 
 
 def collect_rows(folder: Path, num_runs: int, repeat: int) -> Iterator[list[object]]:
-    from lambda_hat.report.results import RunRef, collect, write_table
+    from lambda_hat.report.results import collect, write_table
     from lambda_hat.report.study_report import draw_pictures, write_pictures
 
     composed = compose_study(study(folder, max(num_runs // SETTINGS_PER_TARGET, 1), SETTINGS_PER_TARGET))
     finish_all(composed)
-    refs = [RunRef(r.target_id, r.run_id, composed.targets[r.target_id], r.cfg) for r in composed.runs]
     figures: dict[str, list[float]] = {"into the Parquet table": [], "the pictures": []}
     for _ in range(repeat):
         begun = time.perf_counter()
-        rows = collect(Store(composed.settings.store_root), refs)
+        rows = collect(Store(composed.settings.store_root), composed.runs, composed.targets)
         write_table(rows, folder)
         written = time.perf_counter()
         write_pictures(draw_pictures(rows), folder)
@@ -206,7 +205,7 @@ def collect_rows(folder: Path, num_runs: int, repeat: int) -> Iterator[list[obje
         figures["the pictures"].append(time.perf_counter() - written)
     wanted = {"into the Parquet table": "at most 10 s for 10,000"}
     for what, seconds in figures.items():
-        yield [f"{len(refs):,}", what, Spread.of(seconds), wanted.get(what, "")]
+        yield [f"{len(composed.runs):,}", what, Spread.of(seconds), wanted.get(what, "")]
 
 
 def section(folder: Path, quick: bool) -> str:

@@ -20,7 +20,7 @@ from flows.driver.request import Request
 from flows.driver.rounds import Round
 from flows.driver.run_study import run_study
 from lambda_hat.errors import EXIT_UNFINISHED, run_command
-from lambda_hat.workflow_config import PlannedRun
+from lambda_hat.planning.packing import PlannedRun
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def submit_runs(round_: Round) -> None:
     """Submit the builds, then a process per run. It starts when the build of its target has ended."""
     round_.submit_builds()
     for run in round_.plan.runs:
-        directory = round_.request.store.run_dir(run.target_id, run.run_id)
+        directory = round_.request.store.run_dir(*run.key)
         round_.processes.configure(directory, run.cfg)
         words = ["--target-id", run.target_id, "--run-dir", str(directory)]
         inputs = round_.settled({run.target_id})
@@ -44,7 +44,7 @@ def submit_runs(round_: Round) -> None:
 def run_ended(round_: Round, run: PlannedRun, directory: Path, future: Future) -> None:
     """Say how a run has ended with its process, and why if it is not finished."""
     outcome = round_.outcome
-    status = round_.request.store.run_status(run.target_id, run.run_id)
+    status = round_.request.store.run_status(*run.key)
     if status == "finished":
         outcome.advanced = True
         round_.run_ended(run, "finished", failed=False)

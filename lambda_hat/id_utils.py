@@ -1,11 +1,11 @@
-"""Ids of targets and runs: hashes of their configurations, and of nothing else."""
+"""Runs, and ids of targets and runs: hashes of their configurations, and of nothing else."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 from lambda_hat.config import BuildConfig, CustomBuild, MlpBuild, SampleConfig
 
@@ -34,9 +34,21 @@ def identity_payload(cfg: BuildConfig | SampleConfig) -> dict[str, Any]:
     return payload
 
 
+def _content(cfg: BuildConfig | SampleConfig) -> bytes:
+    return canonical_json(identity_payload(cfg)).encode()
+
+
+def config_digest(cfg: BuildConfig | SampleConfig) -> str:
+    """The sha256 of everything in a configuration that decides the numbers of a run or target.
+
+    An id is made of the same, but is so short that two configurations may share it by chance.
+    """
+    return hashlib.sha256(_content(cfg)).hexdigest()
+
+
 def target_id_for(cfg: BuildConfig) -> str:
     """`tgt_` and 12 hex digits of sha256 over the canonical JSON of the configuration."""
-    return "tgt_" + hashlib.sha256(canonical_json(identity_payload(cfg)).encode()).hexdigest()[:12]
+    return f"tgt_{config_digest(cfg)[:12]}"
 
 
 def trajectory_id(cfg: BuildConfig) -> str | None:
@@ -52,12 +64,34 @@ def checkpoint_ids(cfg: MlpBuild) -> dict[str, MlpBuild]:
     return {target_id_for(checkpoint): checkpoint for checkpoint in checkpoints}
 
 
-def run_id_for(cfg: SampleConfig) -> str:
-    """`run_<sampler>_` and 8 hex digits of sha1 over the canonical JSON of the configuration."""
-    digest = hashlib.sha1(canonical_json(identity_payload(cfg)).encode()).hexdigest()
-    return f"run_{cfg.name}_{digest[:8]}"
+@dataclass(frozen=True)
+class Run:
+    """One sampler setting on one target. A process makes it once, when it reads the configuration, and hands it on."""
 
+    target_id: str
+    run_id: str
+    cfg: SampleConfig
+    digest: str
+    """The `config_digest` of `cfg`."""
+    identity: int
+    """31 bits by which the run's random numbers differ from those of other runs with the same seed."""
 
-def random_identity(cfg: SampleConfig) -> int:
-    """31 bits by which a run's random numbers differ from those of other runs with the same seed."""
-    return int(hashlib.sha1(canonical_json(identity_payload(cfg)).encode()).hexdigest()[8:16], 16) >> 1
+    @classmethod
+    def of(cls, cfg: SampleConfig, **more: Any) -> Self:
+        """The run of a configuration.
+
+        Its id is `run_<sampler>_` and 8 hex digits of sha1 over the canonical JSON of `cfg`.
+
+        Args:
+            cfg: The configuration.
+            more: Values of the fields that a subclass adds.
+        """
+        content = _content(cfg)
+        sha1 = hashlib.sha1(content).hexdigest()
+        ids = cfg.target_id, f"run_{cfg.name}_{sha1[:8]}"
+        return cls(*ids, cfg, hashlib.sha256(content).hexdigest(), int(sha1[8:16], 16) >> 1, **more)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The ids of target and run."""
+        return self.target_id, self.run_id

@@ -10,22 +10,24 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS, BuildConfig, SampleConfig
+from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS, BuildConfig
+from lambda_hat.config.study_settings import AUTO, check_lanes
 from lambda_hat.errors import ConfigError, CorruptArtifact
-from lambda_hat.id_utils import canonical_json, run_id_for, target_id_for, trajectory_id
+from lambda_hat.id_utils import Run, canonical_json, config_digest, target_id_for, trajectory_id
 from lambda_hat.omegaconf_support import build_dataclass, schema_for, with_values
 from lambda_hat.planning.calibration import read_costs
 from lambda_hat.planning.cost import price
-from lambda_hat.planning.lanes import AUTO, MOST_LANES, check_lanes, even_pieces
+from lambda_hat.planning.lanes import MOST_LANES, even_pieces
+from lambda_hat.planning.packing import PACK_FORMAT, PlannedRun
 from lambda_hat.store.layout import Damage, Store, read_json
 from lambda_hat.workflow_config import Study
 from mpi.handout import Item
 from mpi.launcher_variables import launcher_size
 
-PACK_FORMAT = 1
 _ID = re.compile(r"[\w-]+")
 """Ids are names of folders, and must not lead out of the store."""
 PACK_KEYS = ("format", "pack_id", "store_root", "cores_per_rank", "expected_ranks", "runs")
@@ -41,10 +43,11 @@ PACK_DEFAULTS = {
 }
 
 Pack = dict[str, Any]
+"""The keys of a pack file. `builds` are configurations of targets by id here, and `runs` instances of PlannedRun."""
 
 
 def read_pack(path: Path) -> Pack:
-    """Read and check a pack file; keys that it lacks have their defaults.
+    """Read, check and decode a pack file; keys that it lacks have their defaults.
 
     Raises:
         ConfigError: The file is not a pack file; the message names the file and the key.
@@ -64,11 +67,8 @@ def read_pack(path: Path) -> Pack:
     for key, least in (("cores_per_rank", 1), ("gpus_per_node", 0), ("ranks_per_gpu", 1)):
         at_least(f"{path}: {key}", pack[key], least)
     _check_entries(path, pack)
-    for entry in pack["builds"]:
-        _same_id(path, entry["target_id"], target_id_for(build_config(entry)))
-    for entry in pack["runs"]:
-        _same_id(path, entry["run_id"], run_id_for(sample_config(entry)))
-    return pack
+    builds = {entry["target_id"]: _build_config(path, entry) for entry in pack["builds"]}
+    return pack | {"builds": builds, "runs": [_planned_run(path, entry) for entry in pack["runs"]]}
 
 
 def _check_entries(path: Path, pack: Pack) -> None:
@@ -118,22 +118,26 @@ def _same_id(path: Path, written: str, computed: str) -> None:
         raise ConfigError(f"{path}: {written}: its configuration is that of {computed}; the file was edited")
 
 
-def build_config(entry: dict[str, Any]) -> BuildConfig:
-    """The configuration of an entry of `builds`."""
+def _build_config(path: Path, entry: dict[str, Any]) -> BuildConfig:
     where = entry["target_id"]
     target = entry["config"].get("target")
     kind = target.get("kind") if isinstance(target, dict) else None
-    return build_dataclass(schema_for(BUILD_SCHEMAS, kind, f"{where}: target.kind"), [(where, entry["config"])])
+    build = build_dataclass(schema_for(BUILD_SCHEMAS, kind, f"{where}: target.kind"), [(where, entry["config"])])
+    _same_id(path, where, target_id_for(build))
+    return build
 
 
-def sample_config(entry: dict[str, Any]) -> SampleConfig:
-    """The configuration of an entry of `runs`."""
+def _planned_run(path: Path, entry: dict[str, Any]) -> PlannedRun:
     where = entry["run_id"]
     config = entry["config"]
     schema = schema_for(SAMPLE_SCHEMAS, config.get("name"), f"{where}: name")
     # A driver writes configurations in full. To merge one takes ten milliseconds, as long as a short run.
     cfg = with_values(schema(), dict(_dotted(config))) if not any("." in str(key) for key in config) else None
-    return build_dataclass(schema, [(where, config)]) if cfg is None else cfg
+    cfg = build_dataclass(schema, [(where, config)]) if cfg is None else cfg
+    run = PlannedRun.of(cfg, program=entry.get("program") or "", cost=entry["cost"])
+    for written, computed in zip((entry["target_id"], entry["run_id"]), run.key, strict=True):
+        _same_id(path, written, computed)
+    return run
 
 
 def _dotted(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -153,23 +157,23 @@ def pack_of_study(study: Study, cores_per_rank: int, look_only: bool = False) ->
         look_only: Leave damaged files in place; else they are set aside.
     """
     store = Store(study.settings.store_root)
-    runs = []
+    runs: list[PlannedRun] = []
     damages: list[Damage] = []
     for run in study.runs:
-        status, found = store.inspect_run(run.target_id, run.run_id, run.cfg, move=not look_only)
+        status, found = store.inspect_run(*run.key, run.digest, move=not look_only)
         damages += found
         if status != "finished":
-            names = {"target_id": run.target_id, "run_id": run.run_id}
-            runs.append({**names, "config": asdict(run.cfg), "cost": run.cost, "program": run.program})
-    builds = []
-    for target_id in dict.fromkeys(run["target_id"] for run in runs):
-        target_status, found = store.inspect_target(target_id, study.targets[target_id], move=not look_only)
+            runs.append(run)
+    builds: dict[str, BuildConfig] = {}
+    for target_id in dict.fromkeys(run.target_id for run in runs):
+        build = study.targets[target_id]
+        target_status, found = store.inspect_target(target_id, config_digest(build), move=not look_only)
         damages += found
         if target_status != "built":
-            builds.append({"target_id": target_id, "config": asdict(study.targets[target_id])})
+            builds[target_id] = build
     for damage in damages:
         print(f"damaged: {damage}")
-    content = canonical_json([[run["target_id"], run["run_id"]] for run in runs])
+    content = canonical_json([run.key for run in runs])
     return PACK_DEFAULTS | {
         "format": PACK_FORMAT,
         "pack_id": f"pack_{hashlib.sha1(content.encode()).hexdigest()[:8]}",
@@ -180,6 +184,12 @@ def pack_of_study(study: Study, cores_per_rank: int, look_only: bool = False) ->
         "builds": builds,
         "runs": runs,
     }
+
+
+def pack_record(pack: Pack) -> dict[str, Any]:
+    """The content of the file of a pack."""
+    builds = [{"target_id": target_id, "config": asdict(build)} for target_id, build in pack["builds"].items()]
+    return pack | {"builds": builds, "runs": [run.pack_entry() for run in pack["runs"]]}
 
 
 def items_of(pack: Pack, ranks: int) -> list[Item]:
@@ -193,7 +203,7 @@ def items_of(pack: Pack, ranks: int) -> list[Item]:
     """
     waiting: Counter[str] = Counter()
     for run in pack["runs"]:
-        waiting[run["target_id"]] += run["cost"]
+        waiting[run.target_id] += run.cost
     builders = builders_of(pack)
     for target_id, builder in builders.items():
         if target_id != builder:
@@ -203,9 +213,9 @@ def items_of(pack: Pack, ranks: int) -> list[Item]:
     suspects = set(pack["suspects"])
     items = []
     for key, keys in bundles_of(pack, ranks).items():
-        first, cost = runs[key], sum(runs[one]["cost"] for one in keys)
-        builder = builders.get(first["target_id"])
-        items.append(Item(key, builder, cost, first.get("program"), key in suspects, len(keys)))
+        first, cost = runs[key], sum(runs[one].cost for one in keys)
+        builder = builders.get(first.target_id)
+        items.append(Item(key, builder, cost, first.program or None, key in suspects, len(keys)))
     return [Item(target_id) for target_id in builds] + sorted(items, key=lambda item: (-item.cost, item.key))
 
 
@@ -224,10 +234,10 @@ def bundles_of(pack: Pack, ranks: int) -> dict[str, list[str]]:
         return {key_of(run): [key_of(run)] for run in pack["runs"]}
     builders, suspects = builders_of(pack), set(pack["suspects"])
     families: dict[Hashable, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for run in sorted(pack["runs"], key=lambda run: (run["target_id"], run["run_id"])):
-        key, target_id = key_of(run), run["target_id"]
-        alone = run.get("program") is None or key in suspects
-        families[key if alone else (run["program"], builders.get(target_id))][target_id].append(key)
+    for run in sorted(pack["runs"], key=attrgetter("key")):
+        key = key_of(run)
+        alone = not run.program or key in suspects
+        families[key if alone else (run.program, builders.get(run.target_id))][run.target_id].append(key)
     bundles = []
     for by_target in families.values():
         size = min(most, math.ceil(sum(map(len, by_target.values())) / ranks))
@@ -242,16 +252,15 @@ def builders_of(pack: Pack) -> dict[str, str]:
     """For every target to build, the target whose build makes it: itself, or the first checkpoint of its training."""
     firsts: dict[str, str] = {}
     builders = {}
-    for entry in pack["builds"]:
-        target_id = entry["target_id"]
-        training = trajectory_id(build_config(entry)) or target_id
+    for target_id, build in pack["builds"].items():
+        training = trajectory_id(build) or target_id
         builders[target_id] = firsts.setdefault(training, target_id)
     return builders
 
 
-def key_of(run: dict[str, Any]) -> str:
-    """The key of an entry of `runs` among all items."""
-    return f"{run['target_id']}/{run['run_id']}"
+def key_of(run: Run) -> str:
+    """The key of a run among all items."""
+    return "/".join(run.key)
 
 
 def describe_pack(pack: Pack) -> str:
@@ -260,14 +269,14 @@ def describe_pack(pack: Pack) -> str:
     launched = launcher_size(os.environ)
     seconds = read_costs(Path(pack["store_root"]), cores, gpus).pack_seconds(
         # A run whose program is not known shares it with no other run.
-        ((run["config"]["name"], run.get("program") or key_of(run), run["cost"]) for run in pack["runs"]),
+        ((run.cfg.name, run.program or key_of(run), run.cost) for run in pack["runs"]),
         pack["expected_ranks"] or (launched[1] if launched else None),
     )
     lines = [
         f"{pack['pack_id']}: {len(pack['builds'])} targets to build, {len(pack['runs'])} runs, about "
         f"{price(seconds, cores, gpus, pack['ranks_per_gpu'])}, in {pack['store_root']}"
     ]
-    costs = {key_of(run): run["cost"] for run in pack["runs"]}
+    costs = {key_of(run): run.cost for run in pack["runs"]}
     bundles = bundles_of(pack, 1)
     for item in items_of(pack, 1):
         if item.key not in costs:

@@ -15,9 +15,10 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, cast
 
-from lambda_hat.config import SampleConfig
+from lambda_hat.config.study_settings import AUTO
 from lambda_hat.errors import CorruptArtifact, LambdaHatError, Paused, StoreError, StoreUnwritable
-from lambda_hat.planning.lanes import AUTO, even_pieces
+from lambda_hat.id_utils import Run
+from lambda_hat.planning.lanes import even_pieces
 from lambda_hat.programs.cores import Binding
 from lambda_hat.store import claims
 from lambda_hat.store.drain import Drain
@@ -26,7 +27,7 @@ from mpi.devices import check_gpu
 from mpi.dispatch import World
 from mpi.handout import LEFT
 from mpi.launcher_variables import launcher_local_size
-from mpi.pack import Pack, build_config, bundles_of, key_of, sample_config
+from mpi.pack import Pack, bundles_of, key_of
 
 
 class Console:
@@ -83,12 +84,10 @@ def _print_traceback(error: BaseException) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
+class ClaimedRun:
     """A run whose claim this rank holds."""
 
-    key: str
-    target_id: str
-    run_dir: Path
+    run: Run
     claim: claims.Claim
     end: Callable[..., str]
     """Records how the run ended, as `Rank._begin` returned it."""
@@ -100,8 +99,7 @@ class Rank:
     def __init__(self, world: World, pack: Pack, store: Store, drain: Drain, events: EventLog, console: Console):
         self._world, self._store, self._drain, self._events, self._console = world, store, drain, events, console
         self._heartbeat = None if pack["lease"] is None else Path(pack["lease"])
-        self._builds = {entry["target_id"]: entry for entry in pack["builds"]}
-        self._runs = {key_of(entry): entry for entry in pack["runs"]}
+        self._builds, self._runs = pack["builds"], {key_of(run): run for run in pack["runs"]}
         self._bundles, self._lanes = bundles_of(pack, world.size), pack["lanes"]
         self._ranks_on_node = launcher_local_size(os.environ) or 1
         self._context = {"rank": world.rank, "pack_id": pack["pack_id"]}
@@ -158,7 +156,7 @@ class Rank:
         if self._store.target_status(target_id) == "built":
             return end("finished", cached=True)
         try:
-            self._build_into(directory, build_config(self._builds[target_id]))
+            self._build_into(directory, self._builds[target_id])
         except StoreUnwritable as error:
             return self._cannot_write(end, error)
         except Exception as error:
@@ -176,8 +174,8 @@ class Rank:
         together: dict[Hashable, dict[str, Any]] = {}
         for key in keys:
             try:
-                prepared = self._sampling.prepare(*self._whereabouts(key))
-                together.setdefault(self._sampling.companions(prepared), {})[key] = prepared
+                loaded = self._sampling.load_run(*self._whereabouts(self._runs[key]))
+                together.setdefault(self._sampling.companions(loaded), {})[key] = loaded
             except Exception:
                 # The attempt to sample it alone shows what is wrong.
                 yield [key], 1
@@ -197,24 +195,20 @@ class Rank:
         self._events.append("width", rank=self._world.rank, lanes=lanes, seconds=time.monotonic() - begun)
         return lanes
 
-    def _whereabouts(self, key: str) -> tuple[Path, Path, SampleConfig]:
-        """The folder of a run, the folder of its target, and the run's configuration."""
-        entry = self._runs[key]
-        target_dir = self._store.target_dir(entry["target_id"])
-        return self._store.run_dir(entry["target_id"], entry["run_id"]), target_dir, sample_config(entry)
+    def _whereabouts(self, run: Run) -> tuple[Path, Path, Run]:
+        """The folder of a run, the folder of its target, and the run."""
+        return self._store.run_dir(*run.key), self._store.target_dir(run.target_id), run
 
     def _run(self, keys: Sequence[str], width: int) -> list[str]:
         """Claim and sample runs that are lanes of one program, and return their outcomes."""
-        taken = [self._take(key, lane) for lane, key in enumerate(keys)]
+        taken = [self._take(self._runs[key], lane) for lane, key in enumerate(keys)]
         outcomes = [outcome for outcome in taken if isinstance(outcome, str)]
-        return outcomes + self._sample([job for job in taken if isinstance(job, Job)], width)
+        return outcomes + self._sample([run for run in taken if isinstance(run, ClaimedRun)], width)
 
-    def _take(self, key: str, lane: int) -> Job | str:
+    def _take(self, run: Run, lane: int) -> ClaimedRun | str:
         """Claim a run. Returns the claimed run, or the outcome of one that is not to be sampled here."""
-        entry = self._runs[key]
-        target_id, run_id = entry["target_id"], entry["run_id"]
-        run_dir = self._store.run_dir(target_id, run_id)
-        end = self._begin("run", target_id=target_id, run_id=run_id, lane=lane)
+        target_id, run_dir = run.target_id, self._store.run_dir(*run.key)
+        end = self._begin("run", target_id=target_id, run_id=run.run_id, lane=lane)
         if self._drain.reason is not None:
             return end(LEFT, reason=self._drain.reason)
         if self._store.target_status(target_id) != "built":
@@ -227,56 +221,57 @@ class Rank:
             return self._failed(end, run_dir, error)
         if claim is None:
             return end("elsewhere", reason=f"another process samples it: {_who(claims.holder(run_dir))}")
-        if self._store.run_status(target_id, run_id) == "finished":
+        if self._store.run_status(*run.key) == "finished":
             claim.finished()
             return end("finished", cached=True)
-        return Job(key, target_id, run_dir, claim, end)
+        return ClaimedRun(run, claim, end)
 
-    def _sample(self, jobs: Sequence[Job], width: int) -> list[str]:
+    def _sample(self, runs: Sequence[ClaimedRun], width: int) -> list[str]:
         """Sample claimed runs, and return their outcomes."""
         outcomes: list[str] = []
 
         def ended(outcome: str, **details: Any) -> None:
-            for job in jobs[len(outcomes) :]:
-                outcomes.append(job.end(outcome, **details))
-                job.claim.release()
+            for run in runs[len(outcomes) :]:
+                outcomes.append(run.end(outcome, **details))
+                run.claim.release()
 
         try:
-            for analysis in self._analyses(jobs, width):
-                job = jobs[len(outcomes)]
-                outcomes.append(job.end("finished", verdict=analysis["verdict"]))
-                job.claim.finished()
+            for analysis in self._analyses([claimed.run for claimed in runs], width):
+                run = runs[len(outcomes)]
+                outcomes.append(run.end("finished", verdict=analysis["verdict"]))
+                run.claim.finished()
         except Paused as pause:
             ended("paused", reason=pause.reason, advanced=pause.advanced)
         except StoreUnwritable as error:
             self._drain.request(str(error))
             ended(LEFT, reason=str(error), store_error=True)
         except Exception as error:
-            if len(jobs) > 1:
+            if len(runs) > 1:
                 # Sampling each run alone shows which one failed.
-                return outcomes + [outcome for job in jobs[len(outcomes) :] for outcome in self._sample([job], 1)]
-            outcomes.append(self._sampling_failed(jobs[0], error))
-            jobs[0].claim.release()
+                return outcomes + [outcome for run in runs[len(outcomes) :] for outcome in self._sample([run], 1)]
+            outcomes.append(self._sampling_failed(runs[0], error))
+            runs[0].claim.release()
         return outcomes
 
-    def _analyses(self, jobs: Sequence[Job], width: int) -> Iterator[dict[str, Any]]:
+    def _analyses(self, runs: Sequence[Run], width: int) -> Iterator[dict[str, Any]]:
         """The analysis of each run, as soon as it is published."""
         shared = (self._context, self._drain, self._ranks_on_node)
-        if len(jobs) > 1:
-            prepared = [self._sampling.prepare(*self._whereabouts(job.key)) for job in jobs]
-            yield from self._sampling.sample_together(prepared, *shared, width)
+        if len(runs) > 1:
+            loaded = [self._sampling.load_run(*self._whereabouts(run)) for run in runs]
+            yield from self._sampling.sample_together(loaded, *shared, width)
         else:
-            for job in jobs:
-                yield self._sampling.sample_into(*self._whereabouts(job.key), *shared, self._store.set_aside)
+            for run in runs:
+                yield self._sampling.sample_into(*self._whereabouts(run), *shared, self._store.set_aside)
 
-    def _sampling_failed(self, job: Job, error: Exception) -> str:
+    def _sampling_failed(self, claimed: ClaimedRun, error: Exception) -> str:
+        run, end = claimed.run, claimed.end
         try:
-            damages = self._damages(error, job.target_id)
+            damages = self._damages(error, run.target_id)
         except StoreUnwritable as unwritable:
-            return self._cannot_write(job.end, unwritable)
+            return self._cannot_write(end, unwritable)
         if damages:
-            return job.end("blocked", reason=f"its target is damaged, and is to be built again: {damages}")
-        return self._failed(job.end, job.run_dir, error)
+            return end("blocked", reason=f"its target is damaged, and is to be built again: {damages}")
+        return self._failed(end, self._store.run_dir(*run.key), error)
 
     def _damages(self, error: Exception, target_id: str) -> str:
         """What is wrong with the files of a target, after setting them aside; empty where nothing is."""

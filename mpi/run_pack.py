@@ -79,7 +79,7 @@ from lambda_hat.workflow_config import compose_study
 from mpi.devices import bind_rank
 from mpi.dispatch import World, dispatch, install_abort_hooks, start_mpi, to_stderr
 from mpi.launcher_variables import check_world, launcher_local_rank, launcher_rank, launcher_size
-from mpi.pack import Pack, at_least, describe_pack, items_of, pack_of_study, read_pack
+from mpi.pack import Pack, at_least, describe_pack, items_of, pack_of_study, pack_record, read_pack
 from mpi.rank import Console, Rank
 from mpi.shared_memory import unlink_shared_memory
 
@@ -239,7 +239,7 @@ def load_pack(args: argparse.Namespace) -> Pack:
     if pack["runs"] and not args.dry_run:
         store = Store(pack["store_root"])
         store.ensure_writable()
-        write_json_atomic(store.pack_dir(pack["pack_id"]) / "pack.json", pack)
+        write_json_atomic(store.pack_dir(pack["pack_id"]) / "pack.json", pack_record(pack))
     return pack
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lambda_hat.config import QuadraticBuild, SgldConfig
-from lambda_hat.id_utils import run_id_for, target_id_for
+from lambda_hat.id_utils import Run, target_id_for
 from lambda_hat.store.files import EventLog
 from lambda_hat.store.heartbeat import whoami
 from lambda_hat.store.layout import Store, write_json_atomic
@@ -61,7 +61,7 @@ class HandMade:
             for target_id in self.targets
             for seed in range(num_runs)
         ]
-        self.keys: list[Key] = [(cfg.target_id, run_id_for(cfg)) for cfg in self.configs]
+        self.keys: list[Key] = [(cfg.target_id, Run.of(cfg).run_id) for cfg in self.configs]
         self.driver = whoami() if driver is None else driver
         self.record = self.write_record(**record)
 
@@ -135,7 +135,7 @@ class HandMade:
     def finish(self, place: int, trace: bytes = b"trace", **analysis: Any) -> None:
         """Let a run be finished in the store."""
         directory, cfg = self.run_dir(place), self.configs[place]
-        publish_run(directory, cfg, write_config(directory, cfg), trace, {**ANALYSIS, **analysis})
+        publish_run(directory, Run.of(cfg), write_config(directory, cfg), trace, {**ANALYSIS, **analysis})
 
     def fail(self, place: int, **error: Any) -> None:
         """Let a run have failed in the store."""

@@ -22,7 +22,7 @@ from lambda_hat.config import (
     SgldConfig,
     StoreConfig,
 )
-from lambda_hat.id_utils import canonical_json, random_identity, run_id_for, target_id_for
+from lambda_hat.id_utils import Run, canonical_json, target_id_for
 
 
 @pytest.mark.parametrize("schema", BUILD_SCHEMAS.values())
@@ -39,8 +39,8 @@ def test_run_id_is_sha1_of_the_canonical_json(schema):
     cfg = schema(target_id="tgt_0123456789ab")
     payload = {key: value for key, value in asdict(cfg).items() if key != "runtime"}
     text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
-    assert run_id_for(cfg) == f"run_{cfg.name}_{hashlib.sha1(text.encode()).hexdigest()[:8]}"
-    assert re.fullmatch(r"run_[a-z_]+_[0-9a-f]{8}", run_id_for(cfg))
+    assert Run.of(cfg).run_id == f"run_{cfg.name}_{hashlib.sha1(text.encode()).hexdigest()[:8]}"
+    assert re.fullmatch(r"run_[a-z_]+_[0-9a-f]{8}", Run.of(cfg).run_id)
 
 
 def test_store_and_runtime_are_in_no_id():
@@ -48,7 +48,7 @@ def test_store_and_runtime_are_in_no_id():
     elsewhere = replace(build, store=StoreConfig(root="/elsewhere"), runtime=RuntimeConfig(cores_per_rank=4))
     assert target_id_for(elsewhere) == target_id_for(build)
     run = SgldConfig(target_id="tgt_1")
-    assert run_id_for(replace(run, runtime=RuntimeConfig(cores_per_rank=4))) == run_id_for(run)
+    assert Run.of(replace(run, runtime=RuntimeConfig(cores_per_rank=4))).run_id == Run.of(run).run_id
 
 
 @pytest.mark.parametrize("schema", SAMPLE_SCHEMAS.values())
@@ -61,7 +61,7 @@ def test_every_number_of_a_run_is_in_its_id(schema):
         "adapt": "always", "loss_estimate": "paired", "decay": 0.5, "momentum_decay": 0.5, "target_acceptance": 0.5,
         "restrict": ["layers/0/*"], "friction": 0.5,
     }  # fmt: skip
-    seen = {run_id_for(base)}
+    seen = {Run.of(base).run_id}
     for field in fields(schema):
         if field.name in ("name", "format", "runtime", "momentum_in_drift"):
             continue
@@ -70,7 +70,7 @@ def test_every_number_of_a_run_is_in_its_id(schema):
             other = changes[field.name]
         else:
             other = not value if isinstance(value, bool) else value * 2 + 1
-        run_id = run_id_for(replace(base, **{field.name: other}))
+        run_id = Run.of(replace(base, **{field.name: other})).run_id
         assert run_id not in seen, field.name
         seen.add(run_id)
 
@@ -85,7 +85,7 @@ def test_targets_of_different_content_differ():
 
 def test_random_numbers_are_set_apart_by_the_whole_configuration():
     one, two = SgldConfig(target_id="tgt_1"), SgldConfig(target_id="tgt_2")
-    identities = {random_identity(cfg) for cfg in (one, two, replace(one, thin=2), HmcConfig(target_id="tgt_1"))}
+    identities = {Run.of(cfg).identity for cfg in (one, two, replace(one, thin=2), HmcConfig(target_id="tgt_1"))}
     assert len(identities) == 4
     assert all(0 <= i < 2**31 for i in identities)
 

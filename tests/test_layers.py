@@ -123,13 +123,14 @@ ONE_RUN = """
 import pathlib, sys
 from lambda_hat.execute import build, sampling
 from lambda_hat.config import QuadraticBuild
+from lambda_hat.id_utils import Run
 from lambda_hat.workflow_config import compose_sample_cfg
 folder = pathlib.Path(sys.argv[1])
 given = {"step_size": 1e-4} if sys.argv[2] == "sgld" else {}
 cfg = compose_sample_cfg("tgt_1", {"name": sys.argv[2], "overrides": {"num_draws": 20, "num_burnin": 40, **given}})
 build.build_into(folder / "target", QuadraticBuild())
 before = "blackjax" in sys.modules
-sampling.sample_into(folder / "run", folder / "target", cfg)
+sampling.sample_into(folder / "run", folder / "target", Run.of(cfg))
 print([name for name in sys.argv[3:] if name in sys.modules], before, "blackjax" in sys.modules)
 """
 

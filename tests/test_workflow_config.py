@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -10,6 +12,7 @@ from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS
 from lambda_hat.errors import ConfigError
 from lambda_hat.id_utils import target_id_for
 from lambda_hat.omegaconf_support import load_build_config, load_sample_config, load_yaml, to_yaml
+from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.workflow_config import CONF_DIR, compose_build_cfg, compose_sample_cfg, compose_study
 
 SMALL = {"targets": [{"target": "quadratic"}], "samplers": [{"name": "sgld"}]}
@@ -120,9 +123,13 @@ def test_duplicates_are_one_target_and_one_run_reported_once(study_file):
     assert "samplers[1] is the same run as an earlier entry" in study.notes[1]
 
 
-@pytest.mark.parametrize("which", ["target_id_for", "run_id_for"])
+@pytest.mark.parametrize("which", ["target_id_for", "PlannedRun"])
 def test_two_configurations_with_one_id_are_an_error(study_file, monkeypatch, which):
-    monkeypatch.setattr(workflow_config, which, lambda cfg: "same")
+    if which == "target_id_for":
+        monkeypatch.setattr(workflow_config, which, lambda cfg: "same")
+    else:
+        run_of = PlannedRun.of
+        monkeypatch.setattr(PlannedRun, "of", lambda cfg, **more: replace(run_of(cfg, **more), run_id="same"))
     content = {
         "targets": [{"target": "quadratic"}, {"target": "monomial"}] if which == "target_id_for" else SMALL["targets"],
         "samplers": [{"name": "sgld", "sweep": {"seed": [0, 1]}}],

@@ -28,7 +28,9 @@ from lambda_hat.config import (
     StochasticGradientConfig,
     plain_yaml,
 )
-from lambda_hat.workflow_config import CONF_DIR, SAMPLER_ENTRY_KEYS, TARGET_ENTRY_KEYS, StudySettings
+from lambda_hat.config.entries import SAMPLER_ENTRY_KEYS, TARGET_ENTRY_KEYS
+from lambda_hat.config.study_settings import StudySettings
+from lambda_hat.workflow_config import CONF_DIR
 
 HEAD = ("key", "type", "default", "meaning")
 GROUPS = ("target", "model", "data", "teacher")

@@ -21,10 +21,11 @@ from flows.driver.screen import Screen
 from flows.driver.stopping import STOP_SECONDS, OutOfTime, Stop, Stopped, kill_under
 from flows.driver.workers import Workers, start_workers
 from lambda_hat.errors import LaunchError, StoreUnwritable
+from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.report.closing import tries_line
 from lambda_hat.store.heartbeat import Heartbeat, live_heartbeats, tidy_heartbeats
 from lambda_hat.store.study_records import StudyLog
-from lambda_hat.workflow_config import PlannedRun, Study
+from lambda_hat.workflow_config import Study
 
 ELSEWHERE_SECONDS = 2.0
 """Seconds between two looks at runs that another driver samples."""
@@ -120,15 +121,15 @@ class Attempts:
             outcome = self._round(before, workers, number)
             # What failed has been recorded; only what was lost on the way is sampled again.
             plan = self._plan(workers.heartbeat)
-            left = {_key(run) for run in [*plan.runs, *plan.elsewhere]}
-            advanced = outcome.advanced or any(_key(run) not in left for run in before.runs)
+            left = {run.key for run in [*plan.runs, *plan.elsewhere]}
+            advanced = outcome.advanced or any(run.key not in left for run in before.runs)
             self.tally.quarantined += outcome.quarantined
             if not advanced:
                 self._raise_what_is_in_the_way(outcome)
             self._check_time(plan, outcome)
             self._idle = 0 if advanced else self._idle + 1
-            tried = {_key(run) for run in before.runs}
-            again = sum(_key(run) in tried for run in plan.runs)
+            tried = {run.key for run in before.runs}
+            again = sum(run.key in tried for run in plan.runs)
             retries = self._request.study.settings.retries
             if again and (not retries or self._idle > retries):
                 return None
@@ -257,12 +258,8 @@ class Attempts:
         """Remove what an earlier attempt left of runs that are now sampled: its failure, or its result where all runs
         are wanted again. If it stayed, a run that is then lost would pass for the old one."""
         for run in runs:
-            directory = self._request.store.run_dir(run.target_id, run.run_id)
+            directory = self._request.store.run_dir(*run.key)
             for name in ("error.json", "analysis.json"):
                 (directory / name).unlink(missing_ok=True)
             if self._request.rerun is not None:
                 forget(directory)
-
-
-def _key(run: PlannedRun) -> tuple[str, str]:
-    return run.target_id, run.run_id

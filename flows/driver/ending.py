@@ -30,15 +30,14 @@ def finish(
     """
     # pandas, pyarrow and matplotlib take longer to import than a small study to plan.
     from lambda_hat.report.closing import print_summary, rank_usage
-    from lambda_hat.report.results import RunRef, collect, write_table
+    from lambda_hat.report.results import collect, write_table
     from lambda_hat.report.study_report import draw_pictures, write_pictures, write_report
 
     study, store, results_root = request.study, request.store, request.results_root
-    refs = [RunRef(run.target_id, run.run_id, study.targets[run.target_id], run.cfg) for run in study.runs]
-    table = collect(store, refs)
+    table = collect(store, study.runs, study.targets)
     # What the next study is expected to cost is worth less than this one's table.
     with contextlib.suppress(StoreError):
-        update_costs(store, table, [(ref.build, ref.cfg) for ref in refs])
+        update_costs(store, table, study.runs, study.targets)
     try:
         where = {"table": write_table(table, results_root)}
         pictures = draw_pictures(table)

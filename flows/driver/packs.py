@@ -6,7 +6,6 @@ import glob
 import sys
 import time
 from concurrent.futures import Future
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,14 +15,13 @@ from flows.driver.request import Request
 from flows.driver.rounds import Round, Unresolved
 from flows.sites.site_schemas import SiteConfig
 from lambda_hat.errors import EXIT_OK, EXIT_UNFINISHED, EXIT_USAGE
+from lambda_hat.planning.packing import PACK_FORMAT, PlannedRun
 from lambda_hat.store.drain import OUT_OF_TIME
 from lambda_hat.store.events import RANK_LOGS, Key, PackLog
 from lambda_hat.store.layout import CHECKPOINT, write_json_atomic
 from lambda_hat.store.process_logs import text_of
-from lambda_hat.workflow_config import PlannedRun
 
 PROGRAM = [sys.executable, str(Path(__file__).resolve().parents[2] / "mpi" / "run_pack.py")]
-PACK_FORMAT = 1
 LOOK_SECONDS = {"local": 0.2, "shared": 2.0}
 """Seconds between two readings of a pack's logs: more on a parallel file system, and ten times more while it waits."""
 UNRESOLVED_SECONDS = 30.0
@@ -44,7 +42,7 @@ def submit_packs(round_: Round) -> None:
         pack_file = pack.directory / "pack.json"
         write_json_atomic(pack_file, pack.record())
         round_.pack_dirs.append(pack.directory)
-        round_.log.pack(pack.directory.name, [(run.target_id, run.run_id) for run in runs])
+        round_.log.pack(pack.directory.name, [run.key for run in runs])
         future = launch(
             site,
             [*PROGRAM, str(pack_file)],
@@ -89,7 +87,7 @@ class Pack:
     def __init__(self, round_: Round, pack_id: str, runs: list[PlannedRun]):
         self._round, self._request, self._store = round_, round_.request, round_.request.store
         self.directory = self._store.pack_dir(pack_id)
-        self._runs: dict[Key, PlannedRun] = {(run.target_id, run.run_id): run for run in runs}
+        self._runs: dict[Key, PlannedRun] = {run.key: run for run in runs}
         self._suspects = suspects_among(self._store, self._runs)
         self._log = PackLog(self.directory)
 
@@ -106,16 +104,7 @@ class Pack:
             "lanes": settings.lanes,
             "compile_cache": settings.compile_cache,
             "builds": [],
-            "runs": [
-                {
-                    "target_id": run.target_id,
-                    "run_id": run.run_id,
-                    "config": asdict(run.cfg),
-                    "cost": run.cost,
-                    "program": run.program,
-                }
-                for run in self._runs.values()
-            ],
+            "runs": [run.pack_entry() for run in self._runs.values()],
         }
 
     def look(self) -> bool:

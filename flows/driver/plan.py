@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lambda_hat.planning.packing import RunItem, make_packs
+from lambda_hat.id_utils import config_digest
+from lambda_hat.planning.packing import PlannedRun, make_packs
 from lambda_hat.store.claims import holder
 from lambda_hat.store.heartbeat import heartbeat_over, live_heartbeats
 from lambda_hat.store.layout import Damage, RunStatus, Store, read_json_or_none
-from lambda_hat.workflow_config import PlannedRun, Study
+from lambda_hat.workflow_config import Study
 
 Rerun = Literal["failed", "all"] | None
 
@@ -39,11 +40,7 @@ class Plan:
     def packs(self, size: int) -> list[list[PlannedRun]]:
         """The runs in packs of at most `size`."""
         if size not in self._packs:
-            by_key = {(run.target_id, run.run_id): run for run in self.runs}
-            items = [RunItem(run.target_id, run.run_id, run.program, run.cost) for run in self.runs]
-            self._packs[size] = [
-                [by_key[item.target_id, item.run_id] for item in pack] for pack in make_packs(items, size)
-            ]
+            self._packs[size] = make_packs(self.runs, size)
         return self._packs[size]
 
 
@@ -59,7 +56,7 @@ def make_plan(
     plan = Plan([], [], [], [], [], [], [], [])
     statuses = {}
     for target_id, build in study.targets.items():
-        statuses[target_id], damages = store.inspect_target(target_id, build, move=not look_only)
+        statuses[target_id], damages = store.inspect_target(target_id, config_digest(build), move=not look_only)
         plan.damages.extend(damages)
     plan.cached_targets.extend(t for t, status in statuses.items() if status == "built")
     dead = {t for t, status in statuses.items() if status == "failed" and rerun is None}
@@ -69,14 +66,14 @@ def make_plan(
     needed: set[str] = set()
 
     def held(run: PlannedRun) -> bool:
-        return holder(store.run_dir(run.target_id, run.run_id), own_lease, is_over) is not None
+        return holder(store.run_dir(*run.key), own_lease, is_over) is not None
 
     for run in study.runs:
         there = entries(run.target_id)
         begun = there is None or run.run_id in there
         status: RunStatus = "pending"
         if begun:
-            status, damages = store.inspect_run(run.target_id, run.run_id, run.cfg, move=not look_only)
+            status, damages = store.inspect_run(*run.key, run.digest, move=not look_only)
             plan.damages.extend(damages)
         if status == "finished" and rerun != "all":
             plan.cached_runs.append(run)
@@ -84,7 +81,7 @@ def make_plan(
             plan.blocked_runs.append(run)
         elif status == "failed" and rerun is None:
             plan.failed_runs.append(run)
-        elif (run.target_id, run.run_id) in in_hand or (begun and held(run)):
+        elif run.key in in_hand or (begun and held(run)):
             plan.elsewhere.append(run)
         else:
             plan.runs.append(run)

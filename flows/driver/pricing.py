@@ -9,7 +9,8 @@ from flows.driver.plan import Plan
 from flows.driver.request import Request
 from flows.sites.site_schemas import BatchSite
 from lambda_hat.planning.cost import price
-from lambda_hat.workflow_config import PlannedRun, Study
+from lambda_hat.planning.packing import PlannedRun
+from lambda_hat.workflow_config import Study
 
 
 def plan_seconds(request: Request, plan: Plan) -> float:

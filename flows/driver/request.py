@@ -15,9 +15,9 @@ from flows.sites.batch_jobs import SCRIPT_VARIABLE
 from flows.sites.deadlines import MARGIN, margin, parse_deadline, scheduler_deadline
 from flows.sites.scheduler import require_scheduler
 from flows.sites.site_schemas import AllocationSite, BatchSite, SiteConfig, load_site
+from lambda_hat.config.study_settings import check_lanes
 from lambda_hat.errors import ConfigError
 from lambda_hat.planning.calibration import read_costs
-from lambda_hat.planning.lanes import check_lanes
 from lambda_hat.store.heartbeat import whoami
 from lambda_hat.store.layout import Store, check_folder
 from lambda_hat.store.study_records import (
@@ -115,9 +115,7 @@ class Request:
     def record(self, plan: Plan, submitted: dict[str, str] | None = None) -> StudyRecord:
         """The study as it stands when its driver starts. submitted: the job that is to run it in the driver's place."""
         groups = {TO_SAMPLE: plan.runs, FAILED: plan.failed_runs, BLOCKED: plan.blocked_runs, ELSEWHERE: plan.elsewhere}
-        runs = in_order(
-            Planned(run.target_id, run.run_id, run.cost, group) for group, runs in groups.items() for run in runs
-        )
+        runs = in_order(Planned(*run.key, run.cost, group) for group, runs in groups.items() for run in runs)
         targets = self.study.targets
         return StudyRecord(
             name=new_name(),

@@ -21,11 +21,11 @@ from flows.driver.single_processes import SingleProcesses
 from flows.driver.stopping import OutOfTime, Stop
 from flows.driver.workers import Workers
 from lambda_hat.id_utils import trajectory_id
+from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.store.drain import DEADLINE_VARIABLE
 from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE
 from lambda_hat.store.layout import CACHE_OFF, CACHE_VARIABLE, read_json
 from lambda_hat.store.study_records import StudyLog
-from lambda_hat.workflow_config import PlannedRun
 
 POLL = 0.1
 LAST_TASKS_SECONDS = 4.0

@@ -20,16 +20,15 @@ from flows.driver.request import Request
 from flows.driver.screen import Screen
 from flows.driver.stopping import OutOfTime, Stop, Stopped, early_end
 from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNFINISHED, StoreError
-from lambda_hat.id_utils import canonical_json
+from lambda_hat.id_utils import Run, canonical_json
 from lambda_hat.planning.calibration import update_costs
 from lambda_hat.store.study_records import StudyLog
-from lambda_hat.workflow_config import Study, with_samplers
+from lambda_hat.workflow_config import Study, with_runs
 
 if TYPE_CHECKING:
-    from lambda_hat.report.results import RunRef
     from lambda_hat.tuning.rungs import RungSearch
     from lambda_hat.tuning.search import Search
-    from lambda_hat.tuning.wanted import Start, WantedRun
+    from lambda_hat.tuning.wanted import Start
 
 LEAST_BATCH, LEAST_ROUNDS = 2, 4
 """By default a search tries at least so many settings at a time, and spreads its trials over at least so many batches:
@@ -56,7 +55,7 @@ class Tuning:
         """What was sampled more than once, in one line."""
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
         """Of finished runs, which nothing changes any more."""
-        self._sampled: dict[tuple[str, str], RunRef] = {}
+        self._sampled: dict[tuple[str, str], Run] = {}
         self._batches = 0
         self._ended = False
         """Whether no search wants another run."""
@@ -138,43 +137,36 @@ class Tuning:
             plan = replace(self._request, study=study).plan(None)
             if plan.runs or plan.elsewhere:
                 self._batches += 1
-                self._sampled |= {(run.ref.target_id, run.ref.run_id): run.ref for run in wanted}
+                self._sampled |= {run.key: run for run in wanted}
                 self._say_batch(len(wanted))
                 return study
-            ids = [run.ref.run_id for run in wanted]
+            ids = [run.run_id for run in wanted]
             if ids == before:
-                (row,) = self._look([wanted[0].ref])
+                (row,) = self._look(wanted[:1])
                 raise StoreError(f"{row['run_dir']}: {row['reason']}; move it away and run the same command again")
             before = ids
         self._ended = True
         return None
 
-    def _propose(self) -> list[WantedRun]:
+    def _propose(self) -> list[Run]:
         """The runs that all searches want next, each of them once."""
-        found: dict[tuple[str, str], WantedRun] = {}
-        for search in self.searches:
-            for run in search.propose(self._look):
-                found[run.ref.target_id, run.ref.run_id] = run
-        return list(found.values())
+        return list({run.key: run for search in self.searches for run in search.propose(self._look)}.values())
 
-    def _study_of(self, wanted: Sequence[WantedRun]) -> Study:
-        study = with_samplers(self._base, [run.entry for run in wanted], f"{self._base.source}: tuning")
-        own = {run.target_id for run in study.runs}
-        study = replace(study, targets={t: build for t, build in study.targets.items() if t in own}, notes=[])
-        return study.priced(self._base.costs, self._request.store.targets_dir)
+    def _study_of(self, wanted: Sequence[Run]) -> Study:
+        return with_runs(self._base, wanted).priced(self._base.costs, self._request.store.targets_dir)
 
-    def _look(self, refs: Sequence[RunRef]) -> list[dict[str, Any]]:
+    def _look(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
         """The rows of some runs as they are now."""
         from lambda_hat.report.results import collect
 
-        missing = [ref for ref in refs if (ref.target_id, ref.run_id) not in self._rows]
+        missing = [run for run in runs if run.key not in self._rows]
         now = dict(self._rows)
-        for row in collect(self._request.store, missing).to_pylist() if missing else ():
+        for row in collect(self._request.store, missing, self._base.targets).to_pylist() if missing else ():
             key = row["target_id"], row["run_id"]
             now[key] = row
             if row["status"] == "finished":
                 self._rows[key] = row
-        return [now[ref.target_id, ref.run_id] for ref in refs]
+        return [now[run.key] for run in runs]
 
     def _say_batch(self, runs: int) -> None:
         if self._request.quiet:
@@ -243,9 +235,9 @@ class Tuning:
         """Learn from the runs that were sampled what runs of later studies cost."""
         from lambda_hat.report.results import collect
 
-        refs, store = list(self._sampled.values()), self._request.store
+        runs, targets, store = list(self._sampled.values()), self._base.targets, self._request.store
         with contextlib.suppress(StoreError):
-            update_costs(store, collect(store, refs), [(ref.build, ref.cfg) for ref in refs])
+            update_costs(store, collect(store, runs, targets), runs, targets)
 
     # ------------------------------------------------------------------------------------------------------
 
@@ -293,7 +285,7 @@ class Tuning:
                 runs += (left + 1) * search.seeds
         say(f"expected: {runs} runs, about {price_of(request, total)}, {costs.basis}")
         references = {id(s.reference): s.reference for s in self.searches if not s.reference.may_be_exact}
-        wanted = [reference.runs()[0] for reference in references.values() if reference.runs()]
+        wanted = [reference.runs[0] for reference in references.values() if reference.runs]
         if wanted:
             runs_of = self._study_of(wanted).runs
             seconds = sum(run.cost + costs.compile_seconds(run.cfg.name) for run in runs_of)

@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from lambda_hat.config.checkpoint_file import with_checkpoint_hash
 from lambda_hat.errors import ConfigError, StoreError, run_command
 from lambda_hat.id_utils import target_id_for
 from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.programs.cores import bind_process
 from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE, exit_when_lost
 from lambda_hat.store.layout import Store
-from lambda_hat.workflow_config import with_checkpoint_hash
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -85,13 +85,13 @@ def _results(args: argparse.Namespace) -> int:
     from lambda_hat.report.results import collect, runs_of, write_table
     from lambda_hat.report.study_report import draw_pictures, write_pictures
 
-    store, refs = runs_of(args.store, args.experiments)
-    table = collect(store, refs)
+    store, runs, targets = runs_of(args.store, args.experiments)
+    table = collect(store, runs, targets)
     path = write_table(table, args.results)
     pictures = write_pictures(draw_pictures(table), args.results)
     statuses = table.column("status").to_pylist()
     Console().print(
-        f"{path}: {len(refs)} runs, {statuses.count('finished')} finished"
+        f"{path}: {len(runs)} runs, {statuses.count('finished')} finished"
         + "".join(f"; {what}: {picture}" for what, picture in pictures.items()),
         soft_wrap=True,
         highlight=False,

@@ -22,17 +22,17 @@ def run(args: argparse.Namespace) -> int:
     from lambda_hat.report.results import collect, runs_of
     from lambda_hat.report.study_report import write_report
 
-    store, refs = runs_of(args.store, args.experiments)
+    store, runs, targets = runs_of(args.store, args.experiments)
     results = args.results.expanduser().absolute()
     check_folder(results, "results folder", "give another one with --results DIR")
-    table = collect(store, refs)
+    table = collect(store, runs, targets)
     try:
         report = write_report(store, table, results)
     except OSError as error:
         raise StoreError(f"{results}: cannot be written: {error.strerror or error}") from None
     finished = table.column("status").to_pylist().count("finished")
     print(
-        f"{report.page}: {len(refs)} runs, {finished} finished; {len(report.figures)} figures in {results / 'figures'}"
+        f"{report.page}: {len(runs)} runs, {finished} finished; {len(report.figures)} figures in {results / 'figures'}"
     )
     for sentence in report.missing:
         print(f"missing: {sentence}")

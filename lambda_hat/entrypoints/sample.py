@@ -8,10 +8,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lambda_hat.config import SampleConfig
 from lambda_hat.entrypoints.build_target import make_folder
 from lambda_hat.errors import ConfigError, Paused, StoreError, StoreUnwritable, TargetNotBuilt, run_command
-from lambda_hat.id_utils import run_id_for
+from lambda_hat.id_utils import Run
 from lambda_hat.omegaconf_support import load_sample_config
 from lambda_hat.programs.cores import bind_process
 from lambda_hat.store import claims
@@ -30,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sample into `--run-dir`; 0 also where the run is already finished there."""
-    cfg = load_sample_config(args.config_yaml)
-    if args.target_id and args.target_id != cfg.target_id:
+    asked = Run.of(load_sample_config(args.config_yaml))
+    run_id = asked.run_id
+    if args.target_id and args.target_id != asked.target_id:
         raise ConfigError(
-            f"--target-id {args.target_id}: {args.config_yaml} is a run of {cfg.target_id or 'no target'}"
+            f"--target-id {args.target_id}: {args.config_yaml} is a run of {asked.target_id or 'no target'}"
         )
-    run_id = run_id_for(cfg)
     run_dir = args.run_dir.absolute()
     target_dir = args.target_dir.absolute() if args.target_dir else run_dir.parent
     if (run_dir / "analysis.json").is_file():
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     drain.on_signals()
     lease = os.environ.get(HEARTBEAT_VARIABLE)
     drain_when_lost(lease, drain, run_id)
-    bind_process(cfg.runtime.cores_per_rank)
+    bind_process(asked.cfg.runtime.cores_per_rank)
     with contextlib.ExitStack() as stack:
         # Where no driver shows a sign of life for this process, it does so itself.
         lease_path = Path(lease) if lease else _own_lease(run_dir, stack)
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         if claim is None:
             raise StoreError(f"{run_dir}: another process samples this run: {_who(claims.holder(run_dir))}")
         try:
-            analysis = _sample(run_dir, target_dir, cfg, drain)
+            analysis = _sample(run_dir, target_dir, asked, drain)
         except BaseException:
             claim.release()
             raise
@@ -68,12 +67,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _sample(run_dir: Path, target_dir: Path, cfg: SampleConfig, drain: Drain) -> dict:
+def _sample(run_dir: Path, target_dir: Path, asked: Run, drain: Drain) -> dict:
     from lambda_hat.execute.failure_record import record_failure
     from lambda_hat.execute.sampling import sample_into
 
     try:
-        return sample_into(run_dir, target_dir, cfg, drain=drain)
+        return sample_into(run_dir, target_dir, asked, drain=drain)
     except (Paused, StoreUnwritable):
         raise
     except Exception as error:

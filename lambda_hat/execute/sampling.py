@@ -18,8 +18,7 @@ from lambda_hat.errors import CorruptArtifact
 from lambda_hat.estimate.posterior import Posterior
 from lambda_hat.estimate.verdict import Summary, summarize
 from lambda_hat.execute.this_process import memory_of_rank, where_am_i
-from lambda_hat.id_utils import random_identity
-from lambda_hat.omegaconf_support import load_build_config
+from lambda_hat.id_utils import Run
 from lambda_hat.samplers import Draws, Lane, lane_key, make_lane, measured_width, sample_lanes
 from lambda_hat.store.drain import Drain
 from lambda_hat.store.layout import CHECKPOINT, programs_folder
@@ -27,11 +26,11 @@ from lambda_hat.store.publish import publish_run, write_config
 from lambda_hat.targets import Target, load_target, true_llc_t
 
 
-class Prepared(NamedTuple):
+class LoadedRun(NamedTuple):
     """A run with its target, before it is sampled."""
 
+    run: Run
     run_dir: Path
-    cfg: SampleConfig
     build: BuildConfig
     """The configuration of the target."""
     lane: Lane
@@ -42,19 +41,19 @@ class Prepared(NamedTuple):
         return self.run_dir / CHECKPOINT
 
 
-def prepare(run_dir: Path, target_dir: Path, cfg: SampleConfig) -> Prepared:
+def load_run(run_dir: Path, target_dir: Path, run: Run) -> LoadedRun:
     """Load the target of a run.
 
     Raises:
         TargetNotBuilt: if the target has no `meta.json`.
         CorruptArtifact: if a file of the target is missing or was changed.
-        ConfigError: if the sampler cannot take the target, or `cfg.restrict` matches nothing.
+        ConfigError: if the sampler cannot take the target, or `run.cfg.restrict` matches nothing.
     """
     whole, build = _load(target_dir)
-    return Prepared(run_dir, cfg, build, make_lane(_restricted(whole, cfg), cfg, random_identity(cfg)))
+    return LoadedRun(run, run_dir, build, _lane(whole, run))
 
 
-def companions(prepared: Prepared) -> Hashable:
+def companions(loaded: LoadedRun) -> Hashable:
     """A key that is equal for runs that can be sampled together.
 
     Such runs share a compiled program and, if they have checkpoints, were interrupted at the same step.
@@ -62,19 +61,21 @@ def companions(prepared: Prepared) -> Hashable:
     Raises:
         CorruptArtifact: if the checkpoint is damaged.
     """
-    kept = read_checkpoint(prepared.checkpoint)
-    return lane_key(prepared.lane), None if kept is None else kept[:2]
+    kept = read_checkpoint(loaded.checkpoint)
+    return lane_key(loaded.lane), None if kept is None else kept[:2]
 
 
-def width_for(runs: Sequence[Prepared], ranks_on_node: int = 1) -> int:
+def width_for(runs: Sequence[LoadedRun], ranks_on_node: int = 1) -> int:
     """The number of `companions` that are best sampled at a time, by measurement."""
-    return measured_width([run.lane for run in runs], memory_of_rank(ranks_on_node), programs_folder(runs[0].run_dir))
+    return measured_width(
+        [loaded.lane for loaded in runs], memory_of_rank(ranks_on_node), programs_folder(runs[0].run_dir)
+    )
 
 
 def sample_into(
     run_dir: Path,
     target_dir: Path,
-    cfg: SampleConfig,
+    run: Run,
     context: dict[str, Any] | None = None,
     drain: Drain | None = None,
     ranks_on_node: int = 1,
@@ -88,7 +89,7 @@ def sample_into(
     Args:
         run_dir: the folder of the run.
         target_dir: the folder of its target.
-        cfg: the configuration of the run.
+        run: the run.
         context: further entries of the analysis (rank, pack_id, ...); they change no number.
         drain: tells when to stop early.
         ranks_on_node: how many processes share the memory of the node.
@@ -104,16 +105,16 @@ def sample_into(
         TooLarge: if the run does not fit into the memory.
         StoreUnwritable: if a file cannot be written.
     """
-    prepared = prepare(run_dir, target_dir, cfg)
+    loaded = load_run(run_dir, target_dir, run)
     try:
-        return next(sample_together([prepared], context, drain, ranks_on_node))
+        return next(sample_together([loaded], context, drain, ranks_on_node))
     except CorruptArtifact as damage:
-        (set_aside or _beside)(prepared.checkpoint, str(damage))
-        return next(sample_together([prepared], context, drain, ranks_on_node))
+        (set_aside or _beside)(loaded.checkpoint, str(damage))
+        return next(sample_together([loaded], context, drain, ranks_on_node))
 
 
 def sample_together(
-    runs: Sequence[Prepared],
+    runs: Sequence[LoadedRun],
     context: dict[str, Any] | None = None,
     drain: Drain | None = None,
     ranks_on_node: int = 1,
@@ -124,7 +125,7 @@ def sample_together(
     Each run is assigned an equal share of the time that the lanes take together.
 
     Args:
-        runs: the prepared runs, equal in `companions`.
+        runs: the loaded runs, equal in `companions`.
         context: as for `sample_into`.
         drain: as for `sample_into`.
         ranks_on_node: as for `sample_into`.
@@ -136,27 +137,27 @@ def sample_together(
         Paused, TooLarge, StoreUnwritable: as `sample_into`.
     """
     started = time.time()
-    configs = [write_config(run.run_dir, run.cfg) for run in runs]
+    configs = [write_config(loaded.run_dir, loaded.run.cfg) for loaded in runs]
     width = max(width, len(runs))
     chunks = Chunks(
-        *(run.checkpoint for run in runs),
+        *(loaded.checkpoint for loaded in runs),
         lanes=width,
-        every=runs[0].cfg.runtime.checkpoint_every,
+        every=runs[0].run.cfg.runtime.checkpoint_every,
         drain=drain,
         memory=memory_of_rank(ranks_on_node),
         programs=programs_folder(runs[0].run_dir),
     )
     chunks.load()
-    lanes = [run.lane for run in runs]
+    lanes = [loaded.lane for loaded in runs]
     lanes += [lanes[-1]] * (width - len(runs))
-    for run, config, draws in zip(runs, configs, sample_lanes(lanes, chunks), strict=False):
-        target, posterior = run.lane.target, run.lane.posterior
+    for loaded, config, draws in zip(runs, configs, sample_lanes(lanes, chunks), strict=False):
+        target, posterior = loaded.lane.target, loaded.lane.posterior
         summary = summarize(draws, target.loss_at_w_star, *posterior, target.dim)
         trace = _trace_bytes(draws, target.loss_at_w_star, posterior.n_beta)
-        analysis = _analysis(run.cfg, run.build, target, posterior, draws, summary)
+        analysis = _analysis(loaded.run.cfg, loaded.build, target, posterior, draws, summary)
         analysis |= where_am_i() | (context or {})
         analysis |= {"lanes": len(runs), "started": started, "seconds_total": (time.time() - started) / len(runs)}
-        publish_run(run.run_dir, run.cfg, config, trace, analysis)
+        publish_run(loaded.run_dir, loaded.run, config, trace, analysis)
         yield analysis
 
 
@@ -186,20 +187,19 @@ def estimate(target: Target, cfg: SampleConfig, progress: Progress | None = None
     Raises:
         ConfigError: if the sampler cannot take the target, or `cfg.restrict` matches nothing.
     """
-    lane = make_lane(_restricted(target, cfg), cfg, random_identity(cfg))
+    lane = _lane(target, Run.of(cfg))
     draws = sample_lanes([lane], Chunks(programs=programs_folder(), progress=progress))[0]
     summary = summarize(draws, lane.target.loss_at_w_star, *lane.posterior, lane.target.dim)
     return Estimate(lane.target, lane.posterior, draws, summary)
 
 
-def _restricted(target: Target, cfg: SampleConfig) -> Target:
-    return target if cfg.restrict is None else target.restricted(cfg.restrict)
+def _lane(whole: Target, run: Run) -> Lane:
+    cfg = run.cfg
+    return make_lane(whole if cfg.restrict is None else whole.restricted(cfg.restrict), cfg, run.identity)
 
 
-@functools.lru_cache(maxsize=4)
-def _load(target_dir: Path) -> tuple[Target, BuildConfig]:
-    # A rank samples the runs of one target one after the other, and a built target never changes.
-    return load_target(target_dir), load_build_config(target_dir / "config.yaml")
+# A rank samples the runs of one target one after the other, and a built target never changes.
+_load = functools.lru_cache(maxsize=4)(load_target)
 
 
 def _analysis(

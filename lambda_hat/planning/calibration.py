@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from lambda_hat.config import BuildConfig, SampleConfig
+from lambda_hat.config import BuildConfig
 from lambda_hat.errors import StoreError
+from lambda_hat.id_utils import Run
 from lambda_hat.planning.cost import RUN, CostModel, Shape, expected_seconds, shape_of
 from lambda_hat.store.layout import Store, read_record, write_record
 
@@ -26,7 +27,7 @@ COSTS_FORMAT = 3
 """Raised with every change of what `expected_seconds` returns, since the file holds ratios to it."""
 MOST_KEPT = 300
 """Runs of a sampler on a kind of target that are kept of a platform, chosen by the hash of their names."""
-COLUMNS = ["target_id", "run_id", "status", "verdict", "seconds_total", "seconds_sample", "seconds_compile"]
+COLUMNS = ["status", "verdict", "seconds_total", "seconds_sample", "seconds_compile"]
 COLUMNS += ["backend", "device", "cores"]
 
 
@@ -81,26 +82,28 @@ def read_costs(store_root: Path, cores_per_rank: int, gpus_per_node: int) -> Cos
     return CostModel(len(ratios[""]), median(around or [RUN]), factors, compiled)
 
 
-def update_costs(store: Store, table: pa.Table, runs: Iterable[tuple[BuildConfig, SampleConfig]]) -> None:
-    """Add the finished runs of `table` to the store's `costs.json`. runs: those of its rows, in order.
+def update_costs(store: Store, table: pa.Table, runs: Iterable[Run], targets: Mapping[str, BuildConfig]) -> None:
+    """Add the finished runs of `table` to the store's `costs.json`.
 
+    runs: those of its rows, in order. targets: the configurations of their targets by id.
     Raises StoreError where the file cannot be written.
     """
     before = read_platforms(store.root)
     after = copy.deepcopy(before)
     shapes: dict[str, Shape] = {}
-    for row, (build, cfg) in zip(table.select(COLUMNS).to_pylist(), runs, strict=True):
-        target_id, run_id, status, verdict, total, *known = row.values()
+    for row, run in zip(table.select(COLUMNS).to_pylist(), runs, strict=True):
+        status, verdict, total, *known = row.values()
         # Chains that have all died end early.
         if status != "finished" or verdict == "diverged" or None in known:
             continue
+        target_id, cfg, build = run.target_id, run.cfg, targets[run.target_id]
         if target_id not in shapes:
             shapes[target_id] = shape_of(build, store.target_dir(target_id))
         seconds, compiling, *where = known
         ratio = seconds / expected_seconds(shapes[target_id], cfg)
         around = None if total is None else max(total - seconds - compiling, 0.0)
         own = after.setdefault(platform_of(*where), {}).setdefault(f"{cfg.name}/{build.kind}", {})
-        own[f"{target_id}/{run_id}"] = Finished(ratio, compiling, around)
+        own["/".join(run.key)] = Finished(ratio, compiling, around)
     for own in (own for found in after.values() for own in found.values()):
         for name in sorted(own, key=lambda name: hashlib.sha1(name.encode()).digest())[MOST_KEPT:]:
             del own[name]

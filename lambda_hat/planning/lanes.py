@@ -6,21 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TypeVar
 
-from lambda_hat.errors import ConfigError
-
-AUTO = "auto"
 MOST_LANES = 64
 """Of `auto`. More gained little on a CPU, and compiling took 17 s at 128."""
 
 T = TypeVar("T")
-
-
-def check_lanes(name: str, value: object) -> int | str:
-    """A number of lanes, or `auto`. Raises ConfigError naming `name`."""
-    text = str(value)
-    if text == AUTO or (text.isdecimal() and int(text) >= 1):
-        return text if text == AUTO else int(text)
-    raise ConfigError(f"{name}: got {value!r}, expected an integer of at least 1, or {AUTO}")
 
 
 def even_pieces(items: Sequence[T], most: int) -> list[list[T]]:

@@ -1,4 +1,4 @@
-"""Grouping runs into packs: a pure function of the set of runs."""
+"""Planned runs, and their grouping into packs: a pure function of the set of runs."""
 
 from __future__ import annotations
 
@@ -6,35 +6,42 @@ import math
 from bisect import bisect, insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import attrgetter
+from typing import Any
 
 from lambda_hat.errors import ConfigError
+from lambda_hat.id_utils import Run
 
+PACK_FORMAT = 1
+"""Of a pack file, which `mpi/run_pack.py` explains."""
 UNEVEN = 0.1
 """Packs may differ by this fraction of a fair share for the sake of keeping runs of one target together."""
 LOOK = 256
 """How many of the lightest packs are searched for room: to search 30,000 of them for each group takes too long."""
 
 
-@dataclass(frozen=True, order=True)
-class RunItem:
-    """One run to be packed. `cost` is its expected seconds; runs of equal `program` share compiled code."""
+@dataclass(frozen=True)
+class PlannedRun(Run):
+    """A run, and what is expected of it."""
 
-    target_id: str
-    run_id: str
     program: str
+    """Runs with the same `program` are expected to share compiled code. Empty: it is not known."""
     cost: float
+    """Expected seconds, without compilation."""
+
+    def pack_entry(self) -> dict[str, Any]:
+        """The entry of the run in a pack file."""
+        names = {"target_id": self.target_id, "run_id": self.run_id}
+        return {**names, "config": asdict(self.cfg), "cost": self.cost, "program": self.program}
 
 
-_NOTHING = RunItem("", "", "", 0.0)
-"""What is given back for a run that moves to another pack without an exchange."""
 _COST = attrgetter("cost")
 _ORDER = attrgetter("target_id", "run_id", "program", "cost")
-"""As a key much faster than the comparison of items."""
+"""As a key much faster than the comparison of runs."""
 
 
-def make_packs(items: Iterable[RunItem], size: int) -> list[list[RunItem]]:
+def make_packs(items: Iterable[PlannedRun], size: int) -> list[list[PlannedRun]]:
     """Group `items` into the fewest packs of at most `size` runs.
 
     Runs of one target, targets that share programs, and within a target runs of one program stay together where they
@@ -46,8 +53,8 @@ def make_packs(items: Iterable[RunItem], size: int) -> list[list[RunItem]]:
     """
     if size < 1:
         raise ConfigError(f"--pack: got {size}, expected an integer of at least 1")
-    unique = sorted(set(items), key=_ORDER)
-    packs: list[list[RunItem]] = [[] for _ in range(math.ceil(len(unique) / size))]
+    unique = sorted({item.key: item for item in items}.values(), key=_ORDER)
+    packs: list[list[PlannedRun]] = [[] for _ in range(math.ceil(len(unique) / size))]
     fair_share = _total(unique) / max(len(packs), 1)
     groups = _groups(unique, fair_share * (1 + 1e-9), size)
     _fill(packs, sorted(groups, key=lambda group: (-_total(group), _ORDER(group[0]))), size)
@@ -55,7 +62,7 @@ def make_packs(items: Iterable[RunItem], size: int) -> list[list[RunItem]]:
     return [sorted(pack, key=lambda item: (-item.cost, _ORDER(item))) for pack in packs]
 
 
-def _groups(items: list[RunItem], most: float, size: int) -> Iterator[list[RunItem]]:
+def _groups(items: list[PlannedRun], most: float, size: int) -> Iterator[list[PlannedRun]]:
     """Runs that should stay together: at most `size` of them, and of a cost of at most `most` where that can be.
 
     Targets that share programs are one group; where that is too much each target is one; where that is too much it is
@@ -66,13 +73,13 @@ def _groups(items: list[RunItem], most: float, size: int) -> Iterator[list[RunIt
         family[item.target_id] = min(item.program, family.get(item.target_id, item.program))
     keys = (lambda item: family[item.target_id], attrgetter("target_id"), attrgetter("program"))
 
-    def divided(group: list[RunItem], depth: int) -> Iterator[list[RunItem]]:
+    def divided(group: list[PlannedRun], depth: int) -> Iterator[list[PlannedRun]]:
         total = _total(group)
         fit = size if total <= most else max(1, min(size, int(len(group) * most / total)))
         if len(group) <= fit or depth == len(keys):
             yield from (group[first : first + fit] for first in range(0, len(group), fit))
         else:
-            split: dict[str, list[RunItem]] = defaultdict(list)
+            split: dict[str, list[PlannedRun]] = defaultdict(list)
             for item in group:
                 split[keys[depth](item)].append(item)
             for part in split.values():
@@ -81,7 +88,7 @@ def _groups(items: list[RunItem], most: float, size: int) -> Iterator[list[RunIt
     return divided(items, 0)
 
 
-def _fill(packs: list[list[RunItem]], groups: Iterable[list[RunItem]], size: int) -> None:
+def _fill(packs: list[list[PlannedRun]], groups: Iterable[list[PlannedRun]], size: int) -> None:
     """Put each group into the lightest pack that has room for all of it. One that fits nowhere whole is cut where the
     most of it fits."""
     with_room = [(0.0, number) for number in range(len(packs))]
@@ -96,7 +103,7 @@ def _fill(packs: list[list[RunItem]], groups: Iterable[list[RunItem]], size: int
                 insort(with_room, (load + _total(part), number))
 
 
-def _even_out(packs: list[list[RunItem]], tolerance: float, size: int) -> None:
+def _even_out(packs: list[list[PlannedRun]], tolerance: float, size: int) -> None:
     """Exchange single runs between the heaviest and the lightest pack while they differ by more than `tolerance`."""
     for pack in packs:
         pack.sort(key=_COST)
@@ -107,12 +114,12 @@ def _even_out(packs: list[list[RunItem]], tolerance: float, size: int) -> None:
         if gap <= tolerance:
             return
         has_room = len(packs[light]) < size and len(packs[heavy]) > 1
-        given, got = _best_exchange(packs[heavy], [_NOTHING] * has_room + packs[light], gap / 2)
-        moved = given.cost - got.cost
+        given, got = _best_exchange(packs[heavy], [None] * has_room + packs[light], gap / 2)
+        moved = given.cost - _cost_of(got)
         if not 0 < moved < gap:
             return
         for run, here, there in ((given, heavy, light), (got, light, heavy)):
-            if run is not _NOTHING:
+            if run is not None:
                 packs[here].remove(run)
                 insort(packs[there], run, key=_COST)
         del by_load[-1], by_load[0]
@@ -120,17 +127,23 @@ def _even_out(packs: list[list[RunItem]], tolerance: float, size: int) -> None:
         insort(by_load, (most - moved, heavy))
 
 
-def _best_exchange(heavy: Sequence[RunItem], light: Sequence[RunItem], wanted: float) -> tuple[RunItem, RunItem]:
+def _best_exchange(
+    heavy: Sequence[PlannedRun], light: Sequence[PlannedRun | None], wanted: float
+) -> tuple[PlannedRun, PlannedRun | None]:
     """Which run of `heavy` to give for which of `light`, both cheapest first, so that what is moved on balance comes
-    closest to `wanted`."""
+    closest to `wanted`. None in `light` stands for no run in return."""
 
-    def pairs() -> Iterator[tuple[RunItem, RunItem]]:
+    def pairs() -> Iterator[tuple[PlannedRun, PlannedRun | None]]:
         for given in heavy:
-            above = bisect(light, given.cost - wanted, key=_COST)
+            above = bisect(light, given.cost - wanted, key=_cost_of)
             yield from ((given, got) for got in light[max(above - 1, 0) : above + 1])
 
-    return min(pairs(), key=lambda pair: abs(pair[0].cost - pair[1].cost - wanted))
+    return min(pairs(), key=lambda pair: abs(pair[0].cost - _cost_of(pair[1]) - wanted))
 
 
-def _total(items: Iterable[RunItem]) -> float:
+def _cost_of(run: PlannedRun | None) -> float:
+    return 0.0 if run is None else run.cost
+
+
+def _total(items: Iterable[PlannedRun]) -> float:
     return sum(item.cost for item in items)

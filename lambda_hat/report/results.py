@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import os
 import shlex
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -18,7 +18,7 @@ from lambda_hat.config import SAMPLE_SCHEMAS, BuildConfig, SampleConfig
 from lambda_hat.config.parameter_paths import moving_dim
 from lambda_hat.errors import ConfigError, CorruptArtifact, LambdaHatError, StoreError
 from lambda_hat.estimate.posterior import posterior_for
-from lambda_hat.id_utils import canonical_json, identity_payload, trajectory_id
+from lambda_hat.id_utils import Run, canonical_json, identity_payload, trajectory_id
 from lambda_hat.omegaconf_support import load_build_config, load_sample_config
 from lambda_hat.store.layout import Store, error_line, existing_store, read_record, remove_litter, write_bytes_atomic
 from lambda_hat.workflow_config import compose_study
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEMA",
     "TABLE_NAME",
-    "RunRef",
     "collect",
     "error_line",
     "load_results",
@@ -131,52 +130,47 @@ _TYPES = dict(_COLUMNS)
 _LEAST = {"n": 3, "dim": 1}
 
 
-@dataclass(frozen=True)
-class RunRef:
-    """A run that a table should have a row for."""
-
-    target_id: str
-    run_id: str
-    build: BuildConfig
-    cfg: SampleConfig
-
-
-def runs_in_store(store: Store) -> list[RunRef]:
-    """Every run that has a readable configuration in the store."""
-    refs = []
+def runs_in_store(store: Store) -> tuple[list[Run], dict[str, BuildConfig]]:
+    """Every run that has a readable configuration in the store, and the configurations of their targets by id."""
+    runs, targets = [], {}
     for target_id in store.target_ids():
         try:
-            build = load_build_config(store.target_dir(target_id) / "config.yaml")
+            targets[target_id] = load_build_config(store.target_dir(target_id) / "config.yaml")
         except LambdaHatError:
             continue
         for run_id in store.run_ids(target_id):
             with contextlib.suppress(LambdaHatError):
                 cfg = load_sample_config(store.run_dir(target_id, run_id) / "config.yaml")
-                refs.append(RunRef(target_id, run_id, build, cfg))
-    return refs
+                runs.append(replace(Run.of(cfg), target_id=target_id, run_id=run_id))
+    return runs, targets
 
 
-def runs_of(store_root: Path, experiments: Path | None) -> tuple[Store, list[RunRef]]:
-    """The store and its runs, or those of the study in the file `experiments`.
+def runs_of(store_root: Path, experiments: Path | None) -> tuple[Store, Sequence[Run], dict[str, BuildConfig]]:
+    """The store, its runs and their targets, or those of the study in the file `experiments`.
 
     Raises StoreError where there is no store, ConfigError where the study cannot be composed.
     """
     if experiments is None:
         store = existing_store(store_root)
-        return store, runs_in_store(store)
+        return store, *runs_in_store(store)
     study = compose_study(experiments)
-    refs = [RunRef(r.target_id, r.run_id, study.targets[r.target_id], r.cfg) for r in study.runs]
-    return Store(store_root), refs
+    return Store(store_root), study.runs, study.targets
 
 
-def collect(store: Store, refs: Iterable[RunRef]) -> pa.Table:
-    """The table with one row per run of `refs`, whatever its state."""
-    targets: dict[str, _TargetState] = {}
+def collect(store: Store, runs: Iterable[Run], targets: Mapping[str, BuildConfig]) -> pa.Table:
+    """The table with one row per run, whatever its state.
+
+    Args:
+        store: The store.
+        runs: The runs.
+        targets: The configurations of their targets by id.
+    """
+    states: dict[str, _TargetState] = {}
     rows = []
-    for ref in refs:
-        if ref.target_id not in targets:
-            targets[ref.target_id] = _target_state(store, ref)
-        rows.append(_row(store, ref, targets[ref.target_id]))
+    for run in runs:
+        if run.target_id not in states:
+            states[run.target_id] = _target_state(store, run.target_id, targets[run.target_id])
+        rows.append(_row(store, run, states[run.target_id]))
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
@@ -222,21 +216,22 @@ def load_results(directory: str | os.PathLike[str] = "results") -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _TargetState:
+    build: BuildConfig
     columns: dict[str, Any]
     error: str | None
 
 
-def _target_state(store: Store, ref: RunRef) -> _TargetState:
-    directory = store.target_dir(ref.target_id)
-    status = store.target_status(ref.target_id)
+def _target_state(store: Store, target_id: str, build: BuildConfig) -> _TargetState:
+    directory = store.target_dir(target_id)
+    status = store.target_status(target_id)
     columns: dict[str, Any] = {
-        "target": ref.build.label,
-        "target_kind": ref.build.kind,
-        "target_config": canonical_json(identity_payload(ref.build)),
-        "trajectory": trajectory_id(ref.build),
-        "step": getattr(ref.build, "step", None),
-        "n": ref.build.n,
-        "dim": ref.build.dim,
+        "target": build.label,
+        "target_kind": build.kind,
+        "target_config": canonical_json(identity_payload(build)),
+        "trajectory": trajectory_id(build),
+        "step": getattr(build, "step", None),
+        "n": build.n,
+        "dim": build.dim,
     }
     if status == "built":
         with contextlib.suppress(LambdaHatError, OSError):
@@ -245,23 +240,23 @@ def _target_state(store: Store, ref: RunRef) -> _TargetState:
             told = {key: meta[key] for key in keys if key in meta and _fits(meta[key], SCHEMA.field(key).type)}
             # Of fewer data points than any configuration may have, nothing could be said.
             columns |= {key: value for key, value in told.items() if value is None or value >= _LEAST.get(key, value)}
-        return _TargetState(columns, None)
-    return _TargetState(columns, error_line(directory / "error.json") if status == "failed" else None)
+        return _TargetState(build, columns, None)
+    return _TargetState(build, columns, error_line(directory / "error.json") if status == "failed" else None)
 
 
-def _row(store: Store, ref: RunRef, target: _TargetState) -> dict[str, Any]:
-    directory = store.run_dir(ref.target_id, ref.run_id)
+def _row(store: Store, run: Run, target: _TargetState) -> dict[str, Any]:
+    directory = store.run_dir(*run.key)
     row: dict[str, Any] = {
-        "target_id": ref.target_id,
-        "run_id": ref.run_id,
-        "sampler": ref.cfg.name,
+        "target_id": run.target_id,
+        "run_id": run.run_id,
+        "sampler": run.cfg.name,
         "run_dir": str(directory),
         **target.columns,
-        **_restricted(ref, target.columns),
+        **_restricted(run.cfg, target),
     }
-    row |= _posterior_columns(ref.cfg, row["n"], row["dim"])
-    row |= _flatten(ref.cfg)
-    status = store.run_status(ref.target_id, ref.run_id)
+    row |= _posterior_columns(run.cfg, row["n"], row["dim"])
+    row |= _flatten(run.cfg)
+    status = store.run_status(*run.key)
     if status == "finished":
         try:
             analysis = read_record(directory / "analysis.json")
@@ -293,12 +288,12 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
     return type(value) is int and -(2**63) <= value < 2**63
 
 
-def _restricted(ref: RunRef, columns: dict[str, Any]) -> dict[str, Any]:
+def _restricted(cfg: SampleConfig, target: _TargetState) -> dict[str, Any]:
     """What is other than the whole target's where a run moves a part of the parameters."""
-    if ref.cfg.restrict is None:
+    if cfg.restrict is None:
         return {}
-    dim = moving_dim(ref.build, ref.cfg)
-    if dim == columns["dim"]:
+    dim = moving_dim(target.build, cfg)
+    if dim == target.columns["dim"]:
         return {}
     return {"dim": dim, "true_llc": None, "true_multiplicity": None}
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from lambda_hat.config import BuildConfig, SampleConfig
 from lambda_hat.errors import CorruptArtifact, LambdaHatError, StoreError
-from lambda_hat.id_utils import canonical_json, identity_payload
+from lambda_hat.id_utils import config_digest
 from lambda_hat.omegaconf_support import load_build_config, load_sample_config
 from lambda_hat.store.files import read_record
 
@@ -49,16 +49,8 @@ class Digests:
         return self._known[path]
 
 
-def config_digest(cfg: Config) -> str:
-    """The sha256 of everything in a configuration that decides the numbers of a run or target.
-
-    An id is made of the same, but is so short that two configurations may share it by chance.
-    """
-    return hashlib.sha256(canonical_json(identity_payload(cfg)).encode()).hexdigest()
-
-
 def findings_in_run(
-    run_dir: Path, target_id: str, run_id: str, cfg: SampleConfig | None, digests: Digests | None = None
+    run_dir: Path, target_id: str, run_id: str, digest: str | None, digests: Digests | None = None
 ) -> list[Finding] | None:
     """What is wrong with a finished run.
 
@@ -66,7 +58,7 @@ def findings_in_run(
         run_dir: The folder of the run.
         target_id: The id that its target should have.
         run_id: The id that it should have.
-        cfg: The configuration that it should have; None: the one in its own files.
+        digest: The `config_digest` that it should have; None: that of its own files.
         digests: Reads every file and compares its checksum; None: only sizes are compared.
 
     Returns:
@@ -82,7 +74,7 @@ def findings_in_run(
         return None
     except _Found as found:
         return [found.finding]
-    reason = _foreign(record, {"target_id": target_id, "run_id": run_id}, ANALYSIS_FORMAT, cfg)
+    reason = _foreign(record, {"target_id": target_id, "run_id": run_id}, ANALYSIS_FORMAT, digest)
     if reason is not None:
         return [Finding(path, reason)]
     places = {name: run_dir / name for name in ("config.yaml", "trace.nc")}
@@ -90,7 +82,7 @@ def findings_in_run(
 
 
 def findings_in_target(
-    directory: Path, target_id: str, cfg: BuildConfig | None, digests: Digests | None = None
+    directory: Path, target_id: str, digest: str | None, digests: Digests | None = None
 ) -> list[Finding] | None:
     """What is wrong with a built target; None where it is not built. Otherwise as `findings_in_run`."""
     path = directory / "meta.json"
@@ -100,7 +92,7 @@ def findings_in_target(
         return None
     except _Found as found:
         return [found.finding]
-    reason = _foreign(record, {"target_id": target_id}, META_FORMAT, cfg)
+    reason = _foreign(record, {"target_id": target_id}, META_FORMAT, digest)
     if reason is not None:
         return [Finding(path, reason)]
     places = {name: directory / name for name in ("config.yaml", "params.npz", "data.npz")}
@@ -147,14 +139,14 @@ def _record(path: Path) -> dict[str, Any]:
         raise
 
 
-def _foreign(record: dict[str, Any], ids: dict[str, str], format_: int, cfg: Config | None) -> str | None:
+def _foreign(record: dict[str, Any], ids: dict[str, str], format_: int, digest: str | None) -> str | None:
     if record.get("format") != format_:
         return f"its format is {record.get('format')!r}, expected {format_}"
     for key, value in ids.items():
         # A folder whose name is not an id was made by hand, and may hold anything.
         if record.get(key) != value and _ID.fullmatch(value):
             return f"foreign: it belongs to {record.get(key)!r}"
-    if cfg is not None and record.get("config") != config_digest(cfg):
+    if digest is not None and record.get("config") != digest:
         return "foreign: it belongs to another configuration"
     return None
 

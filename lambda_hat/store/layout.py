@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lambda_hat.config import BuildConfig, SampleConfig
 from lambda_hat.errors import StoreError
 from lambda_hat.store.checksums import Digests, Finding, findings_in_run, findings_in_target
 from lambda_hat.store.files import (
@@ -178,7 +177,7 @@ class Store:
     def inspect_target(
         self,
         target_id: str,
-        cfg: BuildConfig | None,
+        digest: str | None,
         thorough: bool = False,
         move: bool = True,
         digests: Digests | None = None,
@@ -187,7 +186,7 @@ class Store:
 
         Args:
             target_id: The target.
-            cfg: The configuration that it should have; None: the one in its own files.
+            digest: The `config_digest` of the configuration that it should have; None: that of its own files.
             thorough: Compare the checksums of all files, not only the record and all sizes.
             move: False leaves everything in place.
             digests: Checksums that are known; each file is read once.
@@ -200,7 +199,9 @@ class Store:
             StoreUnwritable: Nothing can be moved.
         """
         directory = self.target_dir(target_id)
-        found = _looked_at_twice(lambda known: findings_in_target(directory, target_id, cfg, known), thorough, digests)
+        found = _looked_at_twice(
+            lambda known: findings_in_target(directory, target_id, digest, known), thorough, digests
+        )
         if found:
             return "missing", self._set_all_aside(found, move)
         if found is not None:
@@ -211,7 +212,7 @@ class Store:
         self,
         target_id: str,
         run_id: str,
-        cfg: SampleConfig | None,
+        digest: str | None,
         thorough: bool = False,
         move: bool = True,
         digests: Digests | None = None,
@@ -222,7 +223,7 @@ class Store:
         """
         directory = self.run_dir(target_id, run_id)
         found = _looked_at_twice(
-            lambda known: findings_in_run(directory, target_id, run_id, cfg, known), thorough, digests
+            lambda known: findings_in_run(directory, target_id, run_id, digest, known), thorough, digests
         )
         if found:
             return "pending", self._set_all_aside(found, move)

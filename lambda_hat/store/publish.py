@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lambda_hat.config import BuildConfig, SampleConfig
-from lambda_hat.id_utils import run_id_for, target_id_for
+from lambda_hat.id_utils import Run, config_digest, target_id_for
 from lambda_hat.omegaconf_support import to_yaml
-from lambda_hat.store.checksums import ANALYSIS_FORMAT, META_FORMAT, config_digest
+from lambda_hat.store.checksums import ANALYSIS_FORMAT, META_FORMAT
 from lambda_hat.store.files import file_entry, remove_litter, write_bytes_atomic, write_record
 from lambda_hat.store.layout import CHECKPOINT, DEATHS
 
@@ -21,12 +21,12 @@ def write_config(directory: Path, cfg: BuildConfig | SampleConfig) -> bytes:
     return content
 
 
-def publish_run(run_dir: Path, cfg: SampleConfig, config: bytes, trace: bytes, analysis: dict[str, Any]) -> None:
+def publish_run(run_dir: Path, run: Run, config: bytes, trace: bytes, analysis: dict[str, Any]) -> None:
     """Write `trace.nc`, then `analysis.json`, which finishes the run, and remove the traces of earlier attempts.
 
     Args:
         run_dir: The folder of the run.
-        cfg: Its configuration.
+        run: The run.
         config: The content of `config.yaml`, as `write_config` returned it.
         trace: The content of `trace.nc`.
         analysis: The estimate and what belongs to it.
@@ -37,9 +37,9 @@ def publish_run(run_dir: Path, cfg: SampleConfig, config: bytes, trace: bytes, a
     record = {
         **analysis,
         "format": ANALYSIS_FORMAT,
-        "target_id": cfg.target_id,
-        "run_id": run_id_for(cfg),
-        "config": config_digest(cfg),
+        "target_id": run.target_id,
+        "run_id": run.run_id,
+        "config": run.digest,
         "files": {"config.yaml": file_entry(config), "trace.nc": file_entry(trace)},
     }
     write_bytes_atomic(run_dir / "trace.nc", trace)

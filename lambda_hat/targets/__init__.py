@@ -19,9 +19,10 @@ import numpy as np
 
 from lambda_hat.config import BUILD_SCHEMAS, BuildConfig, CustomBuild, MlpBuild
 from lambda_hat.errors import BuildFailed, ConfigError, CorruptArtifact, LambdaHatError, TargetNotBuilt
+from lambda_hat.id_utils import config_digest
 from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.programs.compiling import call
-from lambda_hat.store.checksums import META_FORMAT, config_digest, is_target_name
+from lambda_hat.store.checksums import META_FORMAT, is_target_name
 from lambda_hat.store.files import DAMAGED_NPZ
 from lambda_hat.store.layout import read_record
 from lambda_hat.store.publish import publish_target
@@ -151,8 +152,8 @@ def save_target(
     publish_target(directory, cfg, meta, arrays, data_of)
 
 
-def load_target(directory: Path) -> Target:
-    """Read a target that `save_target` has published.
+def load_target(directory: Path) -> tuple[Target, BuildConfig]:
+    """Read a target that `save_target` has published, and its configuration.
 
     Raises:
         TargetNotBuilt: if meta.json is missing.
@@ -175,8 +176,9 @@ def load_target(directory: Path) -> Target:
             directory, "meta.json", f"its kind is {meta.get('kind')!r:.80}, which this version does not know"
         )
     try:
-        return Target(
-            loss=_module(meta["kind"]).make_loss(_read_config(directory, meta)),
+        cfg = _read_config(directory, meta)
+        target = Target(
+            loss=_module(meta["kind"]).make_loss(cfg),
             w_star=_read_npz(directory, "params.npz", meta),
             data=_read_npz(_data_folder(directory, meta), "data.npz", meta),
             population=meta["population"],
@@ -186,6 +188,7 @@ def load_target(directory: Path) -> Target:
             true_multiplicity=meta["true_multiplicity"],
             notes=tuple(meta.get("notes", ())),
         )
+        return target, cfg
     except KeyError as error:
         raise _corrupt(directory, "meta.json", f"it has no entry {error}") from None
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
 from lambda_hat.config import DlnBuild
+from lambda_hat.id_utils import Run
 from lambda_hat.tuning.objective import Row, is_decided
-from lambda_hat.tuning.wanted import Look, Start, WantedRun, want_entry
+from lambda_hat.tuning.wanted import Look, Start, want_entry
 
 LENGTHS = {"num_chains": 4, "num_draws": 5000, "num_burnin": 2000}
 """Of the long run: several times those of a run. Arbitrary."""
@@ -52,13 +54,14 @@ class Reference:
                 if exact is not None:
                     self._settle(exact, "exact")
 
-    def runs(self) -> list[WantedRun]:
+    @functools.cached_property
+    def runs(self) -> list[Run]:
         """The long run, and one twice as long, which takes its place if its verdict is not ok."""
         if self._sampler is None:
             return []
         return [want_entry(self._start, self._entry(factor)) for factor in (1, 2)]
 
-    def needed(self, look: Look) -> list[WantedRun]:
+    def needed(self, look: Look) -> list[Run]:
         """The run that has to be sampled next; none once the value is known or lost."""
         if self.value is not None or self.lost is not None:
             return []
@@ -66,19 +69,19 @@ class Reference:
             self.lost = "its exact value is not known, and --reference none makes no other"
             return []
         why = ""
-        for run in self.runs():
-            (row,) = look([run.ref])
+        for run in self.runs:
+            (row,) = look([run])
             if not is_decided(row):
                 return [run]
             if row["status"] != "finished":
-                self.lost = f"its reference {run.ref.run_id} has {row['status']}: {row['reason']}"
+                self.lost = f"its reference {run.run_id} has {row['status']}: {row['reason']}"
                 return []
             self.offer([row])
             if self.value is not None:
                 return []
             why = self._doubt(row)
             if not why:
-                self._settle(row["llc_mean"], run.ref.run_id)
+                self._settle(row["llc_mean"], run.run_id)
                 return []
         self.lost = f"its reference is not to be trusted, also at twice the length: {why}"
         return []
@@ -102,4 +105,4 @@ class Reference:
         lengths = {"num_draws": factor * LENGTHS["num_draws"], "num_burnin": factor * LENGTHS["num_burnin"]}
         kept = {key: value for key in POSTERIOR if (value := getattr(self._start.cfg, key)) is not None}
         overrides = {**LENGTHS, **lengths, **kept}
-        return {"name": self._sampler, "targets": [self._start.target_id], "overrides": overrides}
+        return {"name": self._sampler, "overrides": overrides}

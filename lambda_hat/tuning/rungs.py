@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
+from lambda_hat.id_utils import Run
 from lambda_hat.tuning.objective import Row, diverged, is_decided
 from lambda_hat.tuning.space import Value, ladder, step_key
-from lambda_hat.tuning.wanted import Look, Start, WantedRun, blocked, want
+from lambda_hat.tuning.wanted import Look, Start, blocked, want
 
 PER_DECADE = 3
 """Rungs to a factor of ten. Arbitrary."""
@@ -92,6 +93,7 @@ class RungSearch:
         self.rows: Sequence[Row] = []
         self.required = LEAST_ACCEPTANCE
         self.lost: str | None = None
+        self._runs = [want(start, {key: step, "seed": 0, "mala_checks": True}) for step in self.steps]
 
     @property
     def start_values(self) -> dict[str, Value]:
@@ -122,15 +124,14 @@ class RungSearch:
             "start from a smaller one"
         )
 
-    def first_runs(self) -> list[WantedRun]:
+    def first_runs(self) -> list[Run]:
         """One run per rung."""
-        return [want(self.start, {self.key: step, "seed": 0, "mala_checks": True}) for step in self.steps]
+        return self._runs
 
-    def propose(self, look: Look) -> list[WantedRun]:
+    def propose(self, look: Look) -> list[Run]:
         """The runs that have to be sampled next; none if the search is at its end, or lost."""
-        runs = self.first_runs()
-        rows = look([run.ref for run in runs])
-        needed = [run for run, row in zip(runs, rows, strict=True) if not is_decided(row)]
+        rows = look(self._runs)
+        needed = [run for run, row in zip(self._runs, rows, strict=True) if not is_decided(row)]
         self.lost = blocked(self.start, rows)
         if self.lost is not None:
             return []

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lambda_hat.id_utils import canonical_json, identity_payload
+from lambda_hat.id_utils import Run, canonical_json, identity_payload
 from lambda_hat.tuning.history import History, Trial, settings_tried
 from lambda_hat.tuning.objective import Outcome, Row, cost_to, diverged, is_decided, outcome_of, winner
 from lambda_hat.tuning.reference import Reference
 from lambda_hat.tuning.space import Value, first_settings, space_of, step_key
-from lambda_hat.tuning.wanted import Look, Start, WantedRun, blocked, want
+from lambda_hat.tuning.wanted import Look, Start, blocked, want
 
 SEARCH_FORMAT = 1
 HOPELESS = 2.0
@@ -68,7 +68,7 @@ class Search:
         self.path = folder / f"search_{start.name}_{digest[:8]}.json"
         self._seed = int(digest[8:15], 16)
         self._history: History | None = None
-        self._composed: dict[tuple, WantedRun] = {}
+        self._composed: dict[tuple, Run] = {}
         self.lost: str | None = None
         self.outcomes: dict[int, Outcome] = {}
         self.judged: dict[int, Outcome] = {}
@@ -120,20 +120,20 @@ class Search:
     def num_tried(self, look: Look) -> int:
         """Settings that earlier commands have tried; nothing is written. Raises StoreError."""
         tried = settings_tried(self.path, self.space)
-        rows = look([run.ref for values in tried for run in self._runs(values)])
+        rows = look([run for values in tried for run in self._runs(values)])
         return sum(all(map(is_decided, rows[i : i + self.seeds])) for i in range(0, len(rows), self.seeds))
 
-    def random_runs(self, count: int, rng: random.Random) -> list[WantedRun]:
+    def random_runs(self, count: int, rng: random.Random) -> list[Run]:
         """Single runs of `count` random settings, for an estimate of what a run costs."""
         drawn = [{key: values.draw(rng) for key, values in self.space.items()} for _ in range(count)]
         return [run for values in drawn for run in self._runs(values, [0])]
 
-    def first_runs(self) -> list[WantedRun]:
+    def first_runs(self) -> list[Run]:
         """The runs of the first batch, if nothing has been tried."""
         settings = first_settings(self.start.cfg, self.space)[: min(self._batch, self.trials_wanted)]
         return [run for values in settings for run in self._runs(values)]
 
-    def propose(self, look: Look) -> list[WantedRun]:
+    def propose(self, look: Look) -> list[Run]:
         """The runs that have to be sampled next; none if the search is at its end, or lost.
 
         Raises:
@@ -151,7 +151,7 @@ class Search:
             if not opened and left > 0:
                 opened = history.ask(min(self._batch, left), self._is_hopeless)
             runs = [run for trial in opened for run in self._runs(trial.values)]
-            rows = look([run.ref for run in runs])
+            rows = look(runs)
             needed = self._needed(runs, rows, look)
             if needed or self.lost is not None:
                 return needed
@@ -169,7 +169,7 @@ class Search:
         lost = [trial.values[key] for trial in self._history.trials if trial.end == "pruned"]
         return values[key] > HOPELESS * min(lost, default=math.inf)
 
-    def _needed(self, runs: list[WantedRun], rows: Sequence[Row], look: Look) -> list[WantedRun]:
+    def _needed(self, runs: list[Run], rows: Sequence[Row], look: Look) -> list[Run]:
         """The runs that are still missing before trials can be told."""
         self.lost = blocked(self.start, rows)
         if self.lost is not None:
@@ -194,16 +194,16 @@ class Search:
         else:
             self._history.tell(trial, "pruned" if any(map(diverged, rows)) else "failed")
 
-    def _confirm(self, look: Look) -> list[WantedRun]:
+    def _confirm(self, look: Look) -> list[Run]:
         """The runs with fresh seeds that are still needed; none once the winner holds."""
         assert self.reference.value is not None
         while (number := self.winner) is not None and number not in self._fresh:
             values = self.settings[number]
             runs = self._runs(values, self._fresh_seeds)
-            rows = look([run.ref for run in runs])
+            rows = look(runs)
             if needed := [run for run, row in zip(runs, rows, strict=True) if not is_decided(row)]:
                 return needed
-            before = look([run.ref for run in self._runs(values)])
+            before = look(self._runs(values))
             self._fresh[number] = outcome_of(rows, self.reference.value)
             whole = outcome_of([*before, *rows], self.reference.value)
             if whole is None:
@@ -212,7 +212,7 @@ class Search:
                 self.judged[number] = whole
         return []
 
-    def _runs(self, values: dict[str, Value], seeds: Iterable[int] | None = None) -> list[WantedRun]:
+    def _runs(self, values: dict[str, Value], seeds: Iterable[int] | None = None) -> list[Run]:
         """One run per seed; by default those of a trial."""
         # The same runs are looked at in every round, and composing a configuration takes milliseconds.
         found = []

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lambda_hat.config import BuildConfig, SampleConfig
-from lambda_hat.id_utils import run_id_for
-from lambda_hat.report.results import RunRef
+from lambda_hat.id_utils import Run
 from lambda_hat.tuning.objective import Row
 from lambda_hat.workflow_config import compose_sample_cfg
 
-Look = Callable[[Sequence[RunRef]], Sequence[Row]]
+Look = Callable[[Sequence[Run]], Sequence[Row]]
 """Gives the rows of some runs, as the store has them now."""
 
 
@@ -42,14 +41,6 @@ class Start:
         return {"name": self.name, "targets": [self.target_id], "overrides": {**self.overrides, **values}}
 
 
-@dataclass(frozen=True)
-class WantedRun:
-    """A run, as an entry of an experiments file and as the store names it."""
-
-    entry: dict[str, Any]
-    ref: RunRef
-
-
 def blocked(start: Start, rows: Iterable[Row]) -> str | None:
     """Why nothing can be sampled on the target of `start`, and what to do; None if no row is blocked."""
     reason = next((row["reason"] for row in rows if row["status"] == "blocked"), None)
@@ -59,14 +50,14 @@ def blocked(start: Start, rows: Iterable[Row]) -> str | None:
     return f"{reason}; {again} tries to build it again"
 
 
-def want(start: Start, values: Mapping[str, Any]) -> WantedRun:
+def want(start: Start, values: Mapping[str, Any]) -> Run:
     """The run of `start` with `values` in place of the study's. Raises ConfigError."""
     return want_entry(start, start.entry(values))
 
 
-def want_entry(start: Start, entry: dict[str, Any]) -> WantedRun:
+def want_entry(start: Start, entry: dict[str, Any]) -> Run:
     """The run of a sampler entry on the target of `start`. Raises ConfigError."""
     cfg = compose_sample_cfg(
         start.target_id, entry, build=start.build, jax_enable_x64=start.jax_enable_x64, source=start.source
     )
-    return WantedRun(entry, RunRef(start.target_id, run_id_for(cfg), start.build, cfg))
+    return Run.of(cfg)

@@ -8,8 +8,8 @@ from lambda_hat.config.parameter_paths import matching_paths
 from lambda_hat.errors import ConfigError
 from lambda_hat.execute.build import build_into
 from lambda_hat.execute.sampling import sample_into
-from lambda_hat.id_utils import run_id_for, target_id_for
-from lambda_hat.report.results import RunRef, collect
+from lambda_hat.id_utils import Run, target_id_for
+from lambda_hat.report.results import collect
 from lambda_hat.store.layout import Store
 from lambda_hat.workflow_config import compose_study
 
@@ -54,15 +54,14 @@ def test_one_layer_of_a_linear_network_is_a_regular_model(tmp_path):
     store = Store(tmp_path)
     target_id = target_id_for(build)
     target, _ = build_into(store.target_dir(target_id), build)
-    refs = []
     for layer in (0, 1):
         cfg = NutsConfig(
             target_id=target_id, num_draws=2000, target_acceptance=0.9, restrict=[f"layers/{layer}/*"], prior_radius=2.0
         )
-        refs.append(RunRef(target_id, run_id_for(cfg), build, cfg))
-        pending = collect(store, refs[-1:]).to_pylist()[0]
-        sample_into(store.run_dir(target_id, refs[-1].run_id), store.target_dir(target_id), cfg)
-        finished = collect(store, refs[-1:]).to_pylist()[0]
+        run, targets = Run.of(cfg), {target_id: build}
+        pending = collect(store, [run], targets).to_pylist()[0]
+        sample_into(store.run_dir(*run.key), store.target_dir(target_id), run)
+        finished = collect(store, [run], targets).to_pylist()[0]
         for row in (pending, finished):
             assert row["dim"] == (6, 8)[layer]
             assert row["gamma"] == row["dim"] / 4

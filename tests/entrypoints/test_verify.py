@@ -13,7 +13,7 @@ import pytest
 from lambda_hat.config import HmcConfig, QuadraticBuild, SgldConfig
 from lambda_hat.engine.chunks import Kept, encode
 from lambda_hat.entrypoints.verify import Verification
-from lambda_hat.id_utils import run_id_for, target_id_for
+from lambda_hat.id_utils import Run, config_digest, target_id_for
 from lambda_hat.store.claims import take
 from lambda_hat.store.layout import Store, write_bytes_atomic, write_json_atomic
 from lambda_hat.store.publish import publish_run, publish_target, write_config
@@ -36,10 +36,10 @@ def filled(folder):
     store = Store(folder)
     for name in (TARGET, "tgt_mine"):
         publish_target(store.target_dir(name), BUILD, {}, {"params.npz": b"params", "data.npz": b"data"})
-    for name in (run_id_for(CFG), "run_1"):
+    for name in (Run.of(CFG).run_id, "run_1"):
         run_dir = store.run_dir(TARGET, name)
-        publish_run(run_dir, CFG, write_config(run_dir, CFG), b"trace", {"llc_mean": 1.0})
-    half = store.run_dir(TARGET, run_id_for(OTHER))
+        publish_run(run_dir, Run.of(CFG), write_config(run_dir, CFG), b"trace", {"llc_mean": 1.0})
+    half = store.run_dir(TARGET, Run.of(OTHER).run_id)
     write_config(half, OTHER)
     write_bytes_atomic(half / "checkpoint.npz", encode(Kept("burn-in", 7, {}, [np.ones(3)])))
     write_json_atomic(half / "error.json", {"type": "E"})
@@ -79,12 +79,12 @@ def test_a_flipped_bit_in_any_file_is_named_and_set_aside(tmp_path):
 def test_what_is_said_of_damage(awkward_dir, repo_env):
     store = filled(awkward_dir)
     (store.target_dir(TARGET) / "run_file").write_bytes(b"no folder")
-    (store.run_dir(TARGET, run_id_for(CFG)) / "trace.nc").write_bytes(b"TRACE")
+    (store.run_dir(TARGET, Run.of(CFG).run_id) / "trace.nc").write_bytes(b"TRACE")
     done = verify(store.root, repo_env)
     assert (done.returncode, done.stderr) == (1, "")
     lines = done.stdout.splitlines()
     aside = store.root / "damaged"
-    where = store.run_dir(TARGET, run_id_for(CFG)).relative_to(store.root)
+    where = store.run_dir(TARGET, Run.of(CFG).run_id).relative_to(store.root)
     assert lines[0] == (
         f"damaged: {store.target_dir(TARGET) / 'run_file'}: a file lies where a folder belongs; set aside as "
         f"{aside / 'targets' / TARGET / 'run_file.1'}"
@@ -107,15 +107,15 @@ def test_what_is_said_of_damage(awkward_dir, repo_env):
 def test_what_planning_cannot_see(tmp_path, name):
     store = Store(tmp_path / "store")
     publish_target(store.target_dir(TARGET), BUILD, {}, {"params.npz": b"params", "data.npz": b"data"})
-    run_dir = store.run_dir(TARGET, run_id_for(CFG))
-    publish_run(run_dir, CFG, write_config(run_dir, CFG), b"trace", {"llc_mean": 1.0})
-    half = store.run_dir(TARGET, run_id_for(OTHER))
+    run_dir = store.run_dir(TARGET, Run.of(CFG).run_id)
+    publish_run(run_dir, Run.of(CFG), write_config(run_dir, CFG), b"trace", {"llc_mean": 1.0})
+    half = store.run_dir(TARGET, Run.of(OTHER).run_id)
     write_bytes_atomic(half / "checkpoint.npz", encode(Kept("burn-in", 7, {}, [np.ones(3)])))
     (path,) = [p for p in store.root.rglob(name) if name != "config.yaml" or p.parent == run_dir]
     content = path.read_bytes()
     path.write_bytes(content.replace(b"seed: 0", b"seed: 1") if name == "config.yaml" else content[:-1] + b"?")
-    assert store.inspect_target(TARGET, BUILD) == ("built", [])
-    assert store.inspect_run(TARGET, run_id_for(CFG), CFG) == ("finished", [])
+    assert store.inspect_target(TARGET, config_digest(BUILD)) == ("built", [])
+    assert store.inspect_run(TARGET, Run.of(CFG).run_id, Run.of(CFG).digest) == ("finished", [])
     damages = list(Verification(store).look())
     assert damages[-1].path == path and damages[-1].moved_to.is_relative_to(store.root / "damaged")
     assert list(Verification(store).look()) == []
@@ -123,8 +123,8 @@ def test_what_planning_cannot_see(tmp_path, name):
 
 def test_a_run_that_is_being_sampled_is_left_alone(tmp_path):
     store = Store(tmp_path / "store")
-    run_dir = store.run_dir(TARGET, run_id_for(CFG))
-    publish_run(run_dir, CFG, write_config(run_dir, CFG), b"trace", {})
+    run_dir = store.run_dir(TARGET, Run.of(CFG).run_id)
+    publish_run(run_dir, Run.of(CFG), write_config(run_dir, CFG), b"trace", {})
     (run_dir / "trace.nc").write_bytes(b"under way")
     claim = take(run_dir, None)
     found = Verification(store)

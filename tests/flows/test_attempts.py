@@ -25,10 +25,11 @@ from flows.driver.stopping import OutOfTime, Stop, Stopped
 from flows.driver.workers import Workers
 from flows.sites.executors import PACKS, TASKS
 from lambda_hat.errors import LaunchError, StoreUnwritable
+from lambda_hat.id_utils import Run
 from lambda_hat.store.heartbeat import Heartbeat, heartbeat_state
 from lambda_hat.store.layout import write_json_atomic
 from lambda_hat.store.study_records import StudyLog
-from lambda_hat.workflow_config import with_samplers
+from lambda_hat.workflow_config import with_runs
 
 OVERRIDES = {"num_draws": 100, "num_burnin": 50, "num_chains": 2, "step_size": 1e-4}
 
@@ -177,8 +178,9 @@ def test_workers_that_die_again_and_again_are_given_up(tmp_path):
 
 def test_where_nothing_is_left_the_same_workers_go_on_with_the_next_study(tmp_path):
     scene = Scene(tmp_path, one_more, all_of_them, all_of_them)
-    entry = {"name": "sgld", "overrides": {**OVERRIDES, "seed": 7}}
-    scene.further = [with_samplers(scene.request.study, [entry], "test"), replace(scene.request.study)]
+    study = scene.request.study
+    another = Run.of(replace(study.runs[0].cfg, seed=7))
+    scene.further = [with_runs(study, [another]), replace(scene.request.study)]
     scene.run()
     assert scene.sizes == [3, 2, 1], "all of the second study is done"
     assert len(scene.leases) == 1

@@ -30,7 +30,7 @@ def build(store, study, target_id):
 
 def finish(store, run):
     directory = store.run_dir(run.target_id, run.run_id)
-    publish_run(directory, run.cfg, write_config(directory, run.cfg), b"trace", {"llc_mean": 1.0})
+    publish_run(directory, run, write_config(directory, run.cfg), b"trace", {"llc_mean": 1.0})
 
 
 @pytest.fixture

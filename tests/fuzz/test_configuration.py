@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from flows.driver.plan import make_plan
 from flows.sites.site_schemas import load_site
 from lambda_hat.config import SAMPLE_SCHEMAS
-from lambda_hat.id_utils import run_id_for, target_id_for
+from lambda_hat.id_utils import Run, target_id_for
 from lambda_hat.omegaconf_support import load_build_config, load_sample_config, to_yaml
 from lambda_hat.store.layout import Store
 from lambda_hat.workflow_config import CONF_DIR, compose_build_cfg, compose_sample_cfg, compose_study
-from mpi.pack import PACK_DEFAULTS, describe_pack, pack_of_study, read_pack
+from mpi.pack import PACK_DEFAULTS, describe_pack, pack_of_study, pack_record, read_pack
 from tests.fuzz.judging import attempt
 from tests.fuzz.mutations import NASTY_TEXT, VALUES, YAML_NOISE, as_yaml, damaged, mutated
 
@@ -150,7 +150,7 @@ def test_site_words(name, words):
 @pytest.fixture(scope="module")
 def pack(folder) -> dict:
     path = put(folder, "study.yaml", json.dumps({"targets": TARGETS[:2], "samplers": SAMPLERS[:2]}).encode())
-    return pack_of_study(compose_study(path, (), {"store_root": str(folder / "store")}), 1)
+    return pack_record(pack_of_study(compose_study(path, (), {"store_root": str(folder / "store")}), 1))
 
 
 @given(data=st.data())
@@ -181,4 +181,4 @@ def test_stored_runs(folder, cfg, data):
     path = put(
         folder, "config.yaml", data.draw(damaged(st.just(text), st.binary()) | as_yaml(mutated(st.just(asdict(cfg)))))
     )
-    attempt("stored configurations of runs", lambda: run_id_for(load_sample_config(path)))
+    attempt("stored configurations of runs", lambda: Run.of(load_sample_config(path)).run_id)

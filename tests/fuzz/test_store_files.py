@@ -26,6 +26,8 @@ from lambda_hat.engine.chunks import Kept, encode, leaves_of, read_checkpoint
 from lambda_hat.entrypoints import logs, show, status, verify
 from lambda_hat.execute.build import build_into
 from lambda_hat.execute.sampling import sample_into
+from lambda_hat.id_utils import config_digest
+from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.planning.preflight import read_reports
 from lambda_hat.report.closing import rank_usage
 from lambda_hat.report.results import collect, runs_in_store, to_frame
@@ -47,8 +49,8 @@ from lambda_hat.store.layout import EventLog, Store, deaths_of, read_events, wri
 from lambda_hat.store.publish import write_config
 from lambda_hat.store.study_records import TO_SAMPLE, Planned, StudyLog, StudyRecord, in_order, write_study
 from lambda_hat.targets import load_target
-from lambda_hat.workflow_config import PlannedRun, Study, compose_study
-from mpi.pack import pack_of_study, read_pack
+from lambda_hat.workflow_config import Study, compose_study
+from mpi.pack import pack_of_study, pack_record, read_pack
 from tests.fuzz.judging import FEW, attempt
 from tests.fuzz.mutations import VALUES, as_yaml, damaged, mutated
 
@@ -101,12 +103,12 @@ def stored(tmp_path_factory) -> Stored:
     for target_id, build in study.targets.items():
         build_into(store.target_dir(target_id), build)
     finished, unfinished = study.runs
-    sample_into(store.run_dir(*_ids(finished)), store.target_dir(finished.target_id), finished.cfg)
-    run_dir = store.run_dir(*_ids(unfinished))
+    sample_into(store.run_dir(*finished.key), store.target_dir(finished.target_id), finished)
+    run_dir = store.run_dir(*unfinished.key)
     write_config(run_dir, unfinished.cfg)
     (run_dir / "checkpoint.npz").write_bytes(
         encode(
-            Kept("draws", 7, {"seconds": 1.0}, leaves_of(load_target(store.target_dir(unfinished.target_id)).w_star))
+            Kept("draws", 7, {"seconds": 1.0}, leaves_of(load_target(store.target_dir(unfinished.target_id))[0].w_star))
         )
     )
     write_json_atomic(
@@ -118,7 +120,7 @@ def stored(tmp_path_factory) -> Stored:
         assert claim is not None
         lease.note_jobs([{"scheduler": "slurm", "job_id": "7", "name": "packs"}])
     pack_dir = store.pack_dir(f"pack_20260101-000000-{lease.path.stem[-4:]}-0-0000")
-    write_json_atomic(pack_dir / "pack.json", pack_of_study(study, 1) | {"lease": str(lease.path)})
+    write_json_atomic(pack_dir / "pack.json", pack_record(pack_of_study(study, 1)) | {"lease": str(lease.path)})
     with EventLog(pack_dir / "rank-0000.jsonl") as log:
         ids = {"rank": 0, "target_id": finished.target_id, "run_id": finished.run_id}
         log.append("start", **ids, size=1, host="h", pid=1)
@@ -152,10 +154,6 @@ def write_down(store: Store, study: Study) -> Iterator[StudyLog]:
     log.close()
 
 
-def _ids(run: PlannedRun) -> tuple[str, str]:
-    return run.target_id, run.run_id
-
-
 def judge(stored: Stored, kind: str) -> None:
     """Let every reader read the store, then those that move files away, and claim."""
 
@@ -173,21 +171,21 @@ def attempt_one(what: str, read: Callable[[], Result]) -> Result | None:
 def read_everything(stored: Stored) -> None:
     store, study = stored.store, stored.study
     for target_id, build in study.targets.items():
-        for cfg in (build, None):
+        for digest in (config_digest(build), None):
             for thorough in (False, True):
                 attempt_one(
-                    "inspect_target", lambda i=target_id, c=cfg, t=thorough: store.inspect_target(i, c, t, False)
+                    "inspect_target", lambda i=target_id, d=digest, t=thorough: store.inspect_target(i, d, t, False)
                 )
         attempt_one("load_target", lambda i=target_id: load_target(store.target_dir(i)))
     for run in study.runs:
-        for cfg in (run.cfg, None):
-            attempt_one("inspect_run", lambda r=run, c=cfg: store.inspect_run(*_ids(r), c, True, False))
+        for digest in (run.digest, None):
+            attempt_one("inspect_run", lambda r=run, d=digest: store.inspect_run(*r.key, d, True, False))
         attempt_one("holder of a claim", lambda r=run: claims.holder(stored.dir_of(r)))
         attempt_one("deaths", lambda r=run: deaths_of(stored.dir_of(r)))
         path = stored.dir_of(run) / "checkpoint.npz"
         if path.is_file():
             attempt_one("checkpoint", lambda p=path: read_checkpoint(p))
-    attempt_one("table", lambda: to_frame(collect(store, runs_in_store(store))))
+    attempt_one("table", lambda: to_frame(collect(store, *runs_in_store(store))))
     for path in store.packs_dir.glob("driver_*.lease"):
         attempt_one("lease", lambda p=path: (heartbeat_state(p), heartbeat_over(p)))
     attempt_one("leases", lambda: (live_heartbeats(store.packs_dir), dead_heartbeats(store.packs_dir)))
@@ -204,7 +202,7 @@ def look_at(stored: Stored) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         assert status.run(Namespace(store=stored.store.root, watch=None)) == 0
         for run in stored.study.runs:
-            names = Namespace(store=stored.store.root, run_words=["/".join(_ids(run))], lines=5)
+            names = Namespace(store=stored.store.root, run_words=["/".join(run.key)], lines=5)
             assert show.run(names) == logs.run(names) == 0
 
 

@@ -9,16 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lambda_hat.config import SgldConfig
+from lambda_hat.config.study_settings import check_lanes
 from lambda_hat.errors import ConfigError, CorruptArtifact, StoreUnwritable
-from lambda_hat.planning.lanes import check_lanes, even_pieces
-from lambda_hat.report.results import RunRef, collect
+from lambda_hat.planning.lanes import even_pieces
+from lambda_hat.planning.packing import PlannedRun
+from lambda_hat.report.results import collect
 from lambda_hat.store.drain import Drain
 from lambda_hat.store.layout import EventLog, Store, read_events, read_json
 from lambda_hat.workflow_config import compose_study
 from mpi import rank as rank_module
 from mpi.dispatch import World
 from mpi.pack import PACK_DEFAULTS, bundles_of, items_of
-from mpi.rank import Job
+from mpi.rank import ClaimedRun
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = """
@@ -35,11 +38,9 @@ samplers:
 
 def pack(programs, **changes):
     """Runs "t/0", "t/1", ... by (target, program)."""
-    runs = [
-        {"target_id": target, "run_id": str(i), "config": {}, "cost": 1.0, "program": program}
-        for i, (target, program) in enumerate(programs)
-    ]
-    return PACK_DEFAULTS | {"runs": runs, "builds": [], **changes}
+    cfg = SgldConfig()
+    runs = [PlannedRun(target, str(i), cfg, "", 0, program, 1.0) for i, (target, program) in enumerate(programs)]
+    return PACK_DEFAULTS | {"runs": runs, "builds": {}, **changes}
 
 
 def bundles(pack, ranks=1):
@@ -55,7 +56,7 @@ def test_a_bundle_is_of_one_program_no_larger_than_lanes_and_leaves_every_rank_i
     assert sorted(map(len, bundles(pack(one, lanes=4)))) == [3, 3, 4]
     assert sorted(map(len, bundles(pack(one, lanes=64)))) == [10]
     assert sorted(map(len, bundles(pack(one, lanes="auto"), ranks=4))) == [2, 2, 3, 3]
-    mixed = pack([("t", "a"), ("t", "b"), ("t", "a"), ("t", "b"), ("t", None), ("t", None)], lanes=8)
+    mixed = pack([("t", "a"), ("t", "b"), ("t", "a"), ("t", "b"), ("t", ""), ("t", "")], lanes=8)
     assert bundles(mixed) == [["t/0", "t/2"], ["t/1", "t/3"], ["t/4"], ["t/5"]]
 
 
@@ -85,13 +86,13 @@ def test_lanes_are_a_number_or_auto():
 class Broken:
     """Stands for `lambda_hat.execute.sampling` where nothing of a program works."""
 
-    def prepare(self, run_dir, target_dir, cfg):
+    def load_run(self, run_dir, target_dir, run):
         return run_dir
 
-    def companions(self, prepared):
+    def companions(self, loaded):
         return "one program"
 
-    def width_for(self, prepared, ranks_on_node):
+    def width_for(self, loaded, ranks_on_node):
         raise RuntimeError("it cannot be compiled")
 
 
@@ -101,10 +102,9 @@ def events(tmp_path):
         yield log
 
 
-def rank_of(tmp_path, monkeypatch, events, sampling):
+def rank_of(tmp_path, events, sampling):
     """A rank with a pack of three runs of one program, and what it says."""
     content = pack([("t", "a")] * 3, lanes="auto", pack_id="pack_x")
-    monkeypatch.setattr(rank_module, "sample_config", lambda entry: None)
     said = []
     drain = Drain()
     rank = rank_module.Rank(World(0, 1, None), content, Store(tmp_path), drain, events, None)
@@ -112,15 +112,15 @@ def rank_of(tmp_path, monkeypatch, events, sampling):
     return rank, drain, said
 
 
-def test_a_program_that_cannot_be_measured_ends_no_rank(tmp_path, monkeypatch, events):
-    rank, _, _ = rank_of(tmp_path, monkeypatch, events, Broken())
+def test_a_program_that_cannot_be_measured_ends_no_rank(tmp_path, events):
+    rank, _, _ = rank_of(tmp_path, events, Broken())
     assert list(rank._groups(["t/0", "t/1", "t/2"])) == [(["t/0"], 1), (["t/1"], 1), (["t/2"], 1)]
     (event,) = map(json.loads, (tmp_path / "rank-0000.jsonl").read_text().splitlines())
     assert (event["event"], event["lanes"]) == ("width", 1)
 
 
 def test_a_damaged_target_in_a_store_that_cannot_be_written_leaves_the_run(tmp_path, monkeypatch, events):
-    rank, drain, said = rank_of(tmp_path, monkeypatch, events, Broken())
+    rank, drain, said = rank_of(tmp_path, events, Broken())
 
     def end(status, **details):
         said.append((status, details))
@@ -130,8 +130,8 @@ def test_a_damaged_target_in_a_store_that_cannot_be_written_leaves_the_run(tmp_p
         raise StoreUnwritable("no space")
 
     monkeypatch.setattr(rank._store, "inspect_target", refuse)
-    job = Job("t/0", "t", tmp_path, None, end)
-    assert rank._sampling_failed(job, CorruptArtifact("params.npz: damaged")) == "left"
+    claimed = ClaimedRun(rank._runs["t/0"], None, end)
+    assert rank._sampling_failed(claimed, CorruptArtifact("params.npz: damaged")) == "left"
     assert said == [("left", {"reason": "no space", "store_error": True})] and drain.reason == "no space"
 
 
@@ -172,8 +172,7 @@ def test_runs_in_lanes_give_the_estimates_of_single_runs(stores):
             np.testing.assert_allclose(mine["llc_mean"], theirs["llc_mean"], rtol=1e-4)
     of_sgld = [widths[run.target_id, run.run_id] for run in study.runs if run.cfg.name == "sgld"]
     assert set(of_sgld) <= {2, 3, 4} and sum(of_sgld) / len(of_sgld) > 2.5
-    refs = [RunRef(run.target_id, run.run_id, study.targets[run.target_id], run.cfg) for run in study.runs]
-    assert sorted(collect(lanes, refs).column("lanes").to_pylist()) == sorted(widths.values())
+    assert sorted(collect(lanes, study.runs, study.targets).column("lanes").to_pylist()) == sorted(widths.values())
 
 
 @pytest.mark.mpi

@@ -16,7 +16,7 @@ from lambda_hat.store import claims
 from lambda_hat.store.drain import DEADLINE_VARIABLE
 from lambda_hat.store.layout import Store, read_json, write_json_atomic
 from lambda_hat.workflow_config import compose_study
-from tests.mpi.test_run_pack import PROGRAM, entry_of, events_of, numbers, run
+from tests.mpi.test_run_pack import PROGRAM, events_of, numbers, run
 
 STUDY = """
 targets:
@@ -74,7 +74,7 @@ def write_pack(store, study, pack_id, **more):
     builds = [{"target_id": target_id, "config": asdict(cfg)} for target_id, cfg in study.targets.items()]
     pack = {"format": 1, "pack_id": pack_id, "store_root": str(store.root), "cores_per_rank": 1, "expected_ranks": None}
     write_json_atomic(
-        pack_file(store, pack_id), pack | {"builds": builds, "runs": [entry_of(r) for r in study.runs]} | more
+        pack_file(store, pack_id), pack | {"builds": builds, "runs": [r.pack_entry() for r in study.runs]} | more
     )
 
 
@@ -186,14 +186,14 @@ def test_the_claim_of_a_live_process_keeps_a_rank_away(study, store):
     short = study.runs[LONG]
     directory = store.run_dir(short.target_id, short.run_id)
     claim = claims.take(directory, None, rank=7, pack_id="pack_elsewhere")
-    write_pack(store, study, "pack_kept_out", runs=[entry_of(short)])
+    write_pack(store, study, "pack_kept_out", runs=[short.pack_entry()])
     assert run(pack_file(store, "pack_kept_out")).returncode == 0
     (end,) = [event for event in events_of(store, "pack_kept_out") if event["event"] == "run_end"]
     assert end["status"] == "elsewhere"
     assert end["reason"].startswith(f"another process samples it: process {os.getpid()} on ")
     assert "pack_elsewhere" in end["reason"]
     claim.release()
-    write_pack(store, study, "pack_let_in", runs=[entry_of(short)])
+    write_pack(store, study, "pack_let_in", runs=[short.pack_entry()])
     assert run(pack_file(store, "pack_let_in")).returncode == 0
     assert store.run_status(short.target_id, short.run_id) == "finished"
 
@@ -216,7 +216,7 @@ def test_a_full_disk_is_one_message_and_loses_nothing(study, built, store, small
     small = Store(small_disk / "store")
     shutil.copytree(store.targets_dir, small.targets_dir)
     short = [study.runs[LONG]]
-    runs = [entry_of(run_) for run_ in short]
+    runs = [run_.pack_entry() for run_ in short]
     write_pack(small, study, "pack_full", runs=runs)
     ballast = small_disk / "ballast"
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -245,7 +245,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_anew(study, built,
     path = store.run_dir(short.target_id, short.run_id) / "checkpoint.npz"
     path.parent.mkdir(parents=True)
     path.write_bytes({"flip": b"PK" + bytes(99), "cut": b"P", "empty": b""}[damage])
-    write_pack(store, study, "pack_anew", runs=[entry_of(short)])
+    write_pack(store, study, "pack_anew", runs=[short.pack_entry()])
     assert run(pack_file(store, "pack_anew")).returncode == 0
     assert numbers(store, [short]) == numbers(built, [short])
     (aside,) = store.root.joinpath("damaged").rglob("checkpoint.npz*")

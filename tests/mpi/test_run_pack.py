@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lambda_hat.planning.packing import RunItem, make_packs
+from lambda_hat.planning.packing import make_packs
 from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE
 from lambda_hat.store.layout import Store, read_events, read_json, write_json_atomic
 from lambda_hat.workflow_config import compose_study
@@ -56,15 +56,10 @@ def run(*words, ranks=None, environment=None, timeout=240.0):
     return subprocess.run(line, capture_output=True, text=True, timeout=timeout, cwd="/", env=env)
 
 
-def entry_of(planned):
-    names = {"target_id": planned.target_id, "run_id": planned.run_id}
-    return {**names, "config": asdict(planned.cfg), "cost": planned.cost, "program": planned.program}
-
-
 def pack_of(study, store, path, **changes):
     """A pack file with every run of a study, as a driver writes it: targets are built by others."""
     planned = compose_study(study).runs
-    runs = [entry_of(run_) for run_ in planned]
+    runs = [run_.pack_entry() for run_ in planned]
     pack = {
         "format": 1,
         "pack_id": "pack_test",
@@ -130,13 +125,11 @@ def test_the_numbers_are_the_same_in_packs_of_1_3_and_32(study, tmp_path):
     study.write_text(STUDY_OF_DATA)
     composed = compose_study(study)
     ((target_id, build),) = composed.targets.items()
-    by_key = {(run_.target_id, run_.run_id): run_ for run_ in composed.runs}
-    items = [RunItem(run_.target_id, run_.run_id, run_.program, run_.cost) for run_ in composed.runs]
     found = {}
     for size in (1, 3, 32):
         store = Store(tmp_path / f"packs of {size}")
-        for index, pack in enumerate(make_packs(items, size)):
-            runs = [entry_of(by_key[item.target_id, item.run_id]) for item in pack]
+        for index, pack in enumerate(make_packs(composed.runs, size)):
+            runs = [run_.pack_entry() for run_ in pack]
             content = {"format": 1, "pack_id": f"pack_{index}", "store_root": str(store.root), "cores_per_rank": 1}
             builds = [{"target_id": target_id, "config": asdict(build)}] if index == 0 else []
             content |= {"expected_ranks": None, "builds": builds, "runs": runs}
@@ -165,7 +158,7 @@ def test_a_failing_and_a_blocked_run_leave_the_others_alone(study, tmp_path):
     params.write_bytes(params.read_bytes()[:-1])
     pack = read_json(tmp_path / "pack.json")
     sound = [r for r in one.runs if r.target_id == spare]
-    pack["runs"] += [entry_of(run_) for run_ in sound]
+    pack["runs"] += [run_.pack_entry() for run_ in sound]
     for analysis in store.root.rglob("analysis.json"):
         analysis.unlink()
     write_json_atomic(tmp_path / "pack.json", pack)

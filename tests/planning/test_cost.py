@@ -38,7 +38,7 @@ from lambda_hat.planning.cost import (
     price,
     shape_of,
 )
-from lambda_hat.report.results import RunRef, collect
+from lambda_hat.report.results import collect
 from lambda_hat.store.layout import Store, write_record
 from lambda_hat.store.publish import publish_run, publish_target, write_config
 from lambda_hat.workflow_config import compose_study
@@ -203,13 +203,12 @@ def finished(tmp_path):
     measured |= {"backend": "cpu", "device": "cpu", "cores": 1}
     for run, verdict in zip(study.runs[1:], ("ok", "diverged", "too_short"), strict=True):
         directory = store.run_dir(target_id, run.run_id)
-        publish_run(directory, run.cfg, write_config(directory, run.cfg), b"trace", {**measured, "verdict": verdict})
+        publish_run(directory, run, write_config(directory, run.cfg), b"trace", {**measured, "verdict": verdict})
     return study, store
 
 
 def update(study, store):
-    refs = [RunRef(run.target_id, run.run_id, study.targets[run.target_id], run.cfg) for run in study.runs]
-    update_costs(store, collect(store, refs), [(ref.build, ref.cfg) for ref in refs])
+    update_costs(store, collect(store, study.runs, study.targets), study.runs, study.targets)
 
 
 def test_finished_runs_are_measured_and_planning_reads_them(finished):

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import math
 import random
+from operator import attrgetter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lambda_hat.config import SgldConfig
 from lambda_hat.errors import ConfigError
-from lambda_hat.planning.packing import RunItem, _best_exchange, _fill, make_packs
+from lambda_hat.planning.packing import PlannedRun, _best_exchange, _fill, make_packs
+
+CFG = SgldConfig()
+
+
+def planned(target_id, run_id, program, cost):
+    return PlannedRun(target_id, run_id, CFG, "", 0, program, cost)
+
 
 items_strategy = st.lists(
     st.builds(
-        RunItem,
+        planned,
         target_id=st.sampled_from(["tgt_a", "tgt_b", "tgt_c", "tgt_d"]),
         run_id=st.integers(0, 500).map(lambda i: f"run_{i}"),
         program=st.sampled_from(["p", "q"]),
@@ -28,7 +37,8 @@ items_strategy = st.lists(
 @given(items_strategy, st.integers(1, 40))
 def test_every_run_is_in_exactly_one_pack_and_none_is_over_size(items, size):
     packs = make_packs(items, size)
-    assert sorted(item for pack in packs for item in pack) == sorted(items)
+    key = attrgetter("key")
+    assert sorted((item for pack in packs for item in pack), key=key) == sorted(items, key=key)
     assert all(0 < len(pack) <= size for pack in packs)
     assert len(packs) == math.ceil(len(items) / size)
 
@@ -63,7 +73,7 @@ def plain_put(packs, group, size):
 )
 def test_a_group_goes_to_the_lightest_pack_that_has_room(groups):
     size = 9
-    items = [[RunItem(f"t{g}", f"r{i}", "p", cost) for i in range(n)] for g, (n, cost) in enumerate(groups)]
+    items = [[planned(f"t{g}", f"r{i}", "p", cost) for i in range(n)] for g, (n, cost) in enumerate(groups)]
     number = math.ceil(sum(map(len, items)) / size)
     packs, plain = [[] for _ in range(number)], [[] for _ in range(number)]
     _fill(packs, items, size)
@@ -78,7 +88,7 @@ costs_strategy = st.lists(st.sampled_from([0.0, 1.0, 2.5, 4.0, 7.0]), min_size=1
 @given(costs_strategy, costs_strategy, st.floats(0.01, 5))
 def test_the_best_exchange_is_that_of_all_pairs(heavy, light, wanted):
     heavy, light = (
-        [RunItem("t", str(i), "p", cost) for i, cost in enumerate(sorted(costs))] for costs in (heavy, light)
+        [planned("t", str(i), "p", cost) for i, cost in enumerate(sorted(costs))] for costs in (heavy, light)
     )
     given, got = _best_exchange(heavy, light, wanted)
     assert abs(given.cost - got.cost - wanted) == min(abs(a.cost - b.cost - wanted) for a in heavy for b in light)
@@ -89,7 +99,7 @@ def test_costs_are_even(seed):
     """A quarter of the runs ten times as long: no pack carries more than the fair share and one long run."""
     rng = random.Random(seed)
     items = [
-        RunItem(f"tgt_{rng.randrange(6)}", f"run_{i}", rng.choice("pq"), rng.uniform(1, 2) * (10 if i % 4 == 0 else 1))
+        planned(f"tgt_{rng.randrange(6)}", f"run_{i}", rng.choice("pq"), rng.uniform(1, 2) * (10 if i % 4 == 0 else 1))
         for i in range(rng.randint(60, 200))
     ]
     packs = make_packs(items, 20)
@@ -98,25 +108,25 @@ def test_costs_are_even(seed):
 
 
 def test_uneven_count_is_spread_instead_of_leaving_a_small_last_pack():
-    items = [RunItem("tgt_a", f"run_{i:03d}", "p", 1.0) for i in range(100)]
+    items = [planned("tgt_a", f"run_{i:03d}", "p", 1.0) for i in range(100)]
     assert sorted(len(pack) for pack in make_packs(items, 32)) == [25, 25, 25, 25]
 
 
 def test_runs_of_a_target_stay_together():
-    items = [RunItem(f"tgt_{t}", f"run_{i}", "p", 1.0) for t in range(6) for i in range(8)]
+    items = [planned(f"tgt_{t}", f"run_{i}", "p", 1.0) for t in range(6) for i in range(8)]
     random.Random(0).shuffle(items)
     packs = make_packs(items, 16)
     assert [len({item.target_id for item in pack}) for pack in packs] == [2, 2, 2]
 
 
 def test_targets_that_share_programs_stay_together():
-    items = [RunItem(f"tgt_{t}", f"run_{i}", f"{t % 2}{i % 2}", 1.0) for t in range(4) for i in range(4)]
+    items = [planned(f"tgt_{t}", f"run_{i}", f"{t % 2}{i % 2}", 1.0) for t in range(4) for i in range(4)]
     packs = make_packs(items, 8)
     assert [{item.target_id for item in pack} for pack in packs] == [{"tgt_0", "tgt_2"}, {"tgt_1", "tgt_3"}]
 
 
 def test_a_target_too_large_for_a_pack_is_cut_by_program():
-    items = [RunItem("tgt_a", f"run_{p}{i}", p, 1.0) for p in "pq" for i in range(8)]
+    items = [planned("tgt_a", f"run_{p}{i}", p, 1.0) for p in "pq" for i in range(8)]
     packs = make_packs(items, 8)
     assert [{item.program for item in pack} for pack in packs] == [{"p"}, {"q"}]
 

@@ -18,8 +18,8 @@ def whole(tmp_path_factory) -> Made:
     folder = tmp_path_factory.mktemp("whole")
     experiments = write_study(folder, [1, 4], SAMPLERS, [{**CHECKPOINTS, "checkpoints": {"every": 250}}, ODD])
     finish(compose_study(experiments), failed=3, pending=2, num_draws=100)
-    store, refs = runs_of(folder / "runs", experiments)
-    return Made(folder, experiments, store, write_report(store, collect(store, refs), folder / "results"))
+    store, *study = runs_of(folder / "runs", experiments)
+    return Made(folder, experiments, store, write_report(store, collect(store, *study), folder / "results"))
 
 
 @pytest.fixture

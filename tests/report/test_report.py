@@ -54,7 +54,7 @@ class Reader(html.parser.HTMLParser):
 
 
 def report_of(store, results):
-    return write_report(store, collect(store, runs_in_store(store)), results)
+    return write_report(store, collect(store, *runs_in_store(store)), results)
 
 
 def test_everything_is_in_the_one_file(whole):
@@ -89,8 +89,8 @@ def test_the_page_counts_and_explains(whole):
     text = " ".join(Reader(whole.page).text.split())
     assert "5 targets" in text
     assert "70 finished runs" in text and "3 failed runs" in text and "2 pending runs" in text
-    store, refs = runs_of(whole.folder / "runs", whole.experiments)
-    judged = Counter(agreement(row) for row in collect(store, refs).to_pylist() if row["status"] == "finished")
+    store, *study = runs_of(whole.folder / "runs", whole.experiments)
+    judged = Counter(agreement(row) for row in collect(store, *study).to_pylist() if row["status"] == "finished")
     assert f"{judged['agrees']} of {judged.total() - judged[None]} agree with their exact λ_t" in text
     assert ("only within the allowance for their step" in text) == (judged["within_allowance"] > 0)
     assert "FloatingPointError: non-finite gradient at the first step" in text
@@ -102,16 +102,16 @@ def test_the_page_counts_and_explains(whole):
 
 
 def test_the_table_has_what_the_study_has(whole):
-    store, refs = runs_of(whole.folder / "runs", whole.experiments)
-    view = view_of(to_frame(collect(store, refs)))
+    store, *study = runs_of(whole.folder / "runs", whole.experiments)
+    view = view_of(to_frame(collect(store, *study)))
     assert len(view) == 75
     assert {"target", "setting", "λ̂", "λ_t", "verdict", "R-hat", "step", "T", "degree", "rel. to λ"} <= set(view)
-    judged = {agreement(row) or "" for row in collect(store, refs).to_pylist() if row["status"] == "finished"}
+    judged = {agreement(row) or "" for row in collect(store, *study).to_pylist() if row["status"] == "finished"}
     assert "agrees" in judged and set(view["λ_t?"]) == judged | {""}
     # Quadratics and custom targets have no noise, SGLD no acceptance, nobody's runs nothing.
     assert not [name for name in view if view[name].isna().all()]
     assert set(view["verdict"]) <= {*WORST_FIRST, "failed", "pending"}
-    many = pd.concat([to_frame(collect(store, refs))] * 140)
+    many = pd.concat([to_frame(collect(store, *study))] * 140)
     assert len(many) > MOST_ROWS
     assert view_of(many)["verdict"].eq("failed").sum() == 3 * 140
 

@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from lambda_hat.config import HmcConfig, MlpBuild, QuadraticBuild, SgldConfig
-from lambda_hat.id_utils import run_id_for, target_id_for
+from lambda_hat.id_utils import Run, target_id_for
 from lambda_hat.report.closing import agreement, print_summary, truth_line
 from lambda_hat.report.estimates import draw_estimates
-from lambda_hat.report.results import SCHEMA, RunRef, collect, runs_in_store, to_frame, write_table
+from lambda_hat.report.results import SCHEMA, collect, runs_in_store, to_frame, write_table
 from lambda_hat.store.layout import Store, write_json_atomic
 from lambda_hat.store.publish import publish_run, publish_target, write_config
 
@@ -30,25 +30,29 @@ def store(tmp_path):
     return Store(tmp_path / "store")
 
 
-def _ref(build, cfg_type, **values):
+TARGETS = {}
+"""The targets of all runs, by id."""
+
+
+def _run(build, cfg_type, **values):
     target_id = target_id_for(build)
-    cfg = cfg_type(target_id=target_id, **values)
-    return RunRef(target_id, run_id_for(cfg), build, cfg)
+    TARGETS[target_id] = build
+    return Run.of(cfg_type(target_id=target_id, **values))
 
 
-def _finish(store, ref, **values):
-    target = store.target_dir(ref.target_id)
-    numbers = {"n": ref.build.n, "dim": ref.build.dim, "loss_at_w_star": 0.0}
+def _finish(store, run, **values):
+    target, build = store.target_dir(run.target_id), TARGETS[run.target_id]
+    numbers = {"n": build.n, "dim": build.dim, "loss_at_w_star": 0.0}
     meta = numbers | {"true_llc": 2.0, "true_multiplicity": 1}
-    publish_target(target, ref.build, meta, {"params.npz": b"w", "data.npz": b"d"})
-    run = store.run_dir(ref.target_id, ref.run_id)
+    publish_target(target, build, meta, {"params.npz": b"w", "data.npz": b"d"})
+    directory = store.run_dir(*run.key)
     analysis = {
         "llc_mean": 1.98, "llc_std_error": 0.02, "llc_per_chain": [1.9, None], "verdict": "ok", "num_divergent": 0,
         "verdict_sentence": "ok", "true_llc": 2.0, "true_llc_t": 1.99, "seconds_compile": 1.0, "seconds_sample": 2.0,
         "programs_compiled": 3, "programs_loaded": 1,
         "rank": 0, "host": "here", "pack_id": "pack_1", "notes": [], "step_size": [0.1, 0.1], "unknown": 1,
     }  # fmt: skip
-    publish_run(run, ref.cfg, write_config(run, ref.cfg), b"trace", analysis | values)
+    publish_run(directory, run, write_config(directory, run.cfg), b"trace", analysis | values)
 
 
 def test_the_columns_that_were_promised():
@@ -60,7 +64,7 @@ def test_the_columns_that_were_promised():
 
 
 def test_an_empty_table_is_typed(store, tmp_path):
-    path = write_table(collect(store, []), tmp_path)
+    path = write_table(collect(store, [], TARGETS), tmp_path)
     table = pq.read_table(path)
     assert (table.num_rows, table.schema.names) == (0, SCHEMA.names)
     assert table.schema.field("llc_mean").type == pa.float64()
@@ -70,15 +74,17 @@ def test_an_empty_table_is_typed(store, tmp_path):
 
 def test_a_row_per_run_whatever_its_state(store, tmp_path):
     good, other = QuadraticBuild(), MlpBuild(seed=3)
-    finished = _ref(good, SgldConfig)
-    failed = _ref(good, SgldConfig, seed=1)
-    pending = _ref(good, HmcConfig)
-    blocked = _ref(other, SgldConfig)
+    finished = _run(good, SgldConfig)
+    failed = _run(good, SgldConfig, seed=1)
+    pending = _run(good, HmcConfig)
+    blocked = _run(other, SgldConfig)
     _finish(store, finished)
     error = {"type": "ValueError", "message": "too\nlong", "rank": 2, "host": "here"}
     write_json_atomic(store.run_dir(failed.target_id, failed.run_id) / "error.json", error)
     write_json_atomic(store.target_dir(blocked.target_id) / "error.json", {"type": "BuildFailed", "message": "no"})
-    rows = pq.read_table(write_table(collect(store, [finished, failed, pending, blocked]), tmp_path)).to_pylist()
+    rows = pq.read_table(
+        write_table(collect(store, [finished, failed, pending, blocked], TARGETS), tmp_path)
+    ).to_pylist()
     assert [row["status"] for row in rows] == ["finished", "failed", "pending", "blocked"]
     assert rows[0]["llc_mean"] == 1.98
     assert rows[0]["llc_per_chain"] == [1.9, None]
@@ -94,11 +100,11 @@ def test_a_row_per_run_whatever_its_state(store, tmp_path):
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"llc_mean": 1.0}', b"\xff", b"[" * 100_000])
 def test_a_damaged_result_is_no_result(store, damage):
-    ref = _ref(QuadraticBuild(), SgldConfig)
-    _finish(store, ref)
-    path = store.run_dir(ref.target_id, ref.run_id) / "analysis.json"
+    run = _run(QuadraticBuild(), SgldConfig)
+    _finish(store, run)
+    path = store.run_dir(*run.key) / "analysis.json"
     path.write_bytes(damage)
-    (row,) = collect(store, [ref]).to_pylist()
+    (row,) = collect(store, [run], TARGETS).to_pylist()
     assert (row["status"], row["llc_mean"], row["n"]) == ("pending", None, 1000)
     assert row["reason"].startswith(f"its result cannot be read: {path}: ")
 
@@ -106,28 +112,28 @@ def test_a_damaged_result_is_no_result(store, damage):
 @pytest.mark.parametrize("damage", [b"", b"[3]", b'{"type": 1}', b'{"type": "E", "message": 3}'])
 def test_other_damaged_files_stop_no_table(store, damage, tmp_path):
     """The meta of a target, a record of a failure, a configuration, and the table that was there."""
-    ref, failed, lost = (_ref(QuadraticBuild(), SgldConfig, seed=seed) for seed in range(3))
-    for each in (ref, failed, lost):
+    run, failed, lost = (_run(QuadraticBuild(), SgldConfig, seed=seed) for seed in range(3))
+    for each in (run, failed, lost):
         _finish(store, each)
     (store.run_dir(failed.target_id, failed.run_id) / "analysis.json").unlink()
     (store.run_dir(failed.target_id, failed.run_id) / "error.json").write_bytes(damage)
     (store.run_dir(lost.target_id, lost.run_id) / "config.yaml").write_bytes(damage)
-    (store.target_dir(ref.target_id) / "meta.json").write_bytes(damage)
+    (store.target_dir(run.target_id) / "meta.json").write_bytes(damage)
     (tmp_path / "llc_runs.parquet").write_bytes(damage)
     (tmp_path / ".llc_runs.parquet.0123.part").write_bytes(damage)
     os.utime(tmp_path / ".llc_runs.parquet.0123.part", (0, 0))
-    rows = pq.read_table(write_table(collect(store, [ref, failed]), tmp_path)).to_pylist()
+    rows = pq.read_table(write_table(collect(store, [run, failed], TARGETS), tmp_path)).to_pylist()
     assert [row["status"] for row in rows] == ["finished", "failed"]
     assert rows[1]["reason"].endswith("error.json cannot be read")
     assert not list(tmp_path.glob(".*"))
-    assert {found.run_id for found in runs_in_store(store)} == {ref.run_id, failed.run_id}
+    assert {found.run_id for found in runs_in_store(store)[0]} == {run.run_id, failed.run_id}
 
 
 def test_runs_are_found_in_the_store_without_a_study(store):
-    refs = [_ref(QuadraticBuild(seed=seed), SgldConfig) for seed in (0, 1)]
-    for ref in refs:
-        _finish(store, ref)
-    assert sorted(r.run_id for r in runs_in_store(store)) == sorted(r.run_id for r in refs)
+    runs = [_run(QuadraticBuild(seed=seed), SgldConfig) for seed in (0, 1)]
+    for run in runs:
+        _finish(store, run)
+    assert sorted(r.run_id for r in runs_in_store(store)[0]) == sorted(r.run_id for r in runs)
 
 
 def test_agreement_allows_for_bias_only_where_there_is_one():
@@ -156,22 +162,22 @@ def test_a_line_tells_those_that_need_the_allowance_of_their_step_from_those_tha
 def test_the_numbers_of_the_temperature_are_columns(store):
     numbers = {"temperature": 1.02, "temperature_std_error": 0.03, "growth": 4.0, "localisation": 0.1, "distance": 0.3,
                "degree": 2.02, "llc_variance": None, "rel_error": -0.005, "rel_error_llc": -0.01}  # fmt: skip
-    ref, odd = _ref(QuadraticBuild(), SgldConfig), _ref(QuadraticBuild(), SgldConfig, seed=1)
-    _finish(store, ref, **numbers)
+    run, odd = _run(QuadraticBuild(), SgldConfig), _run(QuadraticBuild(), SgldConfig, seed=1)
+    _finish(store, run, **numbers)
     _finish(store, odd, temperature="hot")
-    row, other = collect(store, [ref, odd]).to_pylist()
+    row, other = collect(store, [run, odd], TARGETS).to_pylist()
     assert {key: row[key] for key in numbers} == numbers
     assert (other["status"], other["temperature"]) == ("pending", None)
     assert "temperature: got 'hot', expected double" in other["reason"]
 
 
 def test_summary_and_picture(store, tmp_path):
-    refs = [_ref(QuadraticBuild(), SgldConfig, seed=seed) for seed in range(5)]
-    _finish(store, refs[0])
-    _finish(store, refs[3], verdict="heated", llc_mean=2.1)
-    _finish(store, refs[4], verdict="not_equilibrated", llc_mean=1.2)
-    _finish(store, refs[1], verdict="diverged", llc_mean=None, llc_std_error=None, true_llc_t=None)
-    table = collect(store, refs)
+    runs = [_run(QuadraticBuild(), SgldConfig, seed=seed) for seed in range(5)]
+    _finish(store, runs[0])
+    _finish(store, runs[3], verdict="heated", llc_mean=2.1)
+    _finish(store, runs[4], verdict="not_equilibrated", llc_mean=1.2)
+    _finish(store, runs[1], verdict="diverged", llc_mean=None, llc_std_error=None, true_llc_t=None)
+    table = collect(store, runs, TARGETS)
     assert draw_estimates(to_frame(table)).png[:4] == b"\x89PNG"
     console = Console(width=200, record=True, file=io.StringIO())
     usage = {"ranks": 2, "busy": 6.0, "total": 8.0}
@@ -192,4 +198,4 @@ def test_summary_and_picture(store, tmp_path):
         str(tmp_path),
     ):
         assert expected in text
-    assert draw_estimates(to_frame(collect(store, refs[2:3]))) is None
+    assert draw_estimates(to_frame(collect(store, runs[2:3], TARGETS))) is None

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS
+from lambda_hat.config.dotted_keys import set_key
 from lambda_hat.errors import ConfigError
-from lambda_hat.omegaconf_support import build_dataclass, set_key, with_values
+from lambda_hat.omegaconf_support import build_dataclass, with_values
 from lambda_hat.workflow_config import compose_study
 
 SCHEMAS = {**SAMPLE_SCHEMAS, **{kind: schema for kind, schema in BUILD_SCHEMAS.items() if kind != "custom"}}

@@ -30,7 +30,7 @@ def table(tmp_path):
     (store.run_dir(run.target_id, run.run_id) / "config.yaml").write_bytes(
         next(store.root.rglob("run_*/config.yaml")).read_bytes()
     )
-    write_table(collect(store, runs_in_store(store)), tmp_path / "results")
+    write_table(collect(store, *runs_in_store(store)), tmp_path / "results")
     return lambda_hat.load_results(tmp_path / "results").sort_values("status")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from lambda_hat.config import DlnBuild, RuntimeConfig, SgldConfig
 from lambda_hat.errors import StoreError, StoreUnwritable
-from lambda_hat.id_utils import run_id_for, target_id_for
+from lambda_hat.id_utils import Run, config_digest, target_id_for
 from lambda_hat.store.checksums import Digests
 from lambda_hat.store.claims import take
 from lambda_hat.store.files import read_events, read_record, write_record
@@ -81,7 +81,8 @@ def test_a_full_disk_is_noticed_before_anything_starts(tmp_path, monkeypatch):
 
 BUILD = DlnBuild()
 CFG = SgldConfig(target_id=target_id_for(BUILD), thin=7)
-RUN_ID = run_id_for(CFG)
+RUN = Run.of(CFG)
+RUN_ID = RUN.run_id
 
 
 @pytest.fixture(params=["plain", "a b 'c' $(d)"])
@@ -90,14 +91,14 @@ def store(tmp_path, request):
     store = Store(tmp_path / request.param)
     publish_target(store.target_dir(CFG.target_id), BUILD, {"n": 1}, {"params.npz": b"params", "data.npz": b"data"})
     run_dir = store.run_dir(CFG.target_id, RUN_ID)
-    publish_run(run_dir, CFG, write_config(run_dir, CFG), b"trace", {"llc_mean": 1.0})
+    publish_run(run_dir, RUN, write_config(run_dir, CFG), b"trace", {"llc_mean": 1.0})
     return store
 
 
 def inspect(store, **options):
     """Statuses and damages of target and run."""
-    status, damages = store.inspect_target(CFG.target_id, BUILD, **options)
-    run_status, run_damages = store.inspect_run(CFG.target_id, RUN_ID, CFG, **options)
+    status, damages = store.inspect_target(CFG.target_id, config_digest(BUILD), **options)
+    run_status, run_damages = store.inspect_run(CFG.target_id, RUN_ID, RUN.digest, **options)
     return (status, run_status), [*damages, *run_damages]
 
 
@@ -109,8 +110,8 @@ def names(store, damages):
 def test_what_is_whole(store, thorough):
     assert inspect(store, thorough=thorough) == (("built", "finished"), [])
     assert not (store.root / "damaged").exists()
-    assert store.inspect_target("tgt_0", BUILD) == ("missing", [])
-    assert store.inspect_run("tgt_0", RUN_ID, CFG) == ("pending", [])
+    assert store.inspect_target("tgt_0", config_digest(BUILD)) == ("missing", [])
+    assert store.inspect_run("tgt_0", RUN_ID, RUN.digest) == ("pending", [])
 
 
 def test_failures_are_not_damage(store):
@@ -205,11 +206,11 @@ def test_what_is_published_anew_during_the_look_is_not_moved(store, monkeypatch)
     def late(digests, path):
         if path.name == "trace.nc":
             monkeypatch.setattr(Digests, "__call__", digest)
-            publish_run(run_dir, CFG, write_config(run_dir, CFG), b"another trace", {"llc_mean": 2.0})
+            publish_run(run_dir, RUN, write_config(run_dir, CFG), b"another trace", {"llc_mean": 2.0})
         return digest(digests, path)
 
     monkeypatch.setattr(Digests, "__call__", late)
-    assert store.inspect_run(CFG.target_id, RUN_ID, CFG, thorough=True) == ("finished", [])
+    assert store.inspect_run(CFG.target_id, RUN_ID, RUN.digest, thorough=True) == ("finished", [])
     assert read_record(run_dir / "analysis.json")["llc_mean"] == 2.0
 
 
@@ -217,7 +218,7 @@ def test_data_do_not_lead_out_of_the_store(store):
     path = store.target_dir(CFG.target_id) / "meta.json"
     for name in ("..", "../../x", "/etc", "", 3, "a\0b"):
         write_record(path, read_record(path) | {"data_of": name})
-        statuses, damages = store.inspect_target(CFG.target_id, BUILD, move=False)
+        statuses, damages = store.inspect_target(CFG.target_id, config_digest(BUILD), move=False)
         reason = f"its data lie with {name!r}, which is not the name of a target"
         assert (statuses, damages[0].reason) == ("missing", reason)
 
@@ -229,9 +230,9 @@ def test_data_of_a_sibling_are_looked_at_there(store):
     publish_target(store.target_dir(sibling_id), sibling, {}, arrays, data_of=CFG.target_id)
     assert not (store.target_dir(sibling_id) / "data.npz").exists()
     digests = Digests()
-    assert store.inspect_target(sibling_id, sibling, thorough=True, digests=digests) == ("built", [])
+    assert store.inspect_target(sibling_id, config_digest(sibling), thorough=True, digests=digests) == ("built", [])
     (store.target_dir(CFG.target_id) / "data.npz").unlink()
-    status, damages = store.inspect_target(sibling_id, sibling)
+    status, damages = store.inspect_target(sibling_id, config_digest(sibling))
     assert (status, damages[0].path) == ("missing", store.target_dir(sibling_id) / "meta.json")
 
 
@@ -257,10 +258,10 @@ def test_a_file_in_place_of_a_folder(tmp_path, which):
     folder = store.run_dir(CFG.target_id, RUN_ID) if which == "run" else store.target_dir(CFG.target_id)
     folder.parent.mkdir(parents=True)
     folder.write_bytes(b"x")
-    status, damages = store.inspect_run(CFG.target_id, RUN_ID, CFG)
+    status, damages = store.inspect_run(CFG.target_id, RUN_ID, RUN.digest)
     assert (status, [damage.path for damage in damages]) == ("pending", [folder])
     assert damages[0].moved_to.read_bytes() == b"x"
-    assert store.inspect_run(CFG.target_id, RUN_ID, CFG) == ("pending", [])
+    assert store.inspect_run(CFG.target_id, RUN_ID, RUN.digest) == ("pending", [])
 
 
 def test_nothing_is_overwritten_by_what_is_set_aside(tmp_path):
@@ -322,7 +323,7 @@ def test_a_store_that_cannot_be_moved_in_says_so(store, monkeypatch):
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(StoreUnwritable, match=r"meta\.json: cannot be written: Read-only file system"):
-        store.inspect_target(CFG.target_id, BUILD)
+        store.inspect_target(CFG.target_id, config_digest(BUILD))
     assert path.exists()
     assert not any(p.is_file() for p in (store.root / "damaged").rglob("*"))
 
@@ -378,7 +379,7 @@ def test_files_and_operations_of_a_finished_run(tmp_path):
         claim = take(run_dir, None, rank=0)
         assert store.run_status(CFG.target_id, RUN_ID) != "finished"
         config = write_config(run_dir, CFG)
-        publish_run(run_dir, CFG, config, b"trace", {"llc_mean": 1.0})
+        publish_run(run_dir, RUN, config, b"trace", {"llc_mean": 1.0})
         claim.finished()
     finally:
         on = False

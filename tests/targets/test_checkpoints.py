@@ -11,7 +11,7 @@ from lambda_hat.config import CheckpointsConfig, DataConfig, HmcConfig, MlpBuild
 from lambda_hat.errors import BuildFailed, ConfigError
 from lambda_hat.execute.build import build_into
 from lambda_hat.execute.sampling import sample_into
-from lambda_hat.id_utils import checkpoint_ids, run_id_for, target_id_for, trajectory_id
+from lambda_hat.id_utils import Run, checkpoint_ids, target_id_for, trajectory_id
 from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.report.drawing import setting_labels
 from lambda_hat.report.results import collect, runs_in_store
@@ -76,7 +76,7 @@ def test_one_build_makes_them_all_and_keeps_the_data_once(tmp_path):
     build_into(tmp_path / first, ids[first])
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(ids)
     assert [t for t in ids if (tmp_path / t / "data.npz").exists()] == [last]
-    targets = {t: load_target(tmp_path / t) for t in ids}
+    targets = {t: load_target(tmp_path / t)[0] for t in ids}
     for target_id, target in targets.items():
         np.testing.assert_array_equal(target.data["x"], targets[last].data["x"])
         assert load_build_config(tmp_path / target_id / "config.yaml") == ids[target_id]
@@ -90,7 +90,7 @@ def test_a_checkpoint_by_hand_stands_alone(tmp_path):
     build_into(tmp_path / "mine", cfg)
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
     assert (tmp_path / "mine" / "data.npz").exists()
-    assert load_target(tmp_path / "mine").loss_at_w_star > 0
+    assert load_target(tmp_path / "mine")[0].loss_at_w_star > 0
 
 
 def test_a_training_that_diverges_fails_for_all(tmp_path):
@@ -122,8 +122,9 @@ def test_the_table_and_the_picture_show_the_training(tmp_path):
     build_into(store.target_dir(first), ids[first])
     for target_id in ids:
         cfg = HmcConfig(target_id=target_id, num_draws=50, num_burnin=50, num_chains=2, target_acceptance=0.9)
-        sample_into(store.run_dir(target_id, run_id_for(cfg)), store.target_dir(target_id), cfg)
-    table = collect(store, runs_in_store(store))
+        run = Run.of(cfg)
+        sample_into(store.run_dir(*run.key), store.target_dir(target_id), run)
+    table = collect(store, *runs_in_store(store))
     assert sorted(table.column("step").to_pylist()) == [20, 40, 50]
     assert set(table.column("trajectory").to_pylist()) == {trajectory_id(ids[first])}
     pictures = draw_pictures(table)

@@ -13,15 +13,16 @@ import pytest
 from safetensors.numpy import save_file
 
 from lambda_hat.config import CustomBuild, CustomTarget, NutsConfig
+from lambda_hat.config.checkpoint_file import with_checkpoint_hash
 from lambda_hat.errors import BuildFailed, ConfigError
 from lambda_hat.execute.build import build_into
 from lambda_hat.execute.sampling import sample_into
-from lambda_hat.id_utils import run_id_for, target_id_for
+from lambda_hat.id_utils import Run, target_id_for
 from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.report.results import collect, runs_in_store
 from lambda_hat.store.layout import Store
 from lambda_hat.targets import build_target, load_target
-from lambda_hat.workflow_config import compose_study, with_checkpoint_hash
+from lambda_hat.workflow_config import compose_study
 
 MODULE = """
 import numpy as np
@@ -92,7 +93,7 @@ def study(folder: Path, targets: str, samplers: str = "[{name: nuts}]") -> Path:
 def test_a_factory_is_built_stored_and_loaded(module, tmp_path):
     cfg = custom(module, "linear", kwargs={"width": 2})
     build_into(tmp_path / "mine", cfg)
-    target = load_target(tmp_path / "mine")
+    target = load_target(tmp_path / "mine")[0]
     made, _ = build_target(cfg)
     assert (target.n, target.dim, target.num_data, target.population) == (200, 2, 200, False)
     assert target.loss == made.loss and hash(target.loss) == hash(made.loss)
@@ -105,7 +106,7 @@ def test_a_factory_is_built_stored_and_loaded(module, tmp_path):
 def test_a_pair_and_notes_survive_the_store(module, tmp_path):
     cfg = custom(module, "masked", kwargs={"masked_rows": 50})
     build_into(tmp_path / "masked", cfg)
-    target, made = load_target(tmp_path / "masked"), build_target(cfg)[0]
+    target, made = load_target(tmp_path / "masked")[0], build_target(cfg)[0]
     assert target.loss == made.loss and target.num_data == target.n == 200
     assert target.loss.weight_per_row(target.data) == 0.75
     with jax.enable_x64(True):
@@ -115,7 +116,7 @@ def test_a_pair_and_notes_survive_the_store(module, tmp_path):
             assert float(target.loss.full(here, target.data, slice_rows)) == pytest.approx(expected, rel=1e-12)
     assert target.notes == ()
     build_into(tmp_path / "tied", custom(module, "tied"))
-    assert load_target(tmp_path / "tied").notes[0].startswith("a and b are one array")
+    assert load_target(tmp_path / "tied")[0].notes[0].startswith("a and b are one array")
 
 
 def test_a_factory_without_data_needs_n(module):
@@ -202,7 +203,7 @@ def test_a_study_names_a_factory_and_sweeps_its_arguments(module, tmp_path):
     assert [cfg.target.kwargs for cfg in composed.targets.values()] == [{"width": 2}, {"width": 4}, {}]
     assert list(composed.targets.values())[2].target.checkpoint_sha256 is not None
     assert len({run.program for run in composed.runs}) > 1
-    table = collect(Store(tmp_path / "runs"), [])
+    table = collect(Store(tmp_path / "runs"), [], {})
     assert table.num_rows == 0
     with pytest.raises(ConfigError, match=r"target: got \{'kind': 'quadratic'\}, expected a name in conf/target"):
         compose_study(study(tmp_path, "[{target: {kind: quadratic}}]"))
@@ -236,15 +237,13 @@ def test_the_table_knows_n_and_dim_once_the_target_is_built(module, tmp_path):
     directory = store.target_dir(target_id)
     sampler = NutsConfig(target_id=target_id, num_draws=50, num_burnin=50, num_chains=2)
     whole = replace(sampler, prior_radius=1.0)
-    from lambda_hat.report.results import RunRef
-
-    refs = [RunRef(target_id, run_id_for(s), cfg, s) for s in (sampler, whole)]
-    before = collect(store, refs).to_pylist()
+    runs = [Run.of(s) for s in (sampler, whole)]
+    before = collect(store, runs, {target_id: cfg}).to_pylist()
     assert [row["n"] for row in before] == [None, None] and before[0]["n_beta"] is None
     build_into(directory, cfg)
-    built = collect(store, refs).to_pylist()
+    built = collect(store, runs, {target_id: cfg}).to_pylist()
     assert [(row["n"], row["dim"], row["gamma"]) for row in built] == [(200, 3, 1.0), (200, 3, 3.0)]
-    sample_into(store.run_dir(target_id, run_id_for(sampler)), directory, sampler)
-    row = collect(store, runs_in_store(store)).to_pylist()[0]
+    sample_into(store.run_dir(*runs[0].key), directory, runs[0])
+    row = collect(store, *runs_in_store(store)).to_pylist()[0]
     assert row["status"] == "finished" and row["target"].startswith(f"{module}:linear")
     assert json.loads(row["target_config"])["target"]["factory"] == f"{module}:linear"

@@ -100,4 +100,4 @@ def test_a_built_target_says_it_and_keeps_its_name(tmp_path, monkeypatch):
     one, two = (json.loads((tmp_path / name / "meta.json").read_text()) for name in ("one", "two"))
     assert one["measured"].keys() == {"gradient", "loss"} and "measured" not in one["build"]
     assert one["config"] == two["config"] and one["files"] == two["files"]
-    assert load_target(tmp_path / "one").dim == 2
+    assert load_target(tmp_path / "one")[0].dim == 2

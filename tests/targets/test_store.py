@@ -57,7 +57,7 @@ def built(tmp_path):
 def test_round_trip(cfg, tmp_path):
     target, info = build_target(cfg)
     save_target(tmp_path / "a", target, cfg, info)
-    again = load_target(tmp_path / "a")
+    again = load_target(tmp_path / "a")[0]
     assert load_build_config(tmp_path / "a" / "config.yaml") == cfg
     for field in ("loss", "population", "n", "dim", "num_data", "loss_at_w_star", "true_llc", "true_multiplicity"):
         assert getattr(again, field) == getattr(target, field), field
@@ -86,7 +86,7 @@ def test_arrays_are_stored_as_numpy_does_and_may_have_any_name(tmp_path):
     # `np.savez` has arguments of these names.
     arrays = {"file": np.arange(2.0), "allow_pickle": np.arange(3.0)}
     save_target(tmp_path / "b", replace(target, w_star=arrays), cfg, info)
-    again = load_target(tmp_path / "b").w_star
+    again = load_target(tmp_path / "b")[0].w_star
     assert {name: list(array) for name, array in again.items()} == {"file": [0, 1], "allow_pickle": [0, 1, 2]}
 
 
@@ -166,7 +166,7 @@ def test_a_changed_configuration(built, change):
 def test_other_cores_are_no_other_target(built):
     """A second driver may have written them while the first one built."""
     write_config(built, DlnBuild(runtime=RuntimeConfig(cores_per_rank=12)))
-    assert load_target(built).dim == 4
+    assert load_target(built)[0].dim == 4
 
 
 def test_half_a_meta(built):

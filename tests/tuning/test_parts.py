@@ -95,7 +95,7 @@ def test_the_ladder_takes_a_step_of_little_bias_from_a_start_that_is_far_off():
 def test_the_ladder_takes_nothing_above_a_rung_that_is_not_stable():
     world = World()
     search = RungSearch(start_at(1e-3), 0.05)
-    unstable = search.first_runs()[0].ref.run_id
+    unstable = search.first_runs()[0].run_id
     run_to_its_end(search, world)
     world.rows[unstable] |= {"verdict": "diverged"}
     search.propose(world.look)

@@ -147,5 +147,5 @@ def test_every_sampler_has_settings_to_search(tmp_path, world, name):
     start = start_at(GOOD if name.startswith("sg") else None, name)
     search = Search(start, search_at(GOOD, tmp_path).reference, tmp_path, trials=5, batch=5, seeds=1, tolerance=0.05)
     wanted = search.propose(world.look)
-    assert len({run.ref.run_id for run in wanted}) == 5
-    assert all(run.ref.cfg.name == name for run in wanted)
+    assert len({run.run_id for run in wanted}) == 5
+    assert all(run.cfg.name == name for run in wanted)

@@ -30,9 +30,9 @@ class World:
 
     def sample(self, wanted):
         for run in wanted:
-            assert run.ref.run_id not in self.rows, "it is sampled already"
-            self.sampled.append(run.ref.run_id)
-            self.rows[run.ref.run_id] = self.change(self.row(run.ref))
+            assert run.run_id not in self.rows, "it is sampled already"
+            self.sampled.append(run.run_id)
+            self.rows[run.run_id] = self.change(self.row(run))
 
     def row(self, ref):
         cfg = ref.cfg
