@@ -81,8 +81,11 @@ MOST_ENTRIES = 1_000_000
 
 @dataclass(frozen=True)
 class StudySettings:
-    """The keys of an experiments file, which `key=value` words and options override in that order. Apart from the grid
-    only `jax_enable_x64: false` changes numbers, and `lanes` their rounding."""
+    """The keys of an experiments file.
+
+    `key=value` words override the file, and options override both. Apart from the grid only `jax_enable_x64: false`
+    changes numbers, and `lanes` their rounding.
+    """
 
     store_root: str = "runs"
     """The store: the folder that keeps targets, runs and packs; `--store`."""
@@ -464,8 +467,11 @@ def _chosen_targets(entry: _Entry, targets: dict[str, BuildConfig]) -> frozenset
 
 
 class _Composer(Generic[Config]):
-    """Composes the points of a sweep. It merges an entry once, and puts the values of each point into the result,
-    provided that merging them would give the same."""
+    """Composes the points of a sweep.
+
+    It merges an entry once, and puts the values of each point into the result, provided that merging them would give
+    the same.
+    """
 
     def __init__(self, compose: Callable[[dict[str, Any], str], Config], merged: Sequence[str]):
         """merged: dotted keys that later layers set too, so that a sweep over them needs `compose`."""

@@ -23,8 +23,11 @@ LOSS_ESTIMATES = ("full", "paired")
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """The keys of every sampler. A chain makes `num_burnin + num_draws * thin` transitions and records `num_draws` of
-    them. A file `conf/sample/<name>.yaml` of your own changes the defaults of that sampler in every study."""
+    """The keys of every sampler.
+
+    A chain makes `num_burnin + num_draws * thin` transitions and records `num_draws` of them. A file
+    `conf/sample/<name>.yaml` of your own changes the defaults of that sampler in every study.
+    """
 
     target_id: str = ""
     """The target's id. It is filled in when a study is composed."""
@@ -217,8 +220,10 @@ class SgldConfig(StochasticGradientConfig):
 
 @dataclass(frozen=True)
 class SghmcConfig(StochasticGradientConfig):
-    """Stochastic gradient Hamiltonian Monte Carlo (Chen et al. 2014, arXiv 1402.4102), momenta drawn anew per
-    transition."""
+    """Stochastic gradient Hamiltonian Monte Carlo (Chen et al. 2014, arXiv 1402.4102).
+
+    Every transition draws new momenta.
+    """
 
     name: str = "sghmc"
     num_integration_steps: int = 10
@@ -234,8 +239,10 @@ class SghmcConfig(StochasticGradientConfig):
 
 @dataclass(frozen=True)
 class SgnhtConfig(StochasticGradientConfig):
-    """Stochastic gradient Nosé-Hoover thermostat (Ding et al. 2014). The friction follows the kinetic energy, and so
-    absorbs the unknown noise of the minibatches."""
+    """Stochastic gradient Nosé-Hoover thermostat (Ding et al. 2014).
+
+    The friction follows the kinetic energy, and so absorbs the unknown noise of the minibatches.
+    """
 
     name: str = "sgnht"
     friction: float = 0.1

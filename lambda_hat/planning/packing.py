@@ -82,8 +82,10 @@ def _groups(items: list[RunItem], most: float, size: int) -> Iterator[list[RunIt
 
 
 def _fill(packs: list[list[RunItem]], groups: Iterable[list[RunItem]], size: int) -> None:
-    """Put each group into the lightest pack that has room for all of it. One that fits nowhere whole is cut where the
-    most of it fits."""
+    """Put each group into the lightest pack that has room for all of it.
+
+    A group that fits nowhere whole is cut where the most of it fits.
+    """
     with_room = [(0.0, number) for number in range(len(packs))]
     for group in groups:
         while group:
@@ -121,8 +123,10 @@ def _even_out(packs: list[list[RunItem]], tolerance: float, size: int) -> None:
 
 
 def _best_exchange(heavy: Sequence[RunItem], light: Sequence[RunItem], wanted: float) -> tuple[RunItem, RunItem]:
-    """Which run of `heavy` to give for which of `light`, both cheapest first, so that what is moved on balance comes
-    closest to `wanted`."""
+    """Which run of `heavy` to give for which of `light`, both cheapest first.
+
+    The difference of their costs comes as close as possible to `wanted`.
+    """
 
     def pairs() -> Iterator[tuple[RunItem, RunItem]]:
         for given in heavy:
