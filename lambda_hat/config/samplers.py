@@ -44,7 +44,8 @@ class SampleConfig:
     both MCLMC, 5000 for mala; for sgld, sghmc and sgnht a quarter of the transitions after burn-in. Arbitrary."""
     thin: int | None = None
     """Transitions from one recorded draw to the next. Null: 1 for hmc, nuts and both MCLMC, 10 for mala; for sgld,
-    sghmc and sgnht as many as take 30 gradients, or fewer on a large network, where the run's work is bounded."""
+    sghmc and sgnht as many as take 60 gradients (a control variate counts as two), or fewer on a large network, where
+    the run's work is bounded."""
     beta: float | None = None
     """Inverse temperature; null means `1 / log n` (Watanabe 2013)."""
     gamma: float | None = None
