@@ -1,5 +1,8 @@
-"""The Parsl apps. They run on workers, which know no name of the driver's `__main__`: apps live in an importable module
-and take everything they need as arguments."""
+"""The Parsl apps.
+
+They run on workers, which know no name of the driver's `__main__`. So apps live in an importable module and take
+everything they need as arguments.
+"""
 
 from __future__ import annotations
 

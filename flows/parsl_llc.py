@@ -1,5 +1,7 @@
-"""The same grid unpacked: one app, and one process, per run. For clusters that don't mind many small jobs, and the
-baseline that packing is measured against."""
+"""The same grid unpacked: one app, and one process, per run.
+
+For clusters that don't mind many small jobs, and the baseline that packing is measured against.
+"""
 
 from __future__ import annotations
 

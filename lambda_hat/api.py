@@ -29,17 +29,17 @@ class LLCEstimate:
     """A local learning coefficient, its standard error, and the verdict on both.
 
     w_star are the given `params`, and `U(w) = n_beta L_n(w) + gamma/2 |w - w_star|^2` is the potential, in nats.
-    Expectations are over the draws of all chains that stayed finite. A number that does not exist is NaN. In shapes,
-    c = num_chains and d = num_draws.
+    Expectations are over the draws of all chains that stayed finite. A number that does not exist is NaN. Numbers
+    whose unit is not named have none. In shapes, c = num_chains and d = num_draws.
     """
 
     llc: float
-    """`n_beta (E[L_n(w)] - L_n(w_star))`, without unit. Never clipped: it can be negative if w_star is no minimum."""
+    """`n_beta (E[L_n(w)] - L_n(w_star))`. Never clipped: it can be negative if w_star is no minimum."""
     std_error: float
     """Standard error of `llc`, from the effective sample size. It does not include the bias of a sampler that accepts
     every step."""
     per_chain: np.ndarray
-    """(c,) the estimate of every chain; NaN for a chain that became non-finite."""
+    """(c,) float64, the estimate of every chain; NaN for a chain that became non-finite."""
     verdict: str
     """`ok`, or what is wrong: diverged, divergent, stuck, not_a_minimum, heated, not_equilibrated, not_local, unmixed,
     drifting, uncertain, too_short."""
@@ -75,9 +75,10 @@ class LLCEstimate:
     """`growth / llc`, the degree of growth of the loss along the chains: 2 in a quadratic basin, below 1 if the loss
     levels off."""
     llc_variance: float
-    """`n_beta^2 Var[L_n(w)]`, another estimate of the LLC for a homogeneous loss. It does not use `loss_at_w_star`."""
+    """`n_beta^2 Var[L_n(w)]`, another estimate of the LLC for a homogeneous loss. It does not use `loss_at_w_star`. NaN
+    if the recorded losses are themselves estimates."""
     singular_fluctuation: float
-    """The singular fluctuation (Watanabe 2010), without unit; NaN unless `singular_fluctuation=True` was given."""
+    """The singular fluctuation (Watanabe 2010); NaN unless `singular_fluctuation=True` was given."""
     waic: float
     """WAIC in nats per data point, up to the constant that the loss omits; NaN unless `singular_fluctuation=True`."""
     num_gradients: int
@@ -88,7 +89,7 @@ class LLCEstimate:
     """(c, d) float64, the mean losses L_n(w) at the recorded draws, in the units of the loss."""
 
     def to_xarray(self) -> xarray.Dataset:
-        """The variables `loss` and `llc` over (chain, draw), with the numbers of the estimate as attributes."""
+        """The variables `loss` and `llc`, shape (chain, draw), with the numbers of the estimate as attributes."""
         import xarray
 
         llc = llc_from_losses(self.losses, self.loss_at_w_star, self.n_beta)
@@ -141,29 +142,33 @@ def estimate_llc(
     `llc = n_beta (E[L_n(w)] - L_n(params))`. Markov chains take the expectation over the posterior
     `exp(-n_beta L_n(w) - gamma/2 |w - params|^2)`. The code is that of a study, and runs in this process.
 
+    Below, "the units of the loss" are nats if the loss is a negative log likelihood.
+
     Args:
-        loss_fn: `(params, batch) -> mean loss`, one real number, in nats for a log likelihood. For masked rows or
-            tokens it returns the pair (sum of the losses of the rows, sum of their weights). If it has a parameter
-            called `key`, it is given a new random key per evaluation; only sgld, sghmc and sgnht take such a loss.
-        params: any pytree (Equinox, Flax, Haiku, dicts), at a minimum of the loss. Its floating-point arrays are
-            sampled.
-        data: any pytree of arrays whose leading axis counts the data points; None for a loss without data.
-        sampler: sgld, sghmc, sgnht, mala, hmc, nuts, mclmc or adjusted_mclmc.
-        num_chains: number of independent chains.
-        num_draws: recorded draws per chain.
+        loss_fn: `(params, batch) -> mean loss`, one real number of shape (). For masked rows or tokens it returns the
+            pair (sum of the losses of the rows, sum of their weights), both of shape (). If it has a parameter called
+            `key`, it is given a new random key per evaluation; only sgld, sghmc and sgnht take such a loss.
+        params: any pytree (Equinox, Flax, Haiku, dicts), at a minimum of the loss. Its floating-point arrays, of any
+            shapes, are sampled.
+        data: any pytree of arrays of shape (n, ...), whose leading axis counts the data points. `loss_fn` is called
+            with batches of it, of shape (batch_size, ...). None for a loss without data.
+        sampler: sgld, sghmc, sgnht, mala, hmc, nuts, mclmc or adjusted_mclmc. Default: sgld.
+        num_chains: number of independent chains. Default: 4.
+        num_draws: recorded draws per chain. Default: 2000.
         num_burnin: transitions per chain before the first draw, which learn step size and metric. Default: as in a
-            study, a quarter of the transitions that sgld, sghmc and sgnht record, 1000 for hmc and nuts, more for the
-            others.
-        gamma: strength of the Gaussian localisation, in 1 / (units of params)^2. The default is arbitrary.
+            study, a quarter of the transitions after burn-in for sgld, sghmc and sgnht, 1000 for hmc and nuts, 3000 for
+            both MCLMC, 5000 for mala. Arbitrary.
+        gamma: strength of the Gaussian localisation, in 1 / (units of params)^2. Default: 1, which is arbitrary.
         beta: inverse temperature, in 1 / (units of the loss). Default: `1 / log n` (Watanabe 2013).
-        n_beta: n times `beta`; give one of the two.
+        n_beta: `n * beta`, in 1 / (units of the loss). Give at most one of the two. Default: n times `beta`.
         n: number of data points. Default: the length of the arrays of `data`; required if `data` is None.
-        seed: seed of all random numbers of the chains.
-        restrict: glob patterns over parameter paths ("layers/0/*"). Only matching parameters move. Default: all.
+        seed: seed of all random numbers of the chains, an integer from 0 to 2^32 - 1. Default: 0.
+        restrict: a glob pattern, or several, over parameter paths ("layers/0/*"). Only matching parameters move.
+            Default: all parameters move.
         progress: whether to print the expected cost and the progress to stderr. Default: if stderr is a terminal and
             the estimate takes more than a few seconds. The cost of the loss is measured for this.
         **sampler_options: `step_size`, `batch_size`, `thin`, `jitter`, `precision`, `singular_fluctuation` and the
-            other keys of the sampler's configuration (`lambda_hat.config`). Defaults are those of a study.
+            other keys of the sampler's configuration, which `docs/configuration.md` lists with their defaults.
 
     Returns:
         The estimate with its standard error, its verdict and the recorded losses.

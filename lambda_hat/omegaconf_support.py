@@ -153,8 +153,10 @@ def _literal(content: Any) -> Any:
 
 
 def _source_of(message: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """The last layer that sets the key with which `message` begins (`key: got ...`); the last one that sets anything
-    if none does."""
+    """The last layer that sets the key with which `message` begins (`key: got ...`).
+
+    If no layer sets it: the last one that sets anything.
+    """
     words = message.partition(":")[0].split(".")
     for source, layer in reversed(layers):
         inside: Any = layer

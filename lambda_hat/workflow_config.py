@@ -352,8 +352,11 @@ def _expand_runs(
 
 
 class _Composer(Generic[Config]):
-    """Composes the points of a sweep. It merges an entry once, and puts the values of each point into the result,
-    provided that merging them would give the same."""
+    """Composes the points of a sweep.
+
+    It merges an entry once, and puts the values of each point into the result, provided that merging them would give
+    the same.
+    """
 
     def __init__(self, compose: Callable[[dict[str, Any], str], Config], merged: Sequence[str]):
         """merged: dotted keys that later layers set too, so that a sweep over them needs `compose`."""

@@ -1,5 +1,8 @@
-"""The attempts of one driver: what is left is sampled and planned again from the store, until nothing is left or
-nothing more gets done."""
+"""The attempts of one driver.
+
+Each attempt samples what is left, and the rest is planned again from the store. They end when nothing is left or
+nothing more gets done.
+"""
 
 from __future__ import annotations
 
@@ -158,8 +161,10 @@ class Attempts:
         self._request.store.ensure_writable()
 
     def _are_lost(self, workers: Workers, outcome: Outcome) -> bool:
-        """Whether the workers have died, and nothing replaces them. Parsl hears of a lost manager before it looks at
-        the manager's block."""
+        """Whether the workers have died and nothing replaces them.
+
+        Parsl hears of a lost manager before it looks at the manager's block.
+        """
         deadline = time.monotonic() + WORKERS_SECONDS
         while outcome.causes["block"] and workers.blocks is None and not workers.lost and time.monotonic() < deadline:
             self._stop.check()
@@ -255,8 +260,11 @@ class Attempts:
         self._log.append("note", sentence=sentence)
 
     def _discard(self, runs: list[PlannedRun]) -> None:
-        """Remove what an earlier attempt left of runs that are now sampled: its failure, or its result where all runs
-        are wanted again. If it stayed, a run that is then lost would pass for the old one."""
+        """Remove what an earlier attempt left of runs that are now sampled.
+
+        That is its failure, or its result if all runs are wanted again. If it stayed, a run that is then lost would
+        pass for the old one.
+        """
         for run in runs:
             directory = self._request.store.run_dir(*run.key)
             for name in ("error.json", "analysis.json"):

@@ -115,8 +115,10 @@ class Round:
             self.on_done(future, partial(self._builds_ended, target_ids))
 
     def settled(self, target_ids: set[str]) -> list[Future]:
-        """Futures that are done once the builds of these targets have ended, well or badly. With a failed future among
-        its inputs Parsl would not start a pack."""
+        """Futures that are done once the builds of these targets have ended, well or badly.
+
+        Parsl would not start a pack with a failed future among its inputs.
+        """
         return [_settled(self._builds[t]) for t in sorted(target_ids) if t in self._builds]
 
     def on_done(

@@ -40,8 +40,11 @@ def early_end(sample: Callable[[], None], say: Callable[[str], None]) -> Stopped
 
 
 class Stop:
-    """The signals to a driver. Inside `with stop.on_signals():` the first SIGINT or SIGTERM is remembered, the second
-    raises KeyboardInterrupt, and the third ends the process."""
+    """The signals to a driver.
+
+    Inside `with stop.on_signals():` the first SIGINT or SIGTERM is remembered, the second raises KeyboardInterrupt, and
+    the third ends the process.
+    """
 
     def __init__(self) -> None:
         self._signals = 0

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
         """An executor of a batch site."""
 
         @property
-        def provider(self) -> BatchProvider: ...
+        def provider(self) -> BatchProvider:
+            """The provider of its blocks."""
+            ...
 
 
 MOST_NAMED = 2
@@ -36,8 +38,13 @@ FIRST_LOOK = 3.0
 class Progress(Protocol):
     """Where the news of blocks is shown while a study runs; a `StudyProgress`."""
 
-    def note(self, what: str, text: str) -> None: ...
-    def event(self, sentence: str) -> None: ...
+    def note(self, what: str, text: str) -> None:
+        """Show beside the bar of `what` what it waits for."""
+        ...
+
+    def event(self, sentence: str) -> None:
+        """Print a line where there are no bars."""
+        ...
 
 
 class Blocks:
@@ -89,8 +96,10 @@ class Blocks:
         return found
 
     def cancel(self) -> None:
-        """Cancel every job that has not ended. Parsl leaves the blocks of executors that it gave up, and those that it
-        had no time to cancel."""
+        """Cancel every job that has not ended.
+
+        Parsl leaves the blocks of executors that it gave up, and those that it had no time to cancel.
+        """
         submitted = [job_id for executor in self._executors for job_id in list(executor.job_ids_to_block)]
         for job_id in dict.fromkeys([*self._states, *submitted]):
             if self._states.get(job_id) != "ended":

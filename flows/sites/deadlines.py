@@ -65,10 +65,13 @@ def drain_period(walltime_seconds: int) -> int:
 
 
 def deadline_in_allocation(own: float | None, environ: Mapping[str, str]) -> float | None:
-    """When the ranks of a pack have to drain: the earliest of its `own` deadline, the one in the environment, and the
-    end of the block or job that it runs in, less the margin. None: nothing ends.
+    """When the ranks of a pack have to drain, in seconds since the epoch; None if nothing ends.
 
-    Raises ConfigError where the environment's deadline is not a number.
+    It is the earliest of the pack's `own` deadline, the deadline in the environment, and the end of the block or job
+    that the pack runs in, less the margin.
+
+    Raises:
+        ConfigError: the environment's deadline is not a number.
     """
     found = [earliest_deadline(own, environ), scheduler_deadline(environ)]
     end = _number(environ, BLOCK_END_VARIABLE)
@@ -78,8 +81,10 @@ def deadline_in_allocation(own: float | None, environ: Mapping[str, str]) -> flo
 
 
 def scheduler_deadline(environ: Mapping[str, str]) -> float | None:
-    """The end of this process's job, less the margin, in seconds since the epoch. None: the scheduler does not tell it;
-    SLURM does from 23.02."""
+    """The end of this process's job, less the margin, in seconds since the epoch.
+
+    None if the scheduler does not tell it. SLURM does from 23.02.
+    """
     end, begun = _number(environ, "SLURM_JOB_END_TIME"), _number(environ, "SLURM_JOB_START_TIME")
     if end is None:
         return None

@@ -1,5 +1,7 @@
-"""The interchange, the process through which one of Parsl's executors reaches its workers: how it starts, what happens
-where it is lost, and how Parsl ends."""
+"""The interchange: the process through which one of Parsl's executors reaches its workers.
+
+How it starts, what happens when it is lost, and how Parsl ends.
+"""
 
 from __future__ import annotations
 

@@ -273,6 +273,7 @@ class BatchSite(SiteConfig):
 
     @property
     def walltime_seconds(self) -> int:
+        """Seconds of `walltime`. Raises ConfigError if it is no walltime."""
         return parse_walltime("walltime", self.walltime)
 
     def check(self) -> None:
@@ -296,6 +297,8 @@ class BatchSite(SiteConfig):
 
 @dataclass(frozen=True)
 class SlurmBuilds(BatchBuilds):
+    """Blocks of SLURM jobs that targets are built in. Null: as in the site."""
+
     partition: str | None = None
     qos: str | None = None
 
@@ -313,6 +316,8 @@ class SlurmSite(BatchSite):
 
 @dataclass(frozen=True)
 class PbsBuilds(BatchBuilds):
+    """Blocks of PBS jobs that targets are built in. Null: as in the site."""
+
     queue: str | None = None
     select_options: str = ""
 

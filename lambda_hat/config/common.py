@@ -25,22 +25,27 @@ def require(condition: bool, key: str, got: object, expected: str) -> None:
 
 
 def positive_int(key: str, value: int | None, least: int = 1) -> None:
+    """Raise ConfigError unless `value` is None or at least `least`."""
     require(value is None or value >= least, key, value, f"an integer of at least {least}")
 
 
 def positive(key: str, value: float | None) -> None:
+    """Raise ConfigError unless `value` is None, or finite and above 0."""
     require(value is None or 0 < value < math.inf, key, value, "a finite number above 0")
 
 
 def non_negative(key: str, value: float | None) -> None:
+    """Raise ConfigError unless `value` is None, or finite and at least 0."""
     require(value is None or 0 <= value < math.inf, key, value, "a finite number of at least 0")
 
 
 def fraction(key: str, value: float | None) -> None:
+    """Raise ConfigError unless `value` is None or strictly between 0 and 1."""
     require(value is None or 0 < value < 1, key, value, "a number strictly between 0 and 1")
 
 
 def choice(key: str, value: str | None, valid: tuple[str, ...]) -> None:
+    """Raise ConfigError, with the nearest valid word, unless `value` is None or one of `valid`."""
     if value is not None and value not in valid:
         raise ConfigError(f"{key}: unknown {value!r}; {nearest(value, valid)}")
 

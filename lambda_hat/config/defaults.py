@@ -100,6 +100,8 @@ def _burnin(cfg: StochasticGradientConfig, thin: int) -> int:
 
 
 def gradients_of(cfg: StochasticGradientConfig) -> int:
-    """Gradients of one transition, on a batch or the full data, without the one that a control variate takes at
-    `w_star`."""
+    """Gradients of one transition, on a batch or the full data.
+
+    The gradient of a control variate at `w_star` is not counted.
+    """
     return cfg.num_integration_steps if isinstance(cfg, SghmcConfig) else 1

@@ -84,6 +84,7 @@ def _with_overrides(entry: dict[str, Any], swept: dict[str, Any], source: str) -
 
 
 def check_entry(entry: Any, valid: Collection[str], source: str) -> None:
+    """Refuse an entry of the grid that is no mapping, or has an unknown key. Raises ConfigError."""
     if not isinstance(entry, dict):
         raise ConfigError(f"{source}: expected a mapping with some of {', '.join(valid)}, got {entry!r}")
     for key in entry:

@@ -23,8 +23,11 @@ LOSS_ESTIMATES = ("full", "paired")
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """The keys of every sampler. A chain makes `num_burnin + num_draws * thin` transitions and records `num_draws` of
-    them. A file `conf/sample/<name>.yaml` of your own changes the defaults of that sampler in every study."""
+    """The keys of every sampler.
+
+    A chain makes `num_burnin + num_draws * thin` transitions and records `num_draws` of them. A file
+    `conf/sample/<name>.yaml` of your own changes the defaults of that sampler in every study.
+    """
 
     target_id: str = ""
     """The target's id. It is filled in when a study is composed."""
@@ -41,7 +44,8 @@ class SampleConfig:
     both MCLMC, 5000 for mala; for sgld, sghmc and sgnht a quarter of the transitions after burn-in. Arbitrary."""
     thin: int | None = None
     """Transitions from one recorded draw to the next. Null: 1 for hmc, nuts and both MCLMC, 10 for mala; for sgld,
-    sghmc and sgnht as many as take 30 gradients, or fewer on a large network, where the run's work is bounded."""
+    sghmc and sgnht as many as take 60 gradients (a control variate counts as two), or fewer on a large network, where
+    the run's work is bounded."""
     beta: float | None = None
     """Inverse temperature; null means `1 / log n` (Watanabe 2013)."""
     gamma: float | None = None
@@ -217,8 +221,10 @@ class SgldConfig(StochasticGradientConfig):
 
 @dataclass(frozen=True)
 class SghmcConfig(StochasticGradientConfig):
-    """Stochastic gradient Hamiltonian Monte Carlo (Chen et al. 2014, arXiv 1402.4102), momenta drawn anew per
-    transition."""
+    """Stochastic gradient Hamiltonian Monte Carlo (Chen et al. 2014, arXiv 1402.4102).
+
+    Every transition draws new momenta.
+    """
 
     name: str = "sghmc"
     num_integration_steps: int = 10
@@ -234,8 +240,10 @@ class SghmcConfig(StochasticGradientConfig):
 
 @dataclass(frozen=True)
 class SgnhtConfig(StochasticGradientConfig):
-    """Stochastic gradient Nosé-Hoover thermostat (Ding et al. 2014). The friction follows the kinetic energy, and so
-    absorbs the unknown noise of the minibatches."""
+    """Stochastic gradient Nosé-Hoover thermostat (Ding et al. 2014).
+
+    The friction follows the kinetic energy, and so absorbs the unknown noise of the minibatches.
+    """
 
     name: str = "sgnht"
     friction: float = 0.1

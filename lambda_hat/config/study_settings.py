@@ -22,8 +22,11 @@ def check_lanes(name: str, value: object) -> int | str:
 
 @dataclass(frozen=True)
 class StudySettings:
-    """The keys of an experiments file, which `key=value` words and options override in that order. Apart from the grid
-    only `jax_enable_x64: false` changes numbers, and `lanes` their rounding."""
+    """The keys of an experiments file.
+
+    `key=value` words override the file, and options override both. Apart from the grid only `jax_enable_x64: false`
+    changes numbers, and `lanes` their rounding.
+    """
 
     store_root: str = "runs"
     """The store: the folder that keeps targets, runs and packs; `--store`."""

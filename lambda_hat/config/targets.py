@@ -95,13 +95,16 @@ class MonomialTarget:
 
     @property
     def blocks(self) -> list[list[int]]:
+        """The exponents as the single block of a sum."""
         return [self.exponents]
 
 
 @dataclass(frozen=True)
 class MonomialSumTarget:
-    """A sum of monomials over disjoint coordinates. Its lambda is the sum of theirs, its multiplicity the sum of theirs
-    minus `blocks - 1`."""
+    """A sum of monomials over disjoint coordinates.
+
+    Its lambda is the sum of theirs, its multiplicity the sum of theirs minus `blocks - 1`.
+    """
 
     kind: str = "monomial_sum"
     blocks: list[list[int]] = field(default_factory=lambda: [[1], [2]])
@@ -157,9 +160,12 @@ class LineAndPointTarget:
 
 @dataclass(frozen=True)
 class TanhTarget:
-    """The expected loss `E f(x)^2 / 2` of `f(x) = sum_i a_i tanh(b_i x)` at `w_star = 0`, for a truth of zero and
-    standard normal x. With `i = floor(sqrt(hidden))`: `lambda = (hidden + i^2 + i) / (4 i + 2)`, multiplicity 2 if
-    `i^2 = hidden`, else 1 (Yamazaki & Watanabe 2003; Aoyagi 2010)."""
+    """The expected loss `E f(x)^2 / 2` of `f(x) = sum_i a_i tanh(b_i x)` at `w_star = 0`.
+
+    The truth is zero and x is standard normal. With `i = floor(sqrt(hidden))`,
+    `lambda = (hidden + i^2 + i) / (4 i + 2)`, and the multiplicity is 2 if `i^2 = hidden`, else 1 (Yamazaki & Watanabe
+    2003; Aoyagi 2010).
+    """
 
     kind: str = "tanh"
     hidden: int = 1
@@ -182,8 +188,10 @@ def _is_plain(content: Any) -> bool:
 
 @dataclass(frozen=True)
 class CustomTarget:
-    """A loss, parameters and data that a Python function of the user returns. A study that names one is code: run it
-    only if you trust its author."""
+    """A loss, parameters and data that a Python function of the user returns.
+
+    A study that names one is code: run it only if you trust its author.
+    """
 
     kind: str = "custom"
     factory: str = MISSING
@@ -390,10 +398,14 @@ class TargetKeys(Protocol):
     """What `BuildConfig` reads of the section `target`. The `n` of an MLP is in another section."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """A key of `BUILD_SCHEMAS`."""
+        ...
 
     @property
-    def n(self) -> int | None: ...
+    def n(self) -> int | None:
+        """Number of data points."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -427,6 +439,7 @@ class BuildConfig:
 
     @property
     def kind(self) -> str:
+        """A key of `BUILD_SCHEMAS`."""
         return self.target.kind
 
     @property
@@ -470,6 +483,8 @@ def _monomial_label(blocks: list[list[int]], point: list[float] | None) -> str:
 
 @dataclass(frozen=True)
 class QuadraticBuild(BuildConfig):
+    """The keys of a quadratic target."""
+
     target: QuadraticTarget = field(default_factory=QuadraticTarget)
 
     @property
@@ -484,6 +499,8 @@ class QuadraticBuild(BuildConfig):
 
 @dataclass(frozen=True)
 class MonomialBuild(BuildConfig):
+    """The keys of a monomial target."""
+
     target: MonomialTarget = field(default_factory=MonomialTarget)
 
     @property
@@ -497,6 +514,8 @@ class MonomialBuild(BuildConfig):
 
 @dataclass(frozen=True)
 class MonomialSumBuild(BuildConfig):
+    """The keys of a sum of monomials."""
+
     target: MonomialSumTarget = field(default_factory=MonomialSumTarget)
 
     @property
@@ -510,6 +529,8 @@ class MonomialSumBuild(BuildConfig):
 
 @dataclass(frozen=True)
 class RadialBuild(BuildConfig):
+    """The keys of a radial target."""
+
     target: RadialTarget = field(default_factory=RadialTarget)
 
     @property
@@ -523,6 +544,8 @@ class RadialBuild(BuildConfig):
 
 @dataclass(frozen=True)
 class LineAndPointBuild(BuildConfig):
+    """The keys of a target with a line and a point of zeros."""
+
     target: LineAndPointTarget = field(default_factory=LineAndPointTarget)
 
     @property
@@ -536,6 +559,8 @@ class LineAndPointBuild(BuildConfig):
 
 @dataclass(frozen=True)
 class TanhBuild(BuildConfig):
+    """The keys of a tanh network with a truth of zero."""
+
     target: TanhTarget = field(default_factory=TanhTarget)
 
     @property
@@ -549,6 +574,8 @@ class TanhBuild(BuildConfig):
 
 @dataclass(frozen=True)
 class CustomBuild(BuildConfig):
+    """The keys of a target that the user's Python function makes."""
+
     target: CustomTarget = field(default_factory=CustomTarget)
 
     analytic: ClassVar[bool] = False
@@ -569,8 +596,11 @@ class CustomBuild(BuildConfig):
 
 @dataclass(frozen=True)
 class RegressionBuild(BuildConfig):
-    """The loss compares outputs. `nll` is Gaussian with standard deviation `sigma`, summed over outputs and without its
-    constant: `|y - f(x)|^2 / (2 sigma^2)`. `mse` is averaged over outputs."""
+    """The loss compares outputs.
+
+    `nll` is Gaussian with standard deviation `sigma`, summed over outputs and without its constant:
+    `|y - f(x)|^2 / (2 sigma^2)`. `mse` is averaged over outputs.
+    """
 
     loss: str = "nll"
     """`nll` or `mse`."""
@@ -589,6 +619,8 @@ class RegressionBuild(BuildConfig):
 
 @dataclass(frozen=True)
 class DlnBuild(RegressionBuild):
+    """The keys of a deep linear network."""
+
     target: DlnTarget = field(default_factory=DlnTarget)
 
     @property
@@ -626,6 +658,8 @@ def mlp_widths(model: ModelConfig, input_dim: int, output_dim: int) -> list[int]
 
 @dataclass(frozen=True)
 class MlpBuild(RegressionBuild):
+    """The keys of a trained multilayer perceptron."""
+
     target: MlpTarget = field(default_factory=MlpTarget)
     model: ModelConfig = field(default_factory=lambda: ModelConfig(widths=[8]))
     """The student."""
@@ -677,6 +711,7 @@ class MlpBuild(RegressionBuild):
 
     @property
     def widths(self) -> list[int]:
+        """Hidden widths of the student."""
         return mlp_widths(self.model, self.data.input_dim, self.data.output_dim)
 
     @property

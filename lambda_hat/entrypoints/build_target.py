@@ -18,6 +18,7 @@ from lambda_hat.store.layout import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `lambda-hat build-target`."""
     parser.add_argument("--config-yaml", type=Path, required=True, metavar="F", help="the target's configuration")
     parser.add_argument("--target-id", metavar="ID", help="refuse to build anything else")
     parser.add_argument(
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build into `--target-dir`; 0 also where the target is already there."""
+    """Build into `--target-dir`. Returns 0, also if the target is already there."""
     cfg = with_checkpoint_hash(load_build_config(args.config_yaml), str(args.config_yaml))
     target_id = target_id_for(cfg)
     if args.target_id and args.target_id != target_id:
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_folder(directory: Path) -> None:
-    """Make `directory`; StoreError where that cannot be."""
+    """Make `directory` and its parents. Raises StoreError if that fails."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,6 +65,7 @@ def make_folder(directory: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with the words `argv`. Default: those of this process."""
     parser = argparse.ArgumentParser(prog="lambda-hat-build-target", description=__doc__)
     add_arguments(parser)
     args = parser.parse_args(argv)

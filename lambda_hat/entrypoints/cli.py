@@ -14,7 +14,7 @@ from lambda_hat.store.layout import existing_store
 
 
 def options_parser() -> argparse.ArgumentParser:
-    """Every command with its options."""
+    """Make the parser of every command and its options."""
     parser = argparse.ArgumentParser(prog="lambda-hat", description=lambda_hat.__doc__)
     parser.add_argument("--version", action="version", version=lambda_hat.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -41,7 +41,7 @@ def options_parser() -> argparse.ArgumentParser:
     results.add_argument("--store", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     results.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     results.add_argument(
-        "--experiments", type=Path, metavar="FILE", help="a row per run of this study, instead of per run in the store"
+        "--experiments", type=Path, metavar="FILE", help="the runs of this study, instead of all in the store"
     )
     results.set_defaults(run=_results)
 
@@ -54,14 +54,12 @@ def options_parser() -> argparse.ArgumentParser:
     ls.set_defaults(run=_ls)
 
     files = commands.add_parser(
-        "verify", help="hold every file of a store against its checksum, and set aside what is damaged"
+        "verify", help="compare every file of a store with its checksum, and set aside what is damaged"
     )
     verify.add_arguments(files)
     files.set_defaults(run=verify.run)
 
-    truth = commands.add_parser(
-        "validate", help="hold the samplers against targets whose exact answer is known; touches no store"
-    )
+    truth = commands.add_parser("validate", help="compare the samplers with known exact answers; touches no store")
     validate.add_arguments(truth)
     truth.set_defaults(run=validate.run)
 
@@ -72,6 +70,7 @@ def options_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with the words `argv`. Default: those of this process."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["tune"]:
         run_command(lambda: tune.hand_over(words[1:]))

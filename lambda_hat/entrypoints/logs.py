@@ -21,6 +21,7 @@ LINES = 60
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `lambda-hat logs`."""
     add_run_arguments(parser)
     parser.add_argument(
         "--lines", type=int, default=LINES, metavar="N", help=f"at most the last N of each log (default {LINES})"
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the lines that every log has of the run. Returns 0, also where there are none."""
+    """Print what every log has of the run. Returns 0, also if there is nothing."""
     if args.lines < 1:
         raise ConfigError(f"--lines: got {args.lines}, expected an integer of at least 1")
     place = find_run(args.store, args.run_words)
@@ -52,7 +53,7 @@ def _parts(place: RunPlace, most: int) -> Iterator[str]:
             yield "\n".join([f"== {path}", *_tail(lines, most, path)])
     deaths = deaths_of(place.run_dir)
     if deaths:
-        yield "\n".join(["== ranks that died while they sampled it", *map(_death, deaths)])
+        yield "\n".join(["== ranks that died while sampling it", *map(_death, deaths)])
     error = read_json_or_none(place.run_dir / "error.json")
     if isinstance(error, dict):
         yield "\n".join([f"== {place.run_dir / 'error.json'}", *_error(error, most, place.run_dir / "error.json")])

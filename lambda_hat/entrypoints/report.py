@@ -1,4 +1,4 @@
-"""`lambda-hat report`: a study as a page to look at, at any time."""
+"""`lambda-hat report`: make the report of a study, at any time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lambda_hat.store.layout import check_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `lambda-hat report`."""
     parser.add_argument("--store", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`lambda-hat rerun --failed`: the newest study's command again, for what failed."""
+"""`lambda-hat rerun --failed`: run the newest study's command again, for what failed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ SEARCH = "tune.py"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `lambda-hat rerun`."""
     parser.add_argument("--store", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     parser.add_argument(
-        "--failed", action="store_true", help="try failed runs and targets again, and what is unfinished"
+        "--failed", action="store_true", help="try what failed or is unfinished again, runs and targets"
     )
     parser.add_argument("--dry-run", action="store_true", help="show the plan, start nothing")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Become the recorded command with `--rerun failed`. Where nothing has failed, start nothing and return 0."""
+    """Become the recorded command with `--rerun failed`. If nothing has failed, start nothing and return 0."""
     if not args.failed:
         raise ConfigError("rerun: nothing to do; write lambda-hat rerun --failed, which tries again what has failed")
     store = existing_store(args.store)
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(store: Store, record: StudyRecord) -> None:
-    """Raise StoreError, with the remedy, for a command that is not this user's or that cannot be started."""
+    """Raise StoreError, with the remedy, if the command is not this user's or cannot be started."""
     path = store.root / STUDIES / f"{record.name}.json"
     by_hand = f"if it is the right one, type it yourself: {record.typed('failed')}"
     if not record.own:
@@ -60,12 +61,12 @@ def check(store: Store, record: StudyRecord) -> None:
     if Path(record.store).resolve() != store.root.resolve():
         raise StoreError(
             f"{store.root}: this store was in {record.store} when its command was recorded; type it with the new "
-            f"place: {record.typed('failed')} --store {shlex.quote(str(store.root))}"
+            f"path: {record.typed('failed')} --store {shlex.quote(str(store.root))}"
         )
     script = Path(record.directory, record.command[1])
     if script.name == SEARCH:
         raise StoreError(
-            f"{store.root}: the newest study here is a search, to which a failure is an answer; to go on with it: "
+            f"{store.root}: the newest study here is a search, in which a failed trial is a result; to go on with it: "
             f"{record.typed()}"
         )
     for what, there, lost in (

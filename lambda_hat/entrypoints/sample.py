@@ -19,6 +19,7 @@ from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE, Heartbeat, drain_when
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `lambda-hat sample`."""
     parser.add_argument("--config-yaml", type=Path, required=True, metavar="F", help="the run's configuration")
     parser.add_argument("--target-id", metavar="ID", help="refuse to sample another target")
     parser.add_argument("--run-dir", type=Path, required=True, metavar="D", help="where the run's files go")
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Sample into `--run-dir`; 0 also where the run is already finished there."""
+    """Sample into `--run-dir`. Returns 0, also if the run is already finished there."""
     asked = Run.of(load_sample_config(args.config_yaml))
     run_id = asked.run_id
     if args.target_id and args.target_id != asked.target_id:
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     drain_when_lost(lease, drain, run_id)
     bind_process(asked.cfg.runtime.cores_per_rank)
     with contextlib.ExitStack() as stack:
-        # Where no driver shows a sign of life for this process, it does so itself.
+        # Without a driver, this process writes a heartbeat of its own.
         lease_path = Path(lease) if lease else _own_lease(run_dir, stack)
         claim = claims.take(run_dir, lease_path)
         if claim is None:
@@ -91,7 +92,7 @@ def _who(record: dict | None) -> str:
 
 
 def describe(analysis: dict) -> str:
-    """An estimate in one line."""
+    """Describe an estimate in one line."""
     mean, error = analysis["llc_mean"], analysis["llc_std_error"]
     estimate = "no estimate" if mean is None else f"llc = {mean:.4g} +- {error:.2g}"
     exact = analysis["true_llc_t"]
@@ -100,6 +101,7 @@ def describe(analysis: dict) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command with the words `argv`. Default: those of this process."""
     parser = argparse.ArgumentParser(prog="lambda-hat-sample", description=__doc__)
     add_arguments(parser)
     args = parser.parse_args(argv)

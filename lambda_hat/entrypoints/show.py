@@ -10,12 +10,12 @@ from lambda_hat.status.find_run import find_run
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """RUN and --store."""
+    """Add the arguments that name a run: RUN and `--store`."""
     parser.add_argument(
         "run_words",
         nargs="+",
         metavar="RUN",
-        help="its id or the beginning of it or of its hash, as run_sgld_3f05ab03, sgld 3f05 or 3f05; or its folder",
+        help="the run: its id, the beginning of its id or hash (run_sgld_3f05ab03, sgld 3f05, 3f05), or its folder",
     )
     parser.add_argument("--store", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
 

@@ -20,6 +20,7 @@ WATCH_SECONDS = 2.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `lambda-hat status`."""
     parser.add_argument("--store", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     parser.add_argument(
         "--watch",
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show the studies whose drivers run, else the newest one. Returns 0, whatever became of it."""
+    """Show the studies whose drivers run, or else the newest study. Returns 0, whatever became of it."""
     from rich.console import Console
 
     from lambda_hat.status.study_view import views
@@ -53,7 +54,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def watch(studies: Studies, console: Console, period: float) -> None:
-    """Show the studies again and again until they are over; on a terminal in place, elsewhere one below the other."""
+    """Show the studies every `period` seconds until they are over.
+
+    A terminal is updated in place. Elsewhere each view follows the last one.
+    """
     from rich.live import Live
 
     from lambda_hat.status.study_view import in_place, views

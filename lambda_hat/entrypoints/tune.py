@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def hand_over(words: Sequence[str], root: Path = ROOT) -> NoReturn:
-    """Become `python flows/tune.py` with the same words. Raises ConfigError where there is no checkout."""
+    """Become `python flows/tune.py` with the same words. Raises ConfigError if there is no checkout."""
     script = root / "flows" / "tune.py"
     if not script.is_file():
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""`lambda-hat validate`: the samplers against every known answer."""
+"""`lambda-hat validate`: compare the samplers with every known answer."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ SUITES = ("truth", "noisy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `lambda-hat validate`."""
     parser.add_argument(
         "--suite",
         choices=SUITES,
@@ -36,8 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(noisy)",
     )
     parser.add_argument("--only", default="*", metavar="GLOB", help="only rows whose name matches")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every run, or the first seed (default: 0)")
-    parser.add_argument("--processes", type=int, metavar="N", help="of one core each; default: one per core")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of every run; noisy: the first seed (default: 0)"
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="processes of one core each; default: one per core")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON, and nothing else")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="noisy: draw temperature against error, and counts")
     parser.add_argument(
@@ -46,9 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def samplers_of(words: Sequence[str], default: Iterable[str] = DEFAULT_SAMPLERS) -> list[str]:
-    """Names in the order given, from words that may each be a comma list or `all`; the defaults where there is none.
+    """Names of samplers, in the order of `words`.
 
-    Raises ConfigError for an unknown one.
+    Args:
+        words: names, comma-separated lists of names, or `all`.
+        default: the samplers if `words` has none.
+
+    Raises:
+        ConfigError: a name is unknown.
     """
     names: dict[str, None] = {}
     for name in (part.strip() for word in words for part in word.split(",")):
@@ -62,7 +70,7 @@ def samplers_of(words: Sequence[str], default: Iterable[str] = DEFAULT_SAMPLERS)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a suite; 0 where its bars are met, else 1."""
+    """Run a suite. Returns 0 if its bars are met, 1 if not, 130 after Ctrl-C."""
     if args.processes is not None and args.processes < 1:
         raise ConfigError(f"--processes: got {args.processes}, expected an integer of at least 1")
     if not 0 <= args.seed < 2**32:
@@ -72,12 +80,15 @@ def run(args: argparse.Namespace) -> int:
         return _run_judge(args) if args.judge else _run_noisy(args, processes)
     for name in ("plot", "judge"):
         if getattr(args, name):
-            raise ConfigError(f"--{name}: is of the noisy suite; add --suite noisy")
+            raise ConfigError(f"--{name}: belongs to the noisy suite; add --suite noisy")
     return _run_truth(args, processes)
 
 
 def _run_truth(args: argparse.Namespace, processes: int) -> int:
-    """A miss that may be chance (`noiseless.may_be_chance`) is sampled once more, with the next seed, which decides."""
+    """Run the truth suite.
+
+    A miss that may be chance (`noiseless.may_be_chance`) is sampled once more with the next seed, which decides.
+    """
     chosen = noiseless.select(samplers_of(args.sampler), args.only)
 
     def sampled(some: Sequence[tuple[str, noiseless.Row]], seed: int, prefix: str = "") -> tuple[list[dict], bool]:
@@ -104,8 +115,11 @@ def _run_truth(args: argparse.Namespace, processes: int) -> int:
 
 
 def _run_noisy(args: argparse.Namespace, processes: int) -> int:
-    """What is ok and wrong and may be chance (`outcomes.may_be_chance`) is sampled once more, with a seed that no pair
-    has had, and decides."""
+    """Run the noisy suite.
+
+    A pair that is ok but wrong, and may be so by chance (`outcomes.may_be_chance`), is sampled once more with a seed
+    that no pair has had. The second run decides.
+    """
     samplers = samplers_of(args.sampler, SAMPLE_SCHEMAS)
     pairs = noisy.select(samplers, args.only, args.seed)
     is_whole = args.only == "*" and set(samplers) == set(SAMPLE_SCHEMAS)
@@ -138,7 +152,7 @@ def _run_noisy(args: argparse.Namespace, processes: int) -> int:
 
 
 def _run_judge(args: argparse.Namespace) -> int:
-    """Judge the networks whose name matches; 0 where every one is ok."""
+    """Judge the networks whose name matches. Returns 0 if every one is ok."""
     builds = noisy.networks(args.only)
     records = []
     for label, record in judged.run_judge(builds):
@@ -154,7 +168,7 @@ def _collected(
     told: Callable[[dict[str, Any]], str],
     prefix: str,
 ) -> tuple[list[dict[str, Any]], bool]:
-    """The results in the given order of their keys, and whether Ctrl-C came before they were all there."""
+    """Collect the results in the order of their keys, and whether Ctrl-C came before the last of them."""
     found: dict[Any, dict[str, Any]] = {}
     interrupted = False
     try:
@@ -169,7 +183,7 @@ def _collected(
 def showing_progress(
     results: Iterator[dict[str, Any]], count: int, told: Callable[[dict[str, Any]], str], prefix: str = ""
 ) -> Iterator[dict[str, Any]]:
-    """Pass results on; a bar on a terminal's standard error, a line per result elsewhere."""
+    """Pass results on and show progress on stderr: a bar on a terminal, a line per result elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -1,4 +1,4 @@
-"""`lambda-hat verify`: every file of the store held against its checksum."""
+"""`lambda-hat verify`: compare every file of the store with its checksum."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from lambda_hat.store.layout import CHECKPOINT, DEATHS, Damage, Store, existing_
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `lambda-hat verify`."""
     parser.add_argument("--store", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read every file; 0 where all are whole, 1 where some were not, which are then set aside."""
+    """Read every file and set damaged ones aside. Returns 0 if all are whole, else 1."""
     store = existing_store(args.store)
     found = Verification(store)
     for damage in found.look():
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if not found.damages:
         return EXIT_OK
     again = f"python flows/packed.py --experiments FILE --store={shlex.quote(os.path.relpath(store.root))}"
-    print(f"{found.damages} damaged or foreign; what was moved lies in {store.root / 'damaged'}")
+    print(f"damaged or foreign: {found.damages}; what was set aside lies in {store.root / 'damaged'}")
     print(f"to build and sample again what is missing now, run your study: {again}")
     return EXIT_FAILED
 
@@ -47,13 +48,13 @@ class Verification:
     _digests: Digests = field(default_factory=Digests)
 
     def look(self) -> Iterator[Damage]:
-        """Yield every damage, which has been set aside by then. Runs that a process has in hand are left out."""
+        """Set each damaged file aside and yield it. Runs that a process is sampling are left out."""
         for damage in self._all():
             self.damages += 1
             yield damage
 
     def summary(self) -> str:
-        """What was read, in words."""
+        """Sum up what was read."""
         c = self.counts
         held = f", {c['held']} being sampled now and left out" if c["held"] else ""
         whole = f"{c['built']} built targets and {c['finished']} finished runs are whole"
@@ -110,7 +111,7 @@ class Verification:
     def _checkpoint(self, path: Path) -> Iterator[Damage]:
         if not path.exists():
             return
-        # Only now: reading them takes jax, whose import takes a while.
+        # Imported late: it imports jax, which takes a while.
         from lambda_hat.engine.chunks import read_checkpoint
 
         try:

@@ -89,8 +89,10 @@ def _groups(items: list[PlannedRun], most: float, size: int) -> Iterator[list[Pl
 
 
 def _fill(packs: list[list[PlannedRun]], groups: Iterable[list[PlannedRun]], size: int) -> None:
-    """Put each group into the lightest pack that has room for all of it. One that fits nowhere whole is cut where the
-    most of it fits."""
+    """Put each group into the lightest pack that has room for all of it.
+
+    A group that fits nowhere whole is cut where the most of it fits.
+    """
     with_room = [(0.0, number) for number in range(len(packs))]
     for group in groups:
         while group:
@@ -130,8 +132,10 @@ def _even_out(packs: list[list[PlannedRun]], tolerance: float, size: int) -> Non
 def _best_exchange(
     heavy: Sequence[PlannedRun], light: Sequence[PlannedRun | None], wanted: float
 ) -> tuple[PlannedRun, PlannedRun | None]:
-    """Which run of `heavy` to give for which of `light`, both cheapest first, so that what is moved on balance comes
-    closest to `wanted`. None in `light` stands for no run in return."""
+    """Which run of `heavy` to give for which of `light`, both cheapest first.
+
+    The difference of their costs comes as close as possible to `wanted`. None in `light` stands for no run in return.
+    """
 
     def pairs() -> Iterator[tuple[PlannedRun, PlannedRun | None]]:
         for given in heavy:

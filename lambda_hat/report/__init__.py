@@ -1,1 +1,1 @@
-"""The table of estimates, and a study as a page to look at."""
+"""The table of estimates, and the report of a study."""

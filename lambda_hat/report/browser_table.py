@@ -13,12 +13,13 @@ from lambda_hat.report.drawing import setting_labels
 from lambda_hat.report.foreign import import_itables
 
 MOST_ROWS = 10_000
-"""Some two megabytes."""
+"""Most rows of the table, some two megabytes."""
 DIGITS = 4
 TABLE_ID = "runs"
 LONG = ("target", "setting", "run", "reason")
+"""Columns of long texts, which are cut off."""
 FEW = ("target", "sampler", "verdict", "λ_t?")
-"""Columns of few values, which are chosen from a list."""
+"""Columns of few distinct values. Their filter is a list to choose from."""
 NUMBERS = {
     "step": "step",
     "λ̂": "llc_mean",
@@ -46,7 +47,7 @@ ORDER = (
 )  # fmt: skip
 _MARK = "function (cell, data) { cell.dataset.value = data; }"
 _WHOLE = "function (cell) { cell.title = cell.textContent; }"
-"""What a narrow column cuts off is shown under the pointer."""
+"""Shows the whole text under the pointer where the column cuts it off."""
 _NUMBER = """function (data, type) {
   const none = data === null || Number.isNaN(data);
   return type === 'sort' ? (none ? -Infinity : data) : (none ? '' : data);
@@ -54,8 +55,10 @@ _NUMBER = """function (data, type) {
 
 
 def view_of(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns that a person looks at, rounded; columns that say nothing of this study are left out. Of more than
-    MOST_ROWS runs those with the worst verdicts stay."""
+    """The columns that a person looks at, rounded to DIGITS digits.
+
+    Columns without any value are left out. Of more than MOST_ROWS runs those with the worst verdicts stay.
+    """
     frame = frame.reset_index(drop=True)
     verdict = frame.loc[:, "verdict"].where(frame["status"] == "finished", frame["status"]).fillna("")
     setting = pd.Series(
@@ -83,7 +86,7 @@ def view_of(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def assets() -> str:
-    """The script and style of the table, as HTML for the head of a page. They are in itables, of DataTables."""
+    """The script and style of DataTables, as HTML for the head of a page. They come with itables."""
     import_itables()
     from itables.javascript import generate_init_offline_itables_html
     from itables.utils import find_package_file
@@ -92,7 +95,7 @@ def assets() -> str:
 
 
 def interactive(view: pd.DataFrame) -> str:
-    """The table of `view_of` as HTML; every text in it is escaped."""
+    """The table of `view_of` as HTML. Every text in it is escaped."""
     itables = import_itables()
     from itables import JavascriptFunction
 

@@ -1,4 +1,4 @@
-"""What a person sees of a study on the terminal."""
+"""The summary on the terminal with which a study closes."""
 
 from __future__ import annotations
 
@@ -23,33 +23,40 @@ CAUSES = {
     "time": ("pack out of time", "packs out of time"),
     "drain": ("pack told to stop", "packs told to stop"),
     "rebuilt": ("damaged target", "damaged targets"),
-    "unresolved": ("pack whose end Parsl did not tell", "packs whose end Parsl did not tell"),
+    "unresolved": ("pack whose end Parsl did not report", "packs whose end Parsl did not report"),
 }
-"""Why runs are tried again: one, and several."""
+"""Reasons why runs are tried again, in the singular and the plural."""
 MARKS = {"within_allowance": " [yellow]≈[/yellow]", "off": " [red]✗[/red]"}
-"""Beside an estimate that does not agree with its exact value."""
+"""Marks beside an estimate that does not agree with its exact value."""
 MOST_ROWS = 100
+"""Most rows of the printed table. If there are more, only runs that are not ok are printed."""
 BIAS_ALLOWED = 0.05
+"""Share of the exact value that BIASED_SAMPLERS may be off beyond STD_ERRORS_ALLOWED."""
 STD_ERRORS_ALLOWED = 3.0
+"""Standard errors within which an estimate agrees with its exact value."""
 ROUNDING = 1e-12
-"""Allowed for, so that a loss without curvature, whose estimate has no error, can agree."""
+"""Allowance for rounding: on a loss without curvature the standard error is 0."""
 AGREEMENTS = ("agrees", "within_allowance", "off")
-"""What a run can be said to be of its exact value: within 3 standard errors; beyond them, but by no more than its
-sampler's step may bias it; neither."""
+"""How an estimate compares with its exact value: it is within 3 standard errors; it is further off, but by no more than
+its sampler's step may bias it; neither."""
 
 
 def rank_usage(pack_dirs: Iterable[Path]) -> dict[str, float]:
-    """How busy the ranks of some packs were: `ranks`, `busy` (seconds inside runs), `total` (seconds of life)."""
+    """How busy the ranks of some packs were: `ranks` (number), `busy` (seconds inside runs), `total` (seconds)."""
     lives = [life for directory in pack_dirs for log in sorted(directory.glob(RANK_LOGS)) for life in lives_of(log)]
     spent = [(life.busy, life.seconds) for life in lives if life.busy is not None and life.seconds is not None]
     return {"ranks": len(spent), "busy": sum(busy for busy, _ in spent), "total": sum(total for _, total in spent)}
 
 
 def agreement(row: dict[str, Any]) -> str | None:
-    """One of AGREEMENTS: how a finished run stands to its exact finite-n value; None where that is not known.
+    """Compare a finished run with its exact value at finite n. None if that value is not known.
 
-    Within 3 standard errors it agrees. A sampler that is biased by its step is allowed 5 % on top: that it needs them
-    is said. A run without an estimate is off.
+    Args:
+        row: a row of the table.
+
+    Returns:
+        `agrees` within 3 standard errors. `within_allowance` if a sampler that is biased by its step needs the 5 % of
+        the exact value that it is allowed on top. `off` otherwise, and for a run without an estimate.
     """
     exact, estimate, error = row["true_llc_t"], row["llc_mean"], row["llc_std_error"]
     if exact is None:
@@ -64,7 +71,7 @@ def agreement(row: dict[str, Any]) -> str | None:
 
 
 def truth_line(judged: Iterable[str | None]) -> str | None:
-    """How runs stand to their exact values, in one line, of what `agreement` says of each; None where none has one."""
+    """Sum up in one line what `agreement` says of each run. None if no run has an exact value."""
     known = [judgement for judgement in judged if judgement is not None]
     if not known:
         return None
@@ -76,9 +83,13 @@ def truth_line(judged: Iterable[str | None]) -> str | None:
 
 
 def tries_line(runs: int, causes: Mapping[str, int], damaged: int, quarantined: int) -> str | None:
-    """What a study had to do more than once, and what it gave up, in one line; None where there is nothing to tell.
+    """Say in one line what a study had to do more than once, and what it gave up. None if there was nothing.
 
-    runs: tried again; causes: keys of CAUSES; damaged: files set aside; quarantined: runs whose ranks died twice.
+    Args:
+        runs: number of runs that were tried again.
+        causes: how often each cause occurred, by key of CAUSES.
+        damaged: number of damaged files that were set aside.
+        quarantined: number of runs that were given up because their ranks died twice.
     """
     parts = []
     if runs:
@@ -90,7 +101,7 @@ def tries_line(runs: int, causes: Mapping[str, int], damaged: int, quarantined: 
 
 
 def programs_line(rows: Iterable[Mapping[str, Any]]) -> str | None:
-    """What the programs of finished runs cost, in one line; None where no run made one."""
+    """Say in one line how many programs finished runs compiled or loaded, and in what time. None if there were none."""
     keys = ("programs_compiled", "programs_loaded", "seconds_compile")
     compiled, loaded, seconds = (sum(row[key] or 0 for row in rows) for key in keys)
     if not compiled + loaded:
@@ -111,7 +122,16 @@ def print_summary(
     where: dict[str, Path],
     tries: str | None = None,
 ) -> None:
-    """Print the study's table, its counts, how busy the ranks were, what was tried again, and where everything lies."""
+    """Print the table, its counts, how busy the ranks were, what was tried again, and where everything lies.
+
+    Args:
+        table: the runs of the study, from `results.collect`.
+        console: where to print.
+        seconds: the time that the study took.
+        usage: what `rank_usage` returns.
+        where: paths to name, by what lies there.
+        tries: what `tries_line` returns.
+    """
     rows = table.to_pylist()
     shown = rows if len(rows) <= MOST_ROWS else [r for r in rows if r["status"] != "finished" or r["verdict"] != "ok"]
     console.print(_run_table(shown[:MOST_ROWS]))
@@ -146,7 +166,7 @@ def print_summary(
 
 def _run_table(rows: list[dict[str, Any]]) -> Table:
     view = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    # Only the target's name gives way on a narrow terminal.
+    # On a narrow terminal only the target's name is cut.
     view.add_column("target", overflow="ellipsis", no_wrap=True, ratio=1)
     view.add_column("run", no_wrap=True, min_width=14)
     for name in ("λ̂", "± s.e.", "λ_t", "λ"):

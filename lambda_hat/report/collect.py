@@ -1,4 +1,4 @@
-"""What a report is made of, read from a store that may be damaged, unfinished or half gone."""
+"""Reads what a report shows from a store, which may be damaged, unfinished or half gone."""
 
 from __future__ import annotations
 
@@ -21,28 +21,30 @@ from lambda_hat.store.layout import Store
 
 STATUSES = ("finished", "failed", "blocked", "pending")
 MOST_NAMED = 5
+"""Most targets that a sentence names."""
 
 
 @dataclass(frozen=True)
 class Material:
-    """A study as its store tells it."""
+    """What a report shows of a study, but for the draws of single runs."""
 
     store: Store
     frame: pd.DataFrame
-    """The table, a row per run of the study whatever its state."""
+    """The table: one row per run of the study, finished or not."""
     lives: list[RankLife]
     failures: list[Failure]
     statuses: dict[str, int]
+    """Number of runs by status."""
     verdicts: dict[str, int]
-    """Runs by verdict, ok first."""
+    """Number of runs by verdict, ok first."""
     agreements: dict[str, int]
-    """Runs that have an exact λ_t by each of AGREEMENTS."""
+    """Number of runs by word of AGREEMENTS. Runs without an exact λ_t are not counted."""
     missing: list[str]
     """Sentences on what could not be read, or is not there yet."""
 
 
 def gather(store: Store, table: pa.Table) -> Material:
-    """Read what the page shows beside the table of `results.collect`, but for the draws of single runs."""
+    """Read what the page shows beside `table`, which is that of `results.collect`."""
     frame = to_frame(table)
     rows = table.to_pylist()
     packs = sorted(store.packs_dir.glob("pack_*")) if store.packs_dir.is_dir() else []
@@ -73,14 +75,17 @@ def _missing(store: Store, frame: pd.DataFrame, lives: list[RankLife]) -> Iterat
     done = frame[frame["status"] == "finished"]
     gone = [t for t in dict.fromkeys(done["target_id"]) if store.target_status(t) != "built"]
     if gone:
-        yield f"{_named(gone)}: its runs are finished, but the target is not in the store any more; its study builds it"
+        yield (
+            f"{_named(gone)}: its runs are finished, but the target is no longer in the store; its study builds it "
+            "again"
+        )
     lost = frame["reason"].fillna("").str.startswith("its result cannot be read")
     if lost.any():
-        yield f"{int(lost.sum())} results cannot be read, the table says why; lambda-hat verify sets them aside"
+        yield f"{int(lost.sum())} results cannot be read (the table says why); lambda-hat verify sets them aside"
     if len(done) and not lives:
         yield (
-            "no chart of the ranks: there is no event log of these runs, which were sampled without packs, or whose "
-            "packs are gone"
+            "no chart of the ranks: these runs have no event log; they were sampled without packs, or their packs are "
+            "gone"
         )
 
 

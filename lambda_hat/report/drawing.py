@@ -17,25 +17,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_PANELS = 30
-"""Of a figure with one panel per target; beyond it a page shows nothing that can be read."""
+"""Most panels of a figure with one panel per target. With more of them nothing could be read."""
 COLUMNS = 3
 LIMIT = 1e50
-"""Scales overflow where values are much larger."""
+"""Largest magnitude that is drawn. Matplotlib's scales overflow at much larger values."""
 DRAWN = [
     "llc_mean", "llc_std_error", "rhat_max", "ess_bulk_min", "ess_tail_min", "fge", "seconds_sample", "rel_error",
     "loss_at_w_star", "true_llc", "true_llc_t", "temperature", "degree", "llc_variance",
 ]  # fmt: skip
+"""Columns that are clipped to LIMIT."""
 LETTERS_PER_INCH = 9
-"""Of a legend."""
+"""Letters of a legend that fit into an inch."""
 PANEL = (4.2, 2.7)
-"""Inches, with its margins."""
+"""Width and height of a panel in inches, margins included."""
 SEVERAL = 30.0
-"""Of a logarithmic axis: two of its decades are on it."""
+"""Ratio of its limits above which a logarithmic axis has labels enough without minor ticks."""
 TITLE_LETTERS = 44
-"""What a panel's title has room for."""
+"""Most letters of a panel's title."""
 NOT_OK = "verdict not ok"
 SAMPLER_COLOURS = {name: f"C{index}" for index, name in enumerate(sorted(SAMPLE_SCHEMAS))}
-"""The same in every figure of every study."""
+"""A colour per sampler, the same in every figure of every study."""
 
 
 class Margin(NamedTuple):
@@ -52,7 +53,7 @@ MARGIN = Margin()
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure as a PNG, with its words."""
+    """A figure as a PNG, with its title and caption."""
 
     name: str
     """The file's stem."""
@@ -62,20 +63,20 @@ class Drawn:
 
 
 def finished(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that have an estimate, with what is drawn of them held within what axes can show."""
+    """The rows that have an estimate. The columns that are drawn are clipped to what axes can show."""
     done = frame.loc[(frame["status"] == "finished") & frame["llc_mean"].notna()].copy()
     done[DRAWN] = done[DRAWN].clip(-LIMIT, LIMIT)
     return done
 
 
 def plain(text: str, most: int = TITLE_LETTERS) -> str:
-    """`text` for a figure, cut to `most` letters: a dollar in a name begins no formula."""
+    """Cut `text` to `most` letters and escape its dollars, which would begin a formula in a figure."""
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     return text.replace("$", r"\$")
 
 
 def panels(count: int, columns: int = COLUMNS, panel: tuple[float, float] = PANEL) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels in rows; a single one is larger."""
+    """Make a figure with `count` panels in rows. A single panel is larger."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -95,7 +96,7 @@ def panels(count: int, columns: int = COLUMNS, panel: tuple[float, float] = PANE
 
 
 def colours(names: Iterable[str]) -> dict[str, tuple]:
-    """A colour per distinct name, the same for the same set of names."""
+    """Give each distinct name a colour. The same set of names gets the same colours."""
     import matplotlib.pyplot as plt
 
     distinct = sorted(set(names))
@@ -104,8 +105,11 @@ def colours(names: Iterable[str]) -> dict[str, tuple]:
 
 
 def exact_lines(axis: Axes, group: pd.DataFrame, x: pd.Series) -> None:
-    """The exact values of a target's runs, where they are known: a line, or a dash at each run's place `x` where they
-    differ, as λ_t does with β and γ."""
+    """Draw the exact values of a target's runs, if they are known.
+
+    A value that all runs share is a line. Values that differ, as λ_t does with β and γ, are a dash at each run's place
+    `x`.
+    """
     styles: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("true_llc_t", "exact λ$_t$ at this n", {"color": "black"}),
         ("true_llc", "λ (n → ∞)", {"color": "grey", "linestyle": ":"}),
@@ -119,17 +123,21 @@ def exact_lines(axis: Axes, group: pd.DataFrame, x: pd.Series) -> None:
 
 
 def tame(axis: Axes, values: pd.Series) -> None:
-    """A linear scale about 0 that bends where estimates are hugely negative, as they are far from a minimum, and would
-    hide the rest."""
+    """Make the scale linear about 0 and logarithmic beyond, if some estimates are hugely negative.
+
+    Estimates far from a minimum are. On a linear scale they would hide the rest.
+    """
     if values.min() < -max(values.max(), 0.0) and values.min() < 0:
         axis.set_yscale("symlog", linthresh=max(1.0, values.max()))
         axis.axhline(0, color="black", linewidth=0.5)
 
 
 def setting_labels(frame: pd.DataFrame, without: Sequence[str] = ()) -> pd.Series:
-    """For every run its sampler, and the keys in which that sampler's runs differ: equal for equal settings.
+    """Label each run by its sampler and the keys in which that sampler's runs differ. Equal settings have equal labels.
 
-    without: columns that are left out.
+    Args:
+        frame: the table.
+        without: columns to leave out.
     """
     labels = frame.loc[:, "sampler"].astype(str)
     for _, part in frame.groupby("sampler"):
@@ -141,7 +149,7 @@ def setting_labels(frame: pd.DataFrame, without: Sequence[str] = ()) -> pd.Serie
 
 
 def word(value: Any) -> str:
-    """A configuration's value in a label."""
+    """Write a configuration's value for a label."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list):
@@ -152,8 +160,10 @@ def word(value: Any) -> str:
 
 
 def without_minor_ticks(axis: Axes) -> None:
-    """Take away the ticks within the decades of logarithmic axes that span several: small panels have no room for
-    them, and placing them takes most of the time of drawing."""
+    """Remove the minor ticks of logarithmic axes that span several powers of ten.
+
+    Small panels have no room for them, and placing them takes most of the drawing time.
+    """
     from matplotlib.ticker import NullFormatter, NullLocator
 
     for scale, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
@@ -163,7 +173,7 @@ def without_minor_ticks(axis: Axes) -> None:
 
 
 def legend(figure: Figure, axes: Sequence[Axes], margin: Margin = MARGIN) -> None:
-    """One legend below all panels, for which the figure becomes taller, and the panels in their places."""
+    """Draw one legend below all panels, and arrange the panels. The figure becomes taller by the legend."""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     if NOT_OK in handles:
         handles[NOT_OK] = handles.pop(NOT_OK)
@@ -177,8 +187,10 @@ def legend(figure: Figure, axes: Sequence[Axes], margin: Margin = MARGIN) -> Non
 
 
 def arrange(figure: Figure, axes: Sequence[Axes], margin: Margin = MARGIN, room: float = 0.0) -> None:
-    """Put the panels into their places, `room` inches above the bottom. Matplotlib's own layouts, which look at every
-    label, take as long as all the rest of a figure."""
+    """Place the panels, `room` inches above the bottom.
+
+    Matplotlib's own layouts look at every label, and take as long as the rest of a figure.
+    """
     grid, (width, height) = axes[0].get_gridspec(), figure.get_size_inches()
     assert grid is not None
     sides, ends = margin.left + margin.right, margin.bottom + margin.top
@@ -193,7 +205,7 @@ def arrange(figure: Figure, axes: Sequence[Axes], margin: Margin = MARGIN, room:
 
 
 def drawn(figure: Figure, name: str, title: str, caption: str) -> Drawn:
-    """The figure as a PNG; it is closed."""
+    """Save the figure as a PNG, and close it."""
     import matplotlib.pyplot as plt
 
     buffer = io.BytesIO()

@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 DEGREES = (-1.0, 8.0)
-"""Degrees that are told apart: quadratic, quartic and sextic basins, and plateaus."""
+"""Limits of the degrees that are drawn: quadratic, quartic and sextic basins, and plateaus, lie between them."""
 EXPECTED: dict[str, Any] = {"color": "black", "linewidth": 1, "linestyle": "--"}
 SPREAD = 0.6
-"""Width that a sampler's runs are spread over, in the order of the table, so that they do not hide each other."""
+"""Width of a sampler's column of dots. Its runs are spread over it, so that none hides another."""
 
 
 def draw_convergence(frame: pd.DataFrame) -> Drawn | None:
-    """R-hat, and bulk and tail effective sample size, of every finished run by sampler."""
+    """Draw R-hat, bulk ESS and tail ESS of every finished run, by sampler. None if no run is finished."""
     frame = finished(frame)
     if frame.empty:
         return None
     figure, (rhat, bulk, tail) = panels(3)
     samplers = sorted(frame["sampler"].unique())
-    # A distance on a logarithmic axis: chains in perfect agreement are shown at its lower end.
+    # The axis is logarithmic: chains in perfect agreement, whose R-hat is 1, are drawn at its lower end.
     _strip(rhat, frame.assign(y=(frame["rhat_max"] - 1).clip(lower=1e-4)), samplers)
     rhat.axhline(MAX_RHAT - 1, color="black", linewidth=1, linestyle="--", label=f"R-hat {MAX_RHAT}")
     rhat.set_title("R-hat - 1", fontsize=9)
@@ -48,15 +48,19 @@ def draw_convergence(frame: pd.DataFrame) -> Drawn | None:
     tail.set_title("tail ESS", fontsize=9)
     legend(figure, (rhat, bulk, tail))
     caption = (
-        "Each dot is one run. R-hat: how far the chains disagree; above the dashed line the verdict is unmixed. ESS: "
-        "how many independent draws the losses are worth, for their mean (bulk) and their outer quantiles (tail)."
+        "Each dot is one run. R-hat says how far the chains disagree. Above the dashed line the verdict is unmixed. "
+        "The effective sample size (ESS) says how many independent draws the losses are worth, for their mean (bulk) "
+        "and for their outer quantiles (tail)."
     )
     return drawn(figure, "convergence", "R-hat and effective sample size", caption)
 
 
 def draw_temperature(frame: pd.DataFrame) -> Drawn | None:
-    """The configurational temperature of every finished run by sampler, the degree of growth of the loss against it,
-    and what the variance of the losses makes of λ in units of λ̂. None where no run has a temperature."""
+    """Draw the configurational temperature of every finished run by sampler, and the degree of the loss against it.
+
+    A third panel has `nβ² Var[L] / λ̂`, the ratio of two estimates of λ, if any run has it. None if no run has a
+    temperature.
+    """
     frame = finished(frame)
     frame = frame.loc[frame["temperature"].notna()]
     if frame.empty:
@@ -89,19 +93,22 @@ def draw_temperature(frame: pd.DataFrame) -> Drawn | None:
     legend(figure, axes)
     low, high = DEGREES
     caption = (
-        "Each dot is one run; a temperature that is not positive is left out. T is 1 in equilibrium (dashed): above it "
-        "a chain is hotter than its posterior, below it some directions have not spread. The degree is 2 in a "
-        "quadratic basin and 2k where the loss is homogeneous of that degree; below 1 the loss saturates, and the "
-        f"chain has left the basin. Degrees beyond {low:g} and {high:g} are drawn there."
+        "Each dot is one run. Runs whose temperature is not positive are left out. The temperature T is 1 in "
+        "equilibrium (dashed). Above 1, a chain is hotter than its posterior. Below 1, some directions have not "
+        "spread. The degree is 2 in a quadratic basin, and 2k if the loss is homogeneous of degree 2k. If it is below "
+        f"1, the loss levels off and the chain has left the basin. Degrees beyond {low:g} and {high:g} are drawn there."
     )
     if len(by_variance):
-        caption += " The variance of the losses gives λ̂ where the loss is homogeneous, and another number elsewhere."
+        caption += " The variance of the losses gives λ̂ if the loss is homogeneous, else another number."
     return drawn(figure, "temperature", "Temperature, and degree of the loss", caption)
 
 
 def draw_cost(frame: pd.DataFrame) -> Drawn | None:
-    """What an effective sample costs in full-gradient equivalents and in seconds, by sampler; and, where exact values
-    are known, the error against the work of the run."""
+    """Draw what an effective sample costs, in full-gradient equivalents and in seconds, by sampler.
+
+    A third panel has the error against the work of the run, if exact values are known. None if no run has an effective
+    sample size.
+    """
     frame = finished(frame)
     frame = frame.loc[(frame["ess_bulk_min"] > 0) & frame["fge"].notna()]
     if frame.empty:
@@ -124,15 +131,15 @@ def draw_cost(frame: pd.DataFrame) -> Drawn | None:
         axes[2].set_title("|relative error|", fontsize=9)
     legend(figure, axes)
     caption = (
-        "Each dot is one run. A gradient on a minibatch counts by its share of the data; seconds are without compiling."
+        "Each dot is one run. A gradient on a minibatch counts as its share of the data. Seconds are without compiling."
     )
     if len(known):
-        caption += " The error is that against the exact value at this n."
+        caption += " The error is relative to the exact value at this n."
     return drawn(figure, "cost", "Cost per effective sample", caption)
 
 
 def _strip(axis: Axes, frame: pd.DataFrame, samplers: Sequence[str]) -> None:
-    """One column of dots per sampler, at `y` on a logarithmic axis."""
+    """Draw one column of dots per sampler, at `y` on a logarithmic axis."""
     frame = frame.loc[frame["y"].between(1 / LIMIT, LIMIT)]
     for place, sampler in enumerate(samplers):
         part = frame[frame["sampler"] == sampler]
@@ -147,7 +154,7 @@ def _strip(axis: Axes, frame: pd.DataFrame, samplers: Sequence[str]) -> None:
 
 
 def _plain_ticks(scale: Axis, span: tuple[float, float]) -> None:
-    """Numbers such as .5 and 2 at a logarithmic axis that spans few decades about 1."""
+    """Label a logarithmic axis that spans few powers of ten with numbers such as .5 and 2."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high = span

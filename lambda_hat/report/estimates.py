@@ -24,8 +24,9 @@ NAME = "llc"
 
 
 def draw_estimates(frame: pd.DataFrame) -> Drawn | None:
-    """Every finished estimate with two standard errors by target, exact values as lines; checkpoints of a training are
-    left to `draw_training`. None where nothing is finished.
+    """Draw every finished estimate with two standard errors, one panel per target. None if there is none.
+
+    Exact values are lines. Checkpoints of a training are left to `draw_training`.
     """
     frame = finished(frame)
     frame = frame.loc[frame["trajectory"].isna()]
@@ -60,7 +61,7 @@ def draw_estimates(frame: pd.DataFrame) -> Drawn | None:
     for axis in axes[::COLUMNS]:
         axis.set_ylabel("λ̂ ± 2 s.e.", fontsize=9)
     legend(figure, axes, MARGIN._replace(bottom=0.15))
-    caption = "A dot is one run with two standard errors; a cross over it, a verdict other than ok."
+    caption = "Each dot is one run with two standard errors. A cross marks a verdict other than ok."
     if len(targets) > len(shown):
-        caption += f" The first {len(shown)} of {len(targets)} targets; the table has all."
+        caption += f" Shown are the first {len(shown)} of {len(targets)} targets. The table has all."
     return drawn(figure, NAME, "Estimates by target", caption)

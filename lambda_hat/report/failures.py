@@ -12,28 +12,30 @@ from lambda_hat.store.layout import Store, read_json_or_none
 from lambda_hat.store.process_logs import log_of, tail_of
 
 MOST_REASONS = 20
+"""Most reasons that the page shows."""
 MOST_NAMED = 5
+"""Most runs that are named for one reason."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Runs that failed, or are blocked, for one reason."""
+    """Runs that failed or are blocked for one reason."""
 
     status: str
     reason: str
     runs: list[str]
-    """The first of them, target and run."""
+    """The first of them, as target/run."""
     count: int
     record: Path
     """The `error.json` of the first."""
     log: Path
     tail: str
-    """The last lines of that log; empty where it is gone."""
+    """The last lines of `log`; empty if it is gone."""
     traceback: str
 
 
 def failures_of(store: Store, rows: Iterable[dict[str, Any]]) -> list[Failure]:
-    """The failed and blocked rows of the table, grouped by reason, the most frequent first."""
+    """Group the failed and blocked rows of the table by reason, the most frequent first."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["status"] in ("failed", "blocked"):

@@ -1,4 +1,4 @@
-"""Packages that read or write the user's folders when they are imported, kept from doing so."""
+"""Imports of packages that would read or write the user's folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import ModuleType
 
 @contextlib.contextmanager
 def matplotlib_without_trace() -> Iterator[None]:
-    """Keep matplotlib, where this process has not imported it yet, from leaving folders in the user's home."""
+    """Keep matplotlib from leaving folders in the user's home, unless this process has imported it already."""
     if "matplotlib" in sys.modules or os.environ.get("MPLCONFIGDIR"):
         yield
         return
@@ -22,9 +22,9 @@ def matplotlib_without_trace() -> Iterator[None]:
 
 
 def import_arviz() -> ModuleType:
-    """ArviZ, without its daily warning and the folder in the user's home that it keeps for it."""
+    """Import ArviZ without its daily warning, and without the folder in the user's home that it keeps for that."""
     if "arviz" not in sys.modules:
-        # First, and by itself: its cache of fonts does belong there.
+        # Matplotlib first, by itself: its cache of fonts does belong in the user's folder.
         import matplotlib.pyplot  # noqa: F401
 
         with (
@@ -38,7 +38,7 @@ def import_arviz() -> ModuleType:
 
 
 def import_itables() -> ModuleType:
-    """itables with its own defaults, whatever `itables.toml` or `pyproject.toml` lies around."""
+    """Import itables with its own defaults, whatever `itables.toml` or `pyproject.toml` lies around."""
     if "itables" not in sys.modules:
         with _variable("ITABLES_CONFIG", ""):
             import itables  # noqa: F401

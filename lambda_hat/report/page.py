@@ -19,7 +19,7 @@ TITLE = "Local Learning Coefficients"
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with its figures; the template knows what else belongs under `id`."""
+    """A heading with its figures. The template adds the table, the failures or the configuration by `id`."""
 
     id: str
     title: str
@@ -28,11 +28,14 @@ class Section:
 
 
 def render(material: Material, sections: Sequence[Section], missing: Sequence[str]) -> str:
-    """The page as HTML. All text of configurations, reasons and logs is escaped.
+    """Render the page as HTML. All text of configurations, reasons and logs is escaped.
 
-    sections: those with figures; the table before them, and failures and configuration after them, are added here.
+    Args:
+        material: what `collect.gather` has read.
+        sections: those with figures. The table is added before them, failures and configuration after them.
+        missing: sentences on what the report could not show.
     """
-    # Only now: a driver that imports this package draws no page until its study is over.
+    # Imported late: a driver imports this package when it starts, and draws a page only when its study is over.
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -68,18 +71,16 @@ def render(material: Material, sections: Sequence[Section], missing: Sequence[st
 
 
 def _table_section(shown: int, runs: int) -> Section:
-    some = "" if shown == runs else f"The {shown} runs with the worst verdicts, of {runs}. "
+    some = "" if shown == runs else f"Shown are the {shown} runs with the worst verdicts, of {runs}. "
     words = (
-        "Click a heading to sort, the symbol beside it to filter, and type into the box to search. λ_t? says whether "
-        "an estimate agrees with its exact value within 3 standard errors, or only within the 5 % more that sgld, "
-        "sghmc, sgnht and mclmc are allowed for their step. T is 1 for chains in equilibrium. "
-        "results/llc_runs.parquet has every column."
+        "Click a heading to sort, click the symbol beside it to filter, or type into the box to search. The column "
+        "λ_t? compares an estimate with its exact value: agrees is within 3 standard errors; within_allowance is at "
+        "most 5 % further off, which sgld, sghmc, sgnht and mclmc are allowed for the bias of their step; off is "
+        "further still. T is 1 for chains in equilibrium. results/llc_runs.parquet has every column."
     )
     return Section("table", "Runs", intro=some + words)
 
 
 def _failures_section(reasons: int) -> Section:
-    some = f"The {MOST_REASONS} most frequent of {reasons} reasons. " if reasons > MOST_REASONS else ""
-    return Section(
-        "failures", "Failures", intro=f"{some}The study's command with --rerun failed tries just these again."
-    )
+    some = f"Shown are the {MOST_REASONS} most frequent of {reasons} reasons. " if reasons > MOST_REASONS else ""
+    return Section("failures", "Failures", intro=f"{some}To try just these again, add --rerun failed to the command.")

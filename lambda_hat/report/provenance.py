@@ -18,25 +18,26 @@ from lambda_hat.report.drawing import word
 from lambda_hat.store.layout import read_json_or_none
 
 MOST_TARGETS = 100
+"""Most targets whose configuration is shown."""
 MOST_LOOKED_AT = 100
-"""Runs whose record is opened for its versions, evenly spaced."""
+"""Most runs whose record is opened for its versions. They are evenly spaced."""
 PACKAGES = ("lambda_hat", "matplotlib", "arviz", "itables")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The runs of one sampler."""
+    """The configuration of one sampler's runs."""
 
     sampler: str
     runs: int
     fixed: dict[str, str]
-    """Keys with one value in all of them."""
+    """Keys with one value in all runs."""
     varied: dict[str, str]
-    """Keys with several."""
+    """Keys with several values, separated by commas."""
 
 
 def settings_of(frame: pd.DataFrame) -> list[Setting]:
-    """The configuration of every sampler; keys that it does not have, or leaves at null throughout, are left out."""
+    """The configuration of every sampler. Keys that are null in all of its runs are left out."""
     settings = []
     for sampler, part in frame.groupby("sampler"):
         fixed, varied = {}, {}
@@ -53,7 +54,7 @@ def settings_of(frame: pd.DataFrame) -> list[Setting]:
 
 
 def targets_of(frame: pd.DataFrame) -> list[dict[str, str]]:
-    """Id, label and configuration (YAML) of every target, at most MOST_TARGETS."""
+    """Id, label and configuration (YAML) of each target, of at most MOST_TARGETS."""
     rows = frame.drop_duplicates("target_id").head(MOST_TARGETS)
     return [
         {"id": row["target_id"], "label": row["target"], "config": _as_yaml(row["target_config"])}
@@ -66,7 +67,7 @@ def _as_yaml(text: str) -> str:
 
 
 def computed_by(run_dirs: Iterable[str]) -> list[tuple[str, str]]:
-    """What the records of finished runs say of where they were computed: name, and its values with their counts."""
+    """Versions, backend, device, cores and host of finished runs: pairs of a name and its values with their counts."""
     folders = list(run_dirs)
     every = max(1, len(folders) // MOST_LOOKED_AT)
     counts: dict[str, Counter[str]] = {}
@@ -96,6 +97,6 @@ def _counted(values: Counter[str]) -> str:
 
 
 def made_by() -> str:
-    """The versions that made the report."""
+    """The versions of the packages that made the report."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return f"{packages}, Python {platform.python_version()}"

@@ -106,7 +106,7 @@ _COLUMNS: list[tuple[str, pa.DataType]] = [
 
 
 def _config_columns() -> Iterator[tuple[str, pa.DataType]]:
-    """`cfg.<key>` for every key that a sampler can have, flattened with dots."""
+    """Yield a column `cfg.<key>` for every key of every sampler. Keys of a section are joined by dots."""
     arrow = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), list[str]: pa.list_(pa.string())}
 
     def walk(schema: type, prefix: str) -> Iterator[tuple[str, pa.DataType]]:
@@ -128,6 +128,7 @@ def _config_columns() -> Iterator[tuple[str, pa.DataType]]:
 SCHEMA = pa.schema([*_COLUMNS, *_config_columns()])
 _TYPES = dict(_COLUMNS)
 _LEAST = {"n": 3, "dim": 1}
+"""Least values that a configuration admits."""
 
 
 def runs_in_store(store: Store) -> tuple[list[Run], dict[str, BuildConfig]]:
@@ -146,9 +147,11 @@ def runs_in_store(store: Store) -> tuple[list[Run], dict[str, BuildConfig]]:
 
 
 def runs_of(store_root: Path, experiments: Path | None) -> tuple[Store, Sequence[Run], dict[str, BuildConfig]]:
-    """The store, its runs and their targets, or those of the study in the file `experiments`.
+    """The store at `store_root`, all of its runs, or only those of the study in `experiments`, and their targets by id.
 
-    Raises StoreError where there is no store, ConfigError where the study cannot be composed.
+    Raises:
+        StoreError: there is no store.
+        ConfigError: the study cannot be composed.
     """
     if experiments is None:
         store = existing_store(store_root)
@@ -158,7 +161,7 @@ def runs_of(store_root: Path, experiments: Path | None) -> tuple[Store, Sequence
 
 
 def collect(store: Store, runs: Iterable[Run], targets: Mapping[str, BuildConfig]) -> pa.Table:
-    """The table with one row per run, whatever its state.
+    """Collect the table, with one row per run, whatever its state.
 
     Args:
         store: The store.
@@ -175,7 +178,7 @@ def collect(store: Store, runs: Iterable[Run], targets: Mapping[str, BuildConfig
 
 
 def write_table(table: pa.Table, results_root: Path) -> Path:
-    """Write `llc_runs.parquet` atomically; returns its path."""
+    """Write `llc_runs.parquet` atomically. Returns its path."""
     path = results_root / TABLE_NAME
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer)
@@ -185,7 +188,7 @@ def write_table(table: pa.Table, results_root: Path) -> Path:
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
-    """The table as pandas, whole numbers that may be missing as nullable integers."""
+    """Convert the table to pandas. Whole numbers become nullable integers, since some may be missing."""
     import pandas as pd
 
     integers = {pa.int64(): pd.Int64Dtype()}
@@ -193,17 +196,26 @@ def to_frame(table: pa.Table) -> pd.DataFrame:
 
 
 def load_results(directory: str | os.PathLike[str] = "results") -> pd.DataFrame:
-    """The table of a study, `llc_runs.parquet` in its results folder, as pandas: a row per run, finished or not.
+    """Load the table of a study as a DataFrame with one row per run, finished or not.
 
-    Columns are those of SCHEMA; whole numbers that may be missing are nullable integers.
-    Raises StoreError where the folder has no table, CorruptArtifact where it is no such table.
+    Args:
+        directory: the results folder of the study, which holds `llc_runs.parquet`. Default: `results`.
+
+    Returns:
+        The columns of SCHEMA, which `docs/results.md` explains. Whole numbers are nullable integers, since some may be
+        missing.
+
+    Raises:
+        ConfigError: `directory` is not a path.
+        StoreError: the folder has no table, or the table cannot be read.
+        CorruptArtifact: the file is not a Parquet table.
     """
     if not isinstance(directory, (str, os.PathLike)):
         raise ConfigError(f"load_results: got {type(directory).__name__}, expected a results folder, such as 'results'")
     path = Path(directory).expanduser() / TABLE_NAME
     remedy = f"lambda-hat results --store runs --results {shlex.quote(str(directory))} collects it from the store"
     try:
-        # Of a buffer, so that a column is not taken for a partition by the name of a folder.
+        # From a buffer: given a path, pyarrow takes a folder called key=value for a column.
         table = pq.read_table(pa.BufferReader(path.read_bytes()))
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{path}: no table there; {remedy}") from None
@@ -238,7 +250,7 @@ def _target_state(store: Store, target_id: str, build: BuildConfig) -> _TargetSt
             meta = read_record(directory / "meta.json")
             keys = ("n", "dim", "loss_at_w_star", "true_llc", "true_multiplicity")
             told = {key: meta[key] for key in keys if key in meta and _fits(meta[key], SCHEMA.field(key).type)}
-            # Of fewer data points than any configuration may have, nothing could be said.
+            # A smaller value than any configuration admits comes from a damaged record.
             columns |= {key: value for key, value in told.items() if value is None or value >= _LEAST.get(key, value)}
         return _TargetState(build, columns, None)
     return _TargetState(build, columns, error_line(directory / "error.json") if status == "failed" else None)
@@ -276,7 +288,7 @@ def _row(store: Store, run: Run, target: _TargetState) -> dict[str, Any]:
 
 
 def _fits(value: Any, kind: pa.DataType) -> bool:
-    """Whether a table has room for `value` in a column of this kind."""
+    """Whether a column of type `kind` can hold `value`."""
     if value is None:
         return True
     if pa.types.is_list(kind):
@@ -289,7 +301,7 @@ def _fits(value: Any, kind: pa.DataType) -> bool:
 
 
 def _restricted(cfg: SampleConfig, target: _TargetState) -> dict[str, Any]:
-    """What is other than the whole target's where a run moves a part of the parameters."""
+    """The columns that differ from the target's if the run moves only a part of the parameters."""
     if cfg.restrict is None:
         return {}
     dim = moving_dim(target.build, cfg)
@@ -299,10 +311,10 @@ def _restricted(cfg: SampleConfig, target: _TargetState) -> dict[str, Any]:
 
 
 def _posterior_columns(cfg: SampleConfig, n: int | None, dim: int | None) -> dict[str, Any]:
-    """Empty where they depend on a target that is not built yet."""
+    """`beta`, `gamma` and `n_beta`. Empty if they depend on a target that is not built yet."""
     if n is None or (dim is None and cfg.prior_radius is not None):
         return {}
-    # The dimension counts with a prior_radius alone.
+    # The dimension matters only with a prior_radius.
     posterior = posterior_for(cfg, n, dim or 0)
     return {"beta": posterior.n_beta / n, "gamma": posterior.gamma, "n_beta": posterior.n_beta}
 

@@ -1,4 +1,4 @@
-"""Single runs: the running estimate of every chain, its trace, and how its draws rank among all."""
+"""Figures of single runs: running estimate, density, trace and ranks of every chain."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_RUNS = 12
-"""Runs that are shown one by one. Each takes about half a second and a tenth of a megabyte; a thousand of them would
-be a page that nobody opens."""
+"""Most runs with a figure of their own. Each takes about half a second and a tenth of a megabyte."""
 MOST_POINTS = 1000
-"""Draws of a chain that a figure shows, evenly spaced: it is 300 pixels wide."""
+"""Most draws of a chain that a panel shows, evenly spaced. It is about 300 pixels wide."""
 PANEL = (3.4, 2.5)
 ROW = 4
 """Panels of a run."""
 
 
 def choose_runs(frame: pd.DataFrame, most: int = MOST_RUNS) -> pd.DataFrame:
-    """The runs to look at one by one: of each target and sampler the one with the worst verdict, those that are not ok
-    first and the worst verdicts among them first, the samplers by turns."""
+    """Choose the runs that get a figure of their own, at most `most`.
+
+    For each target and sampler it is the run with the worst verdict. The worst verdicts come first. Among runs of one
+    verdict the samplers take turns.
+    """
     done = frame.loc[frame["status"] == "finished"]
     done = done.assign(_worst=done["verdict"].map(place_of).astype(int))
     worst = done.sort_values("_worst", kind="stable").drop_duplicates(["target_id", "sampler"])
@@ -40,18 +42,18 @@ def choose_runs(frame: pd.DataFrame, most: int = MOST_RUNS) -> pd.DataFrame:
 
 
 def how_chosen(shown: int, finished: int) -> str:
-    """Which of the runs are shown, in a sentence."""
+    """Say which runs are shown. Empty if all are."""
     if shown == finished:
         return ""
     order = ", ".join(WORST_FIRST[:-1])
     return (
-        f"{shown} of {finished} finished runs: of each target and sampler the one with the worst verdict, in the order "
-        f"{order}, ok; the samplers by turns. lambda_hat.load_trace gives the draws of every run."
+        f"Shown are {shown} of {finished} finished runs: for each target and sampler the one with the worst verdict, "
+        f"in the order {order}, ok. The samplers take turns. lambda_hat.load_trace gives the draws of every run."
     )
 
 
 def draw_chains(rows: pd.DataFrame) -> tuple[list[Drawn], list[str]]:
-    """A figure for each run of `rows` (rows of the table), and a sentence for each that has no readable draws."""
+    """Draw a figure for each run in `rows` (of the table), and return a sentence for each without readable draws."""
     figures, missing = [], []
     for row in rows.to_dict("records"):
         try:
@@ -72,7 +74,7 @@ def draw_chains(rows: pd.DataFrame) -> tuple[list[Drawn], list[str]]:
 
 
 def running_means(llc: np.ndarray) -> np.ndarray:
-    """Mean of the draws so far, of llc (chain, draw); NaN from where a chain became non-finite."""
+    """Means of the draws so far, for `llc` of shape (chain, draw). NaN once a chain is non-finite."""
     return np.cumsum(llc, axis=1) / np.arange(1, llc.shape[1] + 1)
 
 
@@ -117,7 +119,7 @@ def _caption(row: dict[str, Any], exact: float | None) -> str:
 
 
 def _within_reach(axis: Axes, llc: np.ndarray, exact: float | None) -> None:
-    """Limits by what the running means are after a quarter of the draws: the first draws are all over the place."""
+    """Set limits that hold the running means after a quarter of the draws. Before that they vary too much."""
     means = running_means(llc)[:, llc.shape[1] // 4 :]
     means = means[np.isfinite(means)]
     if not means.size:
@@ -132,7 +134,7 @@ def _by_arviz(llc: np.ndarray, seen: np.ndarray, density: Axes, trace: Axes, ran
     arviz = import_arviz()
     shades = [f"C{chain % 10}" for chain in range(len(llc))]
     with warnings.catch_warnings():
-        # Chains that do not move have no density, which their verdict says better.
+        # ArviZ warns that chains which do not move have no density. Their verdict says so already.
         warnings.simplefilter("ignore")
         data = arviz.from_dict(posterior={"llc": llc}).assign_coords(draw=seen)
         arviz.plot_trace(

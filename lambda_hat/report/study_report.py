@@ -1,4 +1,4 @@
-"""A study as a page to look at: `report.html`, and its figures as PNG."""
+"""The report of a study: `report.html`, and its figures as PNG."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ OURS = (
     "llc.png", "llc_training.png", "sweep_*.png", "convergence.png", "temperature.png", "cost.png", "ranks.png",
     "chains_*.png",
 )  # fmt: skip
-"""Names in the folder of figures; those of an earlier report are removed."""
+"""Files that a report writes into the folder of figures. Those left by an earlier report are removed."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written."""
+    """The files of a report."""
 
     page: Path
     figures: list[Path]
@@ -43,7 +43,10 @@ class Report:
 
 
 def draw_pictures(table: pa.Table) -> dict[str, Drawn]:
-    """The two pictures that every study gets, by what they are; without the one that `table` has nothing for."""
+    """Draw the pictures that every study gets: `picture`, by target, and `training`, along trainings.
+
+    A picture is left out if the table has nothing for it.
+    """
     frame = to_frame(table)
     with matplotlib_without_trace():
         pictures = {"picture": draw_estimates(frame), "training": draw_training(frame)}
@@ -51,16 +54,24 @@ def draw_pictures(table: pa.Table) -> dict[str, Drawn]:
 
 
 def write_pictures(pictures: dict[str, Drawn], results_root: Path) -> dict[str, Path]:
-    """Write `llc.png` and `llc_training.png`; their paths by what they are."""
+    """Write `llc.png` and `llc_training.png`. Returns their paths by the same keys."""
     return {what: _write(picture, results_root) for what, picture in pictures.items()}
 
 
 def write_report(store: Store, table: pa.Table, results_root: Path, pictures: dict[str, Drawn] | None = None) -> Report:
-    """Write `report.html` and `figures/*.png` from the table of `results.collect` and what else the store
-    tells. What there is nothing for is left out; what could not be read is named on the page.
+    """Write `report.html` and `figures/*.png`.
 
-    pictures: those of `draw_pictures(table)`, where they have been drawn.
-    Raises OSError or StoreUnwritable where `results_root` cannot be written.
+    Sections without content are left out. The page names what could not be read.
+
+    Args:
+        store: the store of the study.
+        table: its runs, from `results.collect`.
+        results_root: the folder to write into.
+        pictures: those of `draw_pictures(table)`. Default: they are drawn here.
+
+    Raises:
+        OSError: `results_root` cannot be written.
+        StoreUnwritable: the same, for example because the disk is full.
     """
     pictures = draw_pictures(table) if pictures is None else pictures
     material = gather(store, table)

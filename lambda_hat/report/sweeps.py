@@ -25,21 +25,23 @@ from lambda_hat.report.drawing import (
 
 SWEPT = {"step_size": "step size ε", "gamma": "localisation γ", "beta": "inverse temperature β"}
 LINEAR_SPAN = 4.0
-"""Values that span more are shown on a logarithmic axis."""
+"""Ratio of the largest to the smallest value above which the axis is logarithmic."""
 MOST_TARGETS = 12
 MOST_SETTINGS = 12
-"""Lines of a panel that can be told apart."""
+"""Most lines of a panel. More of them cannot be told apart."""
 SET_BY = {
     "step_size": ("cfg.step_size",),
     "gamma": ("cfg.gamma", "cfg.prior_radius"),
     "beta": ("cfg.beta",),
 }
-"""The keys of a configuration that set each."""
+"""Columns of the configuration keys that set each of SWEPT."""
 
 
 def draw_sweeps(frame: pd.DataFrame) -> Iterator[Drawn]:
-    """A figure for each of the three that takes several values on a target with one sampler: one panel per target, one
-    line per setting of the rest, the mean over seeds."""
+    """Draw a figure for each of SWEPT that takes several values on one target with one sampler.
+
+    Each panel is a target. Each line is one setting of the other keys, and goes through the means over seeds.
+    """
     frame = finished(frame)
     frame = frame.loc[frame["trajectory"].isna()]
     for key, words in SWEPT.items():
@@ -95,8 +97,11 @@ def _draw(frame: pd.DataFrame, key: str, words: str) -> Drawn:
     for axis in axes[::COLUMNS]:
         axis.set_ylabel("λ̂ ± 2 s.e.", fontsize=9)
     legend(figure, axes)
-    caption = "A dot is one run with two standard errors, a line the mean over seeds; a cross, a verdict other than ok."
+    caption = (
+        "Each dot is one run with two standard errors. A line is the mean over seeds. A cross marks a verdict other "
+        "than ok."
+    )
     for what, most, count in (("targets", MOST_TARGETS, len(targets)), ("settings", MOST_SETTINGS, len(settings))):
         if count > most:
-            caption += f" The first {most} of {count} {what}; the table has all."
+            caption += f" Shown are the first {most} of {count} {what}. The table has all."
     return drawn(figure, f"sweep_{key}", f"λ̂ against the {words}", caption)

@@ -19,7 +19,7 @@ OTHER = "other sampler"
 COLOURS = {**SAMPLER_COLOURS, BUILD: "#555555", START_UP: "#dddddd", OTHER: "#000000"}
 BADLY = ("failed", "blocked")
 SESSION_GAP = 120.0
-"""Seconds without any rank after which the time axis begins anew."""
+"""Seconds without any rank that separate two sessions. Each session has a time axis of its own."""
 MOST_SESSIONS = 3
 MOST_LINES = 40
 LINE_INCHES = 0.22
@@ -35,11 +35,11 @@ class Span(NamedTuple):
     what: str
     """A key of COLOURS."""
     status: str
-    """As the rank recorded it; `unfinished` where it recorded no end."""
+    """As the rank recorded it; `unfinished` if it recorded no end."""
 
 
 def read_lives(pack_dirs: Iterable[Path], runs: Collection[Key]) -> list[RankLife]:
-    """The ranks of those packs that had some of `runs` in hand, in the order in which they began."""
+    """Read the ranks of every pack that worked on any of `runs`, in the order in which they began."""
     lives = []
     for directory in pack_dirs:
         pack = [life for log in sorted(directory.glob(RANK_LOGS)) for life in lives_of(log)]
@@ -57,7 +57,7 @@ def spans_of(life: RankLife) -> list[Span]:
 
 
 def busy_seconds(life: RankLife) -> float:
-    """Seconds inside builds and runs: as the rank said at its end, else those that some span covers."""
+    """Seconds inside builds and runs: as the rank recorded them at its end, or else by its spans."""
     return _covered(spans_of(life)) if life.busy is None else life.busy
 
 
@@ -67,7 +67,7 @@ def _what(run_id: str) -> str:
 
 
 def _covered(spans: Iterable[Span]) -> float:
-    """Seconds inside any build or run: lanes run side by side."""
+    """Seconds inside any build or run. Spans overlap where lanes run side by side."""
     seconds, until = 0.0, 0.0
     for span in sorted((s for s in spans if s.what != START_UP), key=lambda s: s.begun):
         seconds += max(0.0, span.ended - max(span.begun, until))
@@ -76,7 +76,7 @@ def _covered(spans: Iterable[Span]) -> float:
 
 
 def sessions_of(lives: list[RankLife]) -> list[list[RankLife]]:
-    """The lives in groups with no rank alive for SESSION_GAP between them."""
+    """Group the lives into sessions. Between two of them no rank is alive for SESSION_GAP."""
     sessions: list[list[RankLife]] = []
     until = 0.0
     for life in sorted(lives, key=lambda each: each.begun):
@@ -88,9 +88,9 @@ def sessions_of(lives: list[RankLife]) -> list[list[RankLife]]:
 
 
 def draw_timeline(lives: list[RankLife]) -> Drawn | None:
-    """A Gantt chart: a line per rank, by host, over the time since the first of them began. None where there is none.
+    """Draw a Gantt chart with one line per host and rank, a panel per session. None if there is no rank.
 
-    The latest MOST_SESSIONS are shown; ranks of successive packs on one host share their lines.
+    The latest MOST_SESSIONS are shown. Ranks of successive packs on one host share their lines.
     """
     sessions = sessions_of(lives)
     if not sessions:
@@ -102,7 +102,7 @@ def draw_timeline(lives: list[RankLife]) -> Drawn | None:
     margin = Margin(left=0.3 + letters * LETTER_INCHES, right=0.5)
     ends = margin.bottom + margin.top
     figure.set_size_inches(WIDTH, sum(heights) * LINE_INCHES + ends * len(shown))
-    # Panels in proportion to their lines.
+    # A panel's height is in proportion to its lines.
     grid = axes[0].get_gridspec()
     assert grid is not None
     grid.set_height_ratios(heights)
@@ -111,19 +111,19 @@ def draw_timeline(lives: list[RankLife]) -> Drawn | None:
     legend(figure, axes, margin)
     busy, alive = sum(map(busy_seconds, lives)), sum(life.ended - life.begun for life in lives)
     caption = (
-        f"{len(lives)} rank processes were in runs and builds {busy / alive if alive else 0:.0%} of "
-        f"{_duration(alive)} in all, start-up included. A line is a rank of a host, the figure at its right how busy "
-        "it was, a cross a run or build that failed; what has no recorded end is hatched."
+        f"{len(lives)} rank processes spent {busy / alive if alive else 0:.0%} of {_duration(alive)} in runs and "
+        "builds, with start-up counted in the total. Each line is a rank of a host, and the number at its right says "
+        "how busy it was. A cross marks a run or build that failed. Bars without a recorded end are hatched."
     )
     if len(sessions) > len(shown):
-        caption += f" The latest {len(shown)} of {len(sessions)} stretches of time."
+        caption += f" Shown are the latest {len(shown)} of {len(sessions)} sessions."
     if any(len(lines) > MOST_LINES for lines in shown):
-        caption += f" The first {MOST_LINES} lines of each."
+        caption += f" Of each session the first {MOST_LINES} lines are shown."
     return drawn(figure, "ranks", "What ran where, and when", caption)
 
 
 def _lines(session: list[RankLife]) -> list[list[RankLife]]:
-    """The lives by line: those of one host and rank that do not overlap share one."""
+    """Group the lives by line. Lives of one host and rank share a line unless they overlap."""
     lines: dict[tuple[str, int, int], list[RankLife]] = {}
     for life in session:
         slot = 0

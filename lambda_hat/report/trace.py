@@ -16,14 +16,22 @@ if TYPE_CHECKING:
 
 
 def load_trace(run: str | os.PathLike[str] | Mapping[str, Any] | Any) -> InferenceData:
-    """The draws of a finished run as an ArviZ `InferenceData`.
+    """Load the draws of a finished run as an ArviZ `InferenceData`.
 
-    run: its folder, or a row of the table that `load_results` gives.
-    `posterior` has `loss`, shape (chain, draw): the mean loss L_n(w), in nats for `nll`, at the recorded draws, NaN for
-    those of a chain after it became non-finite. The attributes of the whole are `loss_at_w_star` and `n_beta`, so that
-    `n_beta * (loss - loss_at_w_star)` are the draws whose mean is the estimate λ̂.
-    Raises ConfigError where `run` is neither, StoreError where the run is not finished, CorruptArtifact where its
-    files are not what its record vouches for.
+    The mean of `n_beta * (loss - loss_at_w_star)` over its draws is the estimate λ̂.
+
+    Args:
+        run: the run's folder, or a row of the table that `load_results` returns.
+
+    Returns:
+        `posterior` has the variable `loss`, shape (chain, draw): the mean loss L_n(w) at the recorded draws, in the
+        units of the loss (nats for `nll`). It is NaN from the draw at which a chain became non-finite. `attrs` has
+        `loss_at_w_star`, in the same units, and `n_beta`.
+
+    Raises:
+        ConfigError: `run` is neither a folder nor a row.
+        StoreError: the run is not finished, or its folder is not there.
+        CorruptArtifact: its files differ from those that its record describes.
     """
     folder = _folder_of(run)
     path = folder / "trace.nc"
@@ -60,7 +68,7 @@ def _folder_of(run: Any) -> Path:
         )
     folder = Path(told).expanduser()
     if not folder.is_dir():
-        moved = "" if told is run else "; where the store was moved, give the run's folder in it instead"
+        moved = "" if told is run else "; if the store was moved, give the run's folder in it instead"
         raise StoreError(f"{folder}: no folder of a run there, expected runs/targets/tgt_.../run_..._...{moved}")
     return folder
 

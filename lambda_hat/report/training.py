@@ -24,8 +24,10 @@ NAME = "llc_training"
 
 
 def draw_training(frame: pd.DataFrame) -> Drawn | None:
-    """λ̂ against the training step with a band of two standard errors, one panel per training, beside the training
-    loss; crosses mark estimates whose verdict is not ok. None where no checkpoint is finished.
+    """Draw λ̂ against the training step, one panel per training. None if no checkpoint is finished.
+
+    The band is two standard errors. Crosses mark estimates whose verdict is not ok. The training loss has an axis of
+    its own.
     """
     frame = finished(frame)
     frame = frame.loc[frame["trajectory"].notna()]
@@ -34,7 +36,7 @@ def draw_training(frame: pd.DataFrame) -> Drawn | None:
     trainings = list(dict.fromkeys(frame["trajectory"]))
     shown = trainings[:MOST_PANELS]
     figure, axes = panels(len(shown))
-    # One line per sampler setting: the runs of a setting differ in their target alone.
+    # One line per sampler setting: the runs of a setting differ only in their target.
     frame = frame.assign(setting=setting_labels(frame))
     shades = colours(frame["setting"])
     for axis, trajectory in zip(axes, shown, strict=True):
@@ -61,7 +63,9 @@ def draw_training(frame: pd.DataFrame) -> Drawn | None:
     for axis in axes[::COLUMNS]:
         axis.set_ylabel("λ̂ ± 2 s.e.", fontsize=9)
     legend(figure, axes, MARGIN._replace(right=0.75))
-    caption = "The band is two standard errors; a cross, a verdict other than ok; the dotted line, the training loss."
+    caption = (
+        "The band is two standard errors. A cross marks a verdict other than ok. The dotted line is the training loss."
+    )
     if len(trainings) > len(shown):
-        caption += f" The first {len(shown)} of {len(trainings)} trainings; the table has all."
+        caption += f" Shown are the first {len(shown)} of {len(trainings)} trainings. The table has all."
     return drawn(figure, NAME, "Along training", caption)

@@ -31,6 +31,7 @@ class RunPlace(NamedTuple):
 
     @property
     def key(self) -> Key:
+        """Target and run id."""
         return self.target_id, self.run_id
 
 

@@ -69,10 +69,12 @@ class JobState(NamedTuple):
 
     @property
     def runs(self) -> bool:
+        """Whether the scheduler has started it."""
         return self.state.startswith("RUNNING")
 
     @property
     def ended(self) -> bool:
+        """Whether it is over."""
         return self.state == "ended"
 
 

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 
 def print_all(console: Console, parts: Iterable[RenderableType]) -> None:
-    """Print to the console's file. Outside of a terminal, lines end without blanks. Strings are not wrapped, for people
-    copy them."""
+    """Print to the console's file.
+
+    Strings are not wrapped, because people copy them. Outside of a terminal, lines end without blanks.
+    """
     if console.is_terminal:
         _print(console, parts)
         return

@@ -55,6 +55,7 @@ class Planned(NamedTuple):
 
     @property
     def key(self) -> Key:
+        """Target and run id."""
         return self.target_id, self.run_id
 
 
@@ -160,6 +161,7 @@ class StudyLog:
         self.close()
 
     def close(self) -> None:
+        """Close the event log."""
         if self._log is not None:
             self._log.close()
 

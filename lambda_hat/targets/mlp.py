@@ -42,6 +42,7 @@ class Mlp(eqx.Module):
         self.activation = ACTIVATIONS[arch.activation]
 
     def __call__(self, x: Float[Array, " input_dim"]) -> Float[Array, " output_dim"]:
+        """The outputs of one row."""
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))
         return self.layers[-1](x)

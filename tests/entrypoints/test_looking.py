@@ -356,7 +356,7 @@ def test_logs_of_every_try_and_of_single_processes(made, command):
     parts = said.split("\n\n")
     assert [part.split(",")[0].split("\n")[0] for part in parts] == [
         "== rank 0 on node7", "== rank 1 on node7", f"== {made.run_dir(0) / 'sample.err'}",
-        "== ranks that died while they sampled it",
+        "== ranks that died while sampling it",
     ]  # fmt: skip
     assert "paused in 2.0 s: its driver has ended" in parts[0]
     assert "rank 3 on node8: exit status 9; /l" in parts[3]
@@ -428,7 +428,7 @@ def test_rerun_refuses_what_it_should_not_start(recorded, command, tmp_path):
             (
                 "command",
                 [sys.executable, "flows/tune.py"],
-                "a search, to which a failure is an answer",
+                "a search, in which a failed trial is a result",
             ),
             ("command", ["/gone/python", "flows/packed.py"], "/gone/python: the Python that this study was started"),
         ]

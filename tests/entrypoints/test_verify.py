@@ -95,7 +95,7 @@ def test_what_is_said_of_damage(awkward_dir, repo_env):
     assert lines[2].startswith(f"damaged: {store.root / where / 'trace.nc'}: its sha256 is")
     assert lines[3:] == [
         f"{store.root}: 2 built targets and 1 finished runs are whole; 2 runs are unfinished",
-        f"3 damaged or foreign; what was moved lies in {aside}",
+        f"damaged or foreign: 3; what was set aside lies in {aside}",
         "to build and sample again what is missing now, run your study: python flows/packed.py --experiments FILE "
         f"--store={shlex.quote(store.root.name)}",
     ]

@@ -42,7 +42,7 @@ def study(tmp_path_factory):
 def built(study, tmp_path_factory):
     """A store in which the target is built and the short run was sampled without a disturbance."""
     store = Store(tmp_path_factory.mktemp("store") / "undisturbed")
-    write_pack(store, study, "pack_short", runs=[entry_of(study.runs[LONG])])
+    write_pack(store, study, "pack_short", runs=[study.runs[LONG].pack_entry()])
     done = run(pack_file(store, "pack_short"))
     assert done.returncode == 0, done.stderr
     return store

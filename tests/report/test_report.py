@@ -95,7 +95,7 @@ def test_the_page_counts_and_explains(whole):
     assert ("only within the allowance for their step" in text) == (judged["within_allowance"] > 0)
     assert "FloatingPointError: non-finite gradient at the first step" in text
     assert "rank-0000.log ends with: rank 0 of 4 non-finite gradient at the first step" in text
-    assert "12 of 70 finished runs: of each target and sampler the one with the worst verdict" in text
+    assert "12 of 70 finished runs: for each target and sampler the one with the worst verdict" in text
     assert "step_size: 1e-06, 1e-05, 0.0001, 0.001, 0.01" in text
     assert re.search(r"jax\s?0\.10\.1", text)
     assert "What is missing" not in text
@@ -221,11 +221,11 @@ def _huge_numbers(store):
         (_lose_trace, "it is gone, though the run is finished"),
         (_break_trace, "trace.nc: damaged: its checksum does not fit"),
         (_empty_trace, "trace.nc holds no losses"),
-        (_lose_target, "its runs are finished, but the target is not in the store any more"),
+        (_lose_target, "its runs are finished, but the target is no longer in the store"),
         (_break_target, "the configuration cannot be read, and its runs are left out"),
-        (_lose_packs, "no chart of the ranks: there is no event log of these runs"),
+        (_lose_packs, "no chart of the ranks: these runs have no event log"),
         (_lose_results, "no run is finished yet"),
-        (_break_results, "2 results cannot be read, the table says why"),
+        (_break_results, "2 results cannot be read (the table says why)"),
         (_lose_all, "no run with a readable configuration in"),
         (_tear_events, ""),
         (_no_numbers, ""),

@@ -59,7 +59,7 @@ def test_a_run_that_has_no_draws_says_why(table):
         lambda_hat.load_trace(3)
     with pytest.raises(StoreError, match=r"absent: no folder of a run there, expected runs/targets/tgt_"):
         lambda_hat.load_trace("absent")
-    with pytest.raises(StoreError, match="where the store was moved, give the run's folder in it instead"):
+    with pytest.raises(StoreError, match="if the store was moved, give the run's folder in it instead"):
         lambda_hat.load_trace({"run_dir": "absent"})
 
 

@@ -222,8 +222,8 @@ def test_the_exit_status_is_that_of_the_bars(outcomes_of, status, again, form, m
     [
         (["--only", "x*"], "--only 'x*': matches no target; they are linear, sigma 0.1;"),
         (["--judge", "--only", "linear*"], "--only 'linear*': matches no network; they are tanh 4-8-1;"),
-        (["--suite", "truth", "--plot", "a.png"], "--plot: is of the noisy suite; add --suite noisy"),
-        (["--suite", "truth", "--judge"], "--judge: is of the noisy suite"),
+        (["--suite", "truth", "--plot", "a.png"], "--plot: belongs to the noisy suite; add --suite noisy"),
+        (["--suite", "truth", "--judge"], "--judge: belongs to the noisy suite"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(words, message, capsys):
