@@ -132,7 +132,7 @@ def test_a_damaged_target_in_a_store_that_cannot_be_written_leaves_the_run(tmp_p
 
     monkeypatch.setattr(rank._store, "inspect_target", refuse)
     job = Job("t/0", "t", tmp_path, None, end)
-    assert rank._sampling_failed(job, CorruptArtifact("params.npz: damaged")) == "left"
+    assert rank._not_finished(job, CorruptArtifact("params.npz: damaged")) == "left"
     assert said == [("left", {"reason": "no space", "store_error": True})] and drain.reason == "no space"
 
 
