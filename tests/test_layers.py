@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from flows.driver.check import NEEDS
+
 ROOT = Path(__file__).resolve().parents[1]
 THIRD_PARTY = {
     "arviz", "arviz_stats", "blackjax", "equinox", "h5netcdf", "itables", "jax", "jaxtyping", "jinja2", "markupsafe",
@@ -140,6 +142,10 @@ def test_a_rank_imports_what_its_run_needs_and_no_more(sampler, needs_blackjax, 
     words = [sys.executable, "-c", ONE_RUN, str(tmp_path), sampler, *NOT_IN_RANKS]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, f"[] False {needs_blackjax}"), done.stderr
+
+
+def test_a_check_asks_ranks_for_no_package_that_they_do_without():
+    assert set(NEEDS) & set(NOT_IN_RANKS) == set()
 
 
 @pytest.mark.parametrize("path", [*_sources("flows"), *_sources("mpi")], ids=lambda p: p.name)
