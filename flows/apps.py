@@ -15,7 +15,7 @@ from parsl import python_app
 
 from flows.sites.deadlines import deadline_in_allocation
 from lambda_hat.errors import EXIT_UNFINISHED
-from lambda_hat.store.drain import DEADLINE_VARIABLE
+from lambda_hat.store.drain import DEADLINE_VARIABLE, Drain, earliest_deadline
 from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE, heartbeat_state
 from mpi.launchers import LauncherChoice
 
@@ -90,7 +90,7 @@ def give_deadline(env: dict[str, str], own: float | None, environ: Mapping[str, 
 
 def why_not_to_start(env: Mapping[str, str]) -> str | None:
     """Why no process with this environment may be started any more. None: it may."""
-    if float(env.get(DEADLINE_VARIABLE, "inf")) <= time.time():
+    if Drain(earliest_deadline(None, env)).time_left <= 0:
         return "no time is left in this allocation"
     if HEARTBEAT_VARIABLE in env and heartbeat_state(Path(env[HEARTBEAT_VARIABLE])) != "live":
         return "its driver has ended"

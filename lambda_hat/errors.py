@@ -7,7 +7,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+Result = TypeVar("Result")
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -108,6 +110,22 @@ def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
         threading.Timer(0.05, signal.pthread_kill, [main_thread, signal.SIGINT]).start()
     else:
         sys.__unraisablehook__(unraisable)
+
+
+def guarded(work: Callable[[], Result], failed: Callable[[Exception], Result]) -> Result:
+    """Do a part whose failure must not take the rest with it: a run, a build, or a command inside another one.
+
+    Args:
+        work: The part.
+        failed: Called with the exception that the part raised, whatever it is.
+
+    Returns:
+        What `work` returns, else what `failed` returns.
+    """
+    try:
+        return work()
+    except Exception as error:
+        return failed(error)
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:

@@ -43,6 +43,10 @@ from mpi.launcher_variables import launcher_local_rank, launcher_local_size, lau
 PACKAGES = ("jax", "jaxlib", "blackjax", "mpi4py")
 """Packages whose versions a rank reports."""
 
+BROKEN_SITE = (ImportError, AttributeError, AssertionError, TypeError, ValueError, RuntimeError, OSError)
+"""Exceptions of packages that do not fit together, of an MPI library or a device that does not work, and of the system.
+A rank that ends with another one does not report, which the verdict tells, too."""
+
 Report = dict[str, Any]
 
 
@@ -155,12 +159,12 @@ def examine(check: Mapping[str, Any], folder: Path) -> Report:
 
 @contextlib.contextmanager
 def part(report: Report, name: str) -> Iterator[None]:
-    """Record an exception of the block as a sentence under `name`; an unexpected one also prints its traceback."""
+    """Record an exception of the block as a sentence under `name`; one that is not ours also prints its traceback."""
     try:
         yield
     except LambdaHatError as error:
         report["errors"][name] = str(error)
-    except Exception as error:
+    except BROKEN_SITE as error:
         traceback.print_exc()
         report["errors"][name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 

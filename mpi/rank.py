@@ -11,12 +11,13 @@ import time
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, cast
 
 from lambda_hat.config.study_settings import AUTO
-from lambda_hat.errors import CorruptArtifact, LambdaHatError, Paused, StoreError, StoreUnwritable
+from lambda_hat.errors import CorruptArtifact, LambdaHatError, Paused, StoreError, StoreUnwritable, guarded
 from lambda_hat.id_utils import Run
 from lambda_hat.planning.lanes import even_pieces
 from lambda_hat.programs.cores import Binding
@@ -155,13 +156,12 @@ class Rank:
         end = self._begin("build", target_id=target_id)
         if self._store.target_status(target_id) == "built":
             return end("finished", cached=True)
-        try:
+
+        def build() -> str:
             self._build_into(directory, self._builds[target_id])
-        except StoreUnwritable as error:
-            return self._cannot_write(end, error)
-        except Exception as error:
-            return self._failed(end, directory, error)
-        return end("finished")
+            return end("finished")
+
+        return guarded(build, lambda error: self._failed(end, directory, error))
 
     def _do_runs(self, keys: Sequence[str]) -> list[str]:
         """Sample runs that are expected to share a program, together where they do, and return their outcomes."""
@@ -173,12 +173,12 @@ class Rank:
         """The keys in groups of runs that can be lanes of one program, each with the number of its lanes."""
         together: dict[Hashable, dict[str, Any]] = {}
         for key in keys:
-            try:
-                loaded = self._sampling.load_run(*self._whereabouts(self._runs[key]))
-                together.setdefault(self._sampling.companions(loaded), {})[key] = loaded
-            except Exception:
-                # The attempt to sample it alone shows what is wrong.
+            # Where a run cannot be loaded, the attempt to sample it alone shows why.
+            found = guarded(partial(self._load, key), lambda error: None)
+            if found is None:
                 yield [key], 1
+            else:
+                together.setdefault(found[0], {})[key] = found[1]
         for group in together.values():
             most = len(group)
             if self._lanes == AUTO and most > 1:
@@ -187,11 +187,15 @@ class Rank:
             for piece in pieces:
                 yield piece, len(pieces[0])
 
+    def _load(self, key: str) -> tuple[Hashable, Any]:
+        """The key of the runs that can be lanes beside this one, and the run with its target."""
+        loaded = self._sampling.load_run(*self._whereabouts(self._runs[key]))
+        return self._sampling.companions(loaded), loaded
+
     def _width_for(self, group: list[Any]) -> int:
-        begun, lanes = time.monotonic(), 1
+        begun = time.monotonic()
         # If the program cannot be measured, the attempt to sample each run alone shows why.
-        with contextlib.suppress(Exception):
-            lanes = self._sampling.width_for(group, self._ranks_on_node)
+        lanes = guarded(lambda: self._sampling.width_for(group, self._ranks_on_node), lambda error: 1)
         self._events.append("width", rank=self._world.rank, lanes=lanes, seconds=time.monotonic() - begun)
         return lanes
 
@@ -215,8 +219,6 @@ class Rank:
             return end("blocked", reason=self._why_blocked(target_id))
         try:
             claim = claims.take(run_dir, self._heartbeat, **self._context)
-        except StoreUnwritable as error:
-            return self._cannot_write(end, error)
         except StoreError as error:
             return self._failed(end, run_dir, error)
         if claim is None:
@@ -230,28 +232,24 @@ class Rank:
         """Sample claimed runs, and return their outcomes."""
         outcomes: list[str] = []
 
-        def ended(outcome: str, **details: Any) -> None:
-            for run in runs[len(outcomes) :]:
-                outcomes.append(run.end(outcome, **details))
-                run.claim.release()
-
-        try:
+        def sample() -> list[str]:
             for analysis in self._analyses([claimed.run for claimed in runs], width):
                 run = runs[len(outcomes)]
                 outcomes.append(run.end("finished", verdict=analysis["verdict"]))
                 run.claim.finished()
-        except Paused as pause:
-            ended("paused", reason=pause.reason, advanced=pause.advanced)
-        except StoreUnwritable as error:
-            self._drain.request(str(error))
-            ended(LEFT, reason=str(error), store_error=True)
-        except Exception as error:
-            if len(runs) > 1:
+            return outcomes
+
+        def failed(error: Exception) -> list[str]:
+            rest = runs[len(outcomes) :]
+            if not isinstance(error, (Paused, StoreUnwritable)) and len(runs) > 1:
                 # Sampling each run alone shows which one failed.
-                return outcomes + [outcome for run in runs[len(outcomes) :] for outcome in self._sample([run], 1)]
-            outcomes.append(self._sampling_failed(runs[0], error))
-            runs[0].claim.release()
-        return outcomes
+                return outcomes + [outcome for run in rest for outcome in self._sample([run], 1)]
+            for run in rest:
+                outcomes.append(self._not_finished(run, error))
+                run.claim.release()
+            return outcomes
+
+        return guarded(sample, failed)
 
     def _analyses(self, runs: Sequence[Run], width: int) -> Iterator[dict[str, Any]]:
         """The analysis of each run, as soon as it is published."""
@@ -263,8 +261,11 @@ class Rank:
             for run in runs:
                 yield self._sampling.sample_into(*self._whereabouts(run), *shared, self._store.set_aside)
 
-    def _sampling_failed(self, claimed: ClaimedRun, error: Exception) -> str:
+    def _not_finished(self, claimed: ClaimedRun, error: Exception) -> str:
+        """Record why a run has no analysis, and return its outcome."""
         run, end = claimed.run, claimed.end
+        if isinstance(error, Paused):
+            return end("paused", reason=error.reason, advanced=error.advanced)
         try:
             damages = self._damages(error, run.target_id)
         except StoreUnwritable as unwritable:
@@ -288,6 +289,8 @@ class Rank:
 
     def _failed(self, end: Callable[..., str], directory: Path, error: Exception) -> str:
         """Write the failure of a build or a run, with its traceback, into `error.json`."""
+        if isinstance(error, StoreUnwritable):
+            return self._cannot_write(end, error)
         try:
             self._record_failure(directory, error, self._context)
         except StoreUnwritable as unwritable:

@@ -6,9 +6,12 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from flows.driver.check import NEEDS
 
 ROOT = Path(__file__).resolve().parents[1]
 THIRD_PARTY = {
@@ -142,6 +145,10 @@ def test_a_rank_imports_what_its_run_needs_and_no_more(sampler, needs_blackjax, 
     assert (done.returncode, done.stdout.strip()) == (0, f"[] False {needs_blackjax}"), done.stderr
 
 
+def test_a_check_asks_ranks_for_no_package_that_they_do_without():
+    assert set(NEEDS) & set(NOT_IN_RANKS) == set()
+
+
 @pytest.mark.parametrize("path", [*_sources("flows"), *_sources("mpi")], ids=lambda p: p.name)
 def test_no_script_shadows_a_module(path):
     """`python flows/packed.py` puts `flows/` first on the path."""
@@ -156,3 +163,42 @@ def test_within_flows_imports_run_one_way():
         for path in free:
             del imports[path]
     assert list(imports) == [], "these import each other in a circle"
+
+
+GUARDS = {("lambda_hat/errors.py", "guarded"), ("lambda_hat/execute/failure_record.py", "recording_failure")}
+"""Functions that may catch every exception: the guard of a part, and of a run or build in a process of its own."""
+GUARDED = {"flows/driver/ending.py", "mpi/rank.py"}
+"""Files with such parts: a command inside another one, and the runs of a rank."""
+
+
+def _catches_everything(node: ast.AST) -> bool:
+    if isinstance(node, ast.ExceptHandler):
+        caught = [node.type] if node.type else [ast.Name("BaseException")]
+    else:
+        caught = node.args if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress") else []
+    names = [name.id for kind in caught for name in ast.walk(kind) if isinstance(name, ast.Name)]
+    return bool({"Exception", "BaseException"} & set(names))
+
+
+def _functions_that_catch_everything(node: ast.AST, function: str = "") -> Iterator[str]:
+    if isinstance(node, ast.FunctionDef):
+        function = node.name
+    if _catches_everything(node):
+        yield function
+    for child in ast.iter_child_nodes(node):
+        yield from _functions_that_catch_everything(child, function)
+
+
+def test_only_the_guards_catch_every_exception():
+    trees = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in EVERY_FILE}
+    assert {(name, found) for name, tree in trees.items() for found in _functions_that_catch_everything(tree)} == GUARDS
+    users = {path.relative_to(ROOT).as_posix() for path in EVERY_FILE if "lambda_hat.errors.guarded" in _imports(path)}
+    assert users == GUARDED
+
+
+@pytest.mark.parametrize(
+    "broad", ["try: f()\nexcept: g()", "try: f()\nexcept (OSError, Exception): g()", "with suppress(Exception): f()"]
+)
+def test_a_broad_except_is_seen(broad):
+    lines = broad.replace("\n", "\n    ")
+    assert list(_functions_that_catch_everything(ast.parse(f"def h():\n    {lines}"))) == ["h"]

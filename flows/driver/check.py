@@ -25,7 +25,8 @@ from lambda_hat.store.study_records import StudyLog
 
 PROGRAM = Path(__file__).resolve().parents[2] / "mpi" / "check_pack.py"
 LIMIT_SECONDS = 120
-NEEDS = ("arviz_stats", "blackjax", "equinox", "h5netcdf", "jax", "mpi4py", "numpy", "omegaconf", "optax", "xarray")
+NEEDS = ("blackjax", "equinox", "h5netcdf", "jax", "mpi4py", "numpy", "omegaconf", "optax")
+"""Packages that a rank imports."""
 
 
 def check_site(request: Request, dry: bool) -> int:

@@ -6,14 +6,14 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flows.driver.attempts import Tally
 from flows.driver.reasons import log_tail
 from flows.driver.request import Request
 from flows.driver.screen import Screen
-from lambda_hat.errors import EXIT_FAILED, EXIT_OK, EXIT_UNFINISHED, StoreError
+from lambda_hat.errors import EXIT_FAILED, EXIT_OK, EXIT_UNFINISHED, StoreError, guarded
 from lambda_hat.planning.calibration import update_costs
 from lambda_hat.store.process_logs import log_of
 
@@ -45,8 +45,14 @@ def finish(
     except OSError as error:
         raise StoreError(f"{results_root}: cannot be written: {error.strerror or error}") from None
     by_hand = _report_command(request)
+
+    def no_page(error: Exception) -> dict[str, Path]:
+        screen.say(f"no report: {type(error).__name__}: {error}; {by_hand} tries again, and shows more")
+        return {}
+
     if page:
-        where |= _guarded(lambda: write_report(store, table, results_root, pictures).page, screen, by_hand)
+        # The page is the work of another command: no defect of it takes away the study's exit status.
+        where |= guarded(lambda: {"report": write_report(store, table, results_root, pictures).page}, no_page)
     where["store"] = store.root
     usage = rank_usage(pack_dirs)
     print_summary(table, screen.console, seconds=seconds, usage=usage, where=where, tries=tally.line())
@@ -59,18 +65,6 @@ def finish(
         screen.say("some runs are unfinished: run the same command again to continue")
         return EXIT_UNFINISHED
     return EXIT_FAILED if statuses & {"failed", "blocked"} else EXIT_OK
-
-
-def _guarded(make_page: Callable[[], Path], screen: Screen, by_hand: str) -> dict[str, Path]:
-    """Where the page of the study lies; empty where it could not be made, which is said and no more.
-
-    The page is the work of another command, `lambda-hat report`: no defect of it takes away the study's exit status.
-    """
-    try:
-        return {"report": make_page()}
-    except Exception as error:
-        screen.say(f"no report: {type(error).__name__}: {error}; {by_hand} tries again, and shows more")
-        return {}
 
 
 def _report_command(request: Request) -> str:

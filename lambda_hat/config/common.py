@@ -6,7 +6,9 @@ The checks let None pass, because OmegaConf refuses it for every key that may no
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
+from typing import Any
 
 from lambda_hat.errors import ConfigError, nearest
 
@@ -16,6 +18,15 @@ NO_ROWS = {
     "stochastic": "the loss is random, so the loss of a row is not a negative log likelihood",
 }
 """Why a target has no singular fluctuation."""
+
+
+def flat(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a configuration, those of its sections dotted, after `prefix`; and its value."""
+    for key, value in vars(cfg).items():
+        if is_dataclass(value):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def require(condition: bool, key: str, got: object, expected: str) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lambda_hat.entrypoints.build_target import make_folder
-from lambda_hat.errors import ConfigError, Paused, StoreError, StoreUnwritable, TargetNotBuilt, run_command
+from lambda_hat.errors import ConfigError, StoreError, TargetNotBuilt, run_command
 from lambda_hat.id_utils import Run
 from lambda_hat.omegaconf_support import load_sample_config
 from lambda_hat.programs.cores import bind_process
 from lambda_hat.store import claims
 from lambda_hat.store.drain import Drain, earliest_deadline
+from lambda_hat.store.files import undone_on_error
 from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE, Heartbeat, drain_when_lost
 
 
@@ -58,27 +59,19 @@ def run(args: argparse.Namespace) -> int:
         claim = claims.take(run_dir, lease_path)
         if claim is None:
             raise StoreError(f"{run_dir}: another process samples this run: {_who(claims.holder(run_dir))}")
-        try:
+        with undone_on_error(claim.release):
             analysis = _sample(run_dir, target_dir, asked, drain)
-        except BaseException:
-            claim.release()
-            raise
         claim.finished()
     print(f"{run_id}: {describe(analysis)}; {run_dir}")
     return 0
 
 
 def _sample(run_dir: Path, target_dir: Path, asked: Run, drain: Drain) -> dict:
-    from lambda_hat.execute.failure_record import record_failure
+    from lambda_hat.execute.failure_record import recording_failure
     from lambda_hat.execute.sampling import sample_into
 
-    try:
+    with recording_failure(run_dir):
         return sample_into(run_dir, target_dir, asked, drain=drain)
-    except (Paused, StoreUnwritable):
-        raise
-    except Exception as error:
-        record_failure(run_dir, error)
-        raise
 
 
 def _own_lease(run_dir: Path, stack: contextlib.ExitStack) -> Path:

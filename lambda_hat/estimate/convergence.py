@@ -1,7 +1,8 @@
 """R-hat, effective sample sizes and standard errors of chains (Vehtari et al. 2021, arXiv 1903.08008).
 
-The numbers equal those of ArviZ to rounding; a test compares them. They are computed here because importing ArviZ also
-imports pandas, xarray and scipy, which every rank of a pack would wait for. Draws are arrays of shape (chains, draws).
+The numbers equal those of ArviZ to rounding; a test compares them. They are computed here because the array functions
+of `arviz_stats` import scipy, and xarray and pandas where these are installed, which takes every rank of a pack about
+one second. Draws are arrays of shape (chains, draws).
 """
 
 from __future__ import annotations

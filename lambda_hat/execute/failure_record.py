@@ -9,16 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lambda_hat.errors import LambdaHatError
+from lambda_hat.errors import LambdaHatError, Paused, StoreUnwritable
 from lambda_hat.execute.this_process import where_am_i
 from lambda_hat.store.layout import write_json_atomic
 
 
 @contextmanager
 def recording_failure(directory: Path, context: dict[str, Any] | None = None) -> Iterator[None]:
-    """Record an exception of the block in `directory/error.json`, and raise it again."""
+    """Record an exception of the block in `directory/error.json`, and raise it again.
+
+    `Paused` and `StoreUnwritable` are no failures of the target or run, and are not recorded.
+    """
     try:
         yield
+    except (Paused, StoreUnwritable):
+        raise
     except Exception as error:
         record_failure(directory, error, context)
         raise

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lambda_hat.config import SAMPLE_SCHEMAS, BuildConfig, SampleConfig
+from lambda_hat.config.common import flat
 from lambda_hat.config.parameter_paths import moving_dim
 from lambda_hat.errors import ConfigError, CorruptArtifact, LambdaHatError, StoreError
 from lambda_hat.estimate.posterior import posterior_for
@@ -267,7 +268,7 @@ def _row(store: Store, run: Run, target: _TargetState) -> dict[str, Any]:
         **_restricted(run.cfg, target),
     }
     row |= _posterior_columns(run.cfg, row["n"], row["dim"])
-    row |= _flatten(run.cfg)
+    row |= flat(run.cfg, "cfg.")
     status = store.run_status(*run.key)
     if status == "finished":
         try:
@@ -317,11 +318,3 @@ def _posterior_columns(cfg: SampleConfig, n: int | None, dim: int | None) -> dic
     # The dimension matters only with a prior_radius.
     posterior = posterior_for(cfg, n, dim or 0)
     return {"beta": posterior.n_beta / n, "gamma": posterior.gamma, "n_beta": posterior.n_beta}
-
-
-def _flatten(cfg: Any, prefix: str = "cfg.") -> Iterator[tuple[str, Any]]:
-    for key, value in vars(cfg).items():
-        if dataclasses.is_dataclass(value):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -27,7 +27,7 @@ from blackjax.sgmcmc import diffusions
 from jaxtyping import Array
 
 from lambda_hat.config import SghmcConfig
-from lambda_hat.engine.algorithm import Algorithm, Sampler, Visit
+from lambda_hat.engine.algorithm import Algorithm, Visit
 from lambda_hat.engine.model import Model
 from lambda_hat.samplers import stochastic
 from lambda_hat.samplers.adaptation import Taken, langevin_step
@@ -85,15 +85,4 @@ def build(model: Model, cfg: SghmcConfig, arguments: dict[str, Array]) -> Algori
     return stochastic.algorithm(model, cfg, arguments, lambda key, w: w, transition, allowed=allowed)
 
 
-SGHMC = Sampler(
-    name="sghmc",
-    arguments=(*stochastic.ARGUMENTS, "friction"),
-    strict=False,
-    build=build,
-    num_adapt=lambda cfg: cfg.num_burnin if cfg.learns else 0,
-    costs=stochastic.costs,
-    notes=stochastic.notes,
-    estimates_losses=stochastic.estimates_losses,
-    takes_noise=True,
-    controls=stochastic.controls,
-)
+SGHMC = stochastic.sampler(name="sghmc", arguments=(*stochastic.ARGUMENTS, "friction"), strict=False, build=build)

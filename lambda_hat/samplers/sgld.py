@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lambda_hat.config import SgldConfig
-from lambda_hat.engine.algorithm import Algorithm, Sampler
+from lambda_hat.engine.algorithm import Algorithm
 from lambda_hat.engine.model import Model
 from lambda_hat.samplers import precond as preconditioning
 from lambda_hat.samplers import stochastic
@@ -87,15 +87,10 @@ def notes(cfg: SgldConfig, target: Target) -> tuple[str, ...]:
     return tuple(found)
 
 
-SGLD = Sampler(
+SGLD = stochastic.sampler(
     name="sgld",
     arguments=(*stochastic.ARGUMENTS, *preconditioning.ARGUMENTS),
     strict=True,
     build=build,
-    num_adapt=lambda cfg: cfg.num_burnin if cfg.learns else 0,
-    costs=stochastic.costs,
     notes=notes,
-    estimates_losses=stochastic.estimates_losses,
-    takes_noise=True,
-    controls=stochastic.controls,
 )

@@ -20,7 +20,7 @@ from blackjax.sgmcmc import diffusions
 from jaxtyping import Array, Float
 
 from lambda_hat.config import SgnhtConfig
-from lambda_hat.engine.algorithm import Algorithm, Sampler
+from lambda_hat.engine.algorithm import Algorithm
 from lambda_hat.engine.model import Model
 from lambda_hat.samplers import stochastic
 from lambda_hat.samplers.adaptation import Taken, langevin_step
@@ -74,15 +74,4 @@ def build(model: Model, cfg: SgnhtConfig, arguments: dict[str, Array]) -> Algori
     )
 
 
-SGNHT = Sampler(
-    name="sgnht",
-    arguments=(*stochastic.ARGUMENTS, "friction"),
-    strict=False,
-    build=build,
-    num_adapt=lambda cfg: cfg.num_burnin if cfg.learns else 0,
-    costs=stochastic.costs,
-    notes=stochastic.notes,
-    estimates_losses=stochastic.estimates_losses,
-    takes_noise=True,
-    controls=stochastic.controls,
-)
+SGNHT = stochastic.sampler(name="sgnht", arguments=(*stochastic.ARGUMENTS, "friction"), strict=False, build=build)

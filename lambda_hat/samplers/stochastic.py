@@ -6,6 +6,7 @@ None of them accepts or rejects, so their law is biased by the step size and by 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lambda_hat.config import StochasticGradientConfig
-from lambda_hat.engine.algorithm import LOSS_COST, Algorithm, Costs, Info, Visit
+from lambda_hat.engine.algorithm import LOSS_COST, Algorithm, Costs, Info, Sampler, Visit
 from lambda_hat.engine.model import Model, finite
 from lambda_hat.samplers.adaptation import Adaptation, Learned, Taken, langevin_step
 from lambda_hat.samplers.metric import Metric
@@ -256,3 +257,15 @@ def notes(cfg: StochasticGradientConfig, target: Target) -> tuple[str, ...]:
             f"batch_size {cfg.batch_size} exceeds the {target.num_data} rows of the data; drawn with replacement"
         )
     return tuple(found)
+
+
+sampler = partial(
+    Sampler,
+    num_adapt=lambda cfg: cfg.num_burnin if cfg.learns else 0,
+    costs=costs,
+    notes=notes,
+    estimates_losses=estimates_losses,
+    takes_noise=True,
+    controls=controls,
+)
+"""A `Sampler` with what all of these samplers share."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lambda_hat.config import BuildConfig, SampleConfig
+from lambda_hat.config.common import flat
 from lambda_hat.report.closing import agreement
 from lambda_hat.status.find_run import RunPlace, build_of
 from lambda_hat.status.run_facts import analysis_of, config_of, state_without_end
@@ -96,8 +96,8 @@ def _default_row(cfg: SampleConfig) -> tuple[str, Text]:
 
 def _values(cfg: SampleConfig) -> list[tuple[str, Any, Any]]:
     """Key, value, and the sampler's default."""
-    defaults = dict(_flat(type(cfg)()))
-    return [(key, value, defaults[key]) for key, value in _flat(cfg) if key not in NOT_SHOWN]
+    defaults = dict(flat(type(cfg)()))
+    return [(key, value, defaults[key]) for key, value in flat(cfg) if key not in NOT_SHOWN]
 
 
 def _result_rows(analysis: dict[str, Any]) -> Iterator[tuple[str, Text]]:
@@ -203,14 +203,6 @@ def _plot(trace: Path, analysis: dict[str, Any], console: Console) -> Iterator[R
             title.append(f", and the exact {EXACT[known]} = {exact:.4g}", style=EXACT_COLOUR)
         yield title
         yield Text.from_ansi(picture)
-
-
-def _flat(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in vars(cfg).items():
-        if dataclasses.is_dataclass(value):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _shown(value: Any) -> str:

@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from lambda_hat.errors import StoreError
-from lambda_hat.store.files import FileSystemClock, create, json_object, remove_litter, write_bytes_atomic, writing
+from lambda_hat.store.files import (
+    FileSystemClock,
+    create,
+    json_object,
+    remove_litter,
+    undone_on_error,
+    write_bytes_atomic,
+    writing,
+)
 from lambda_hat.store.heartbeat import heartbeat_over, is_here, process_lives, whoami
 
 UNREADABLE_KEPT = 60.0
@@ -168,14 +176,9 @@ def _create(path: Path, record: dict[str, Any]) -> bool:
             descriptor = create(path)
         except FileExistsError:
             return False
-        try:
-            # The file is not synced: after a crash of the host its owner is dead anyway.
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(json.dumps(record).encode())
-        except BaseException:
-            with contextlib.suppress(OSError):
-                path.unlink()
-            raise
+        # The file is not synced: after a crash of the host its owner is dead anyway.
+        with undone_on_error(path.unlink), os.fdopen(descriptor, "wb") as file:
+            file.write(json.dumps(record).encode())
     return True
 
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,19 @@ def create(path: Path) -> int:
         return os.open(path, flags, 0o666)
 
 
+@contextlib.contextmanager
+def undone_on_error(undo: Callable[[], object]) -> Iterator[None]:
+    """Call `undo` where an exception, Ctrl-C included, ends the block. An OSError of `undo` itself is dropped."""
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        if not done:
+            with contextlib.suppress(OSError):
+                undo()
+
+
 def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path`. Readers see the old file or the whole new one, also after a crash.
 
@@ -84,16 +97,12 @@ def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
     with writing(path):
         beside = path.with_name(f".{path.name}.{os.urandom(8).hex()}{_PART}")
         descriptor = create(beside)
-        try:
+        with undone_on_error(beside.unlink):
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                beside.unlink()
-            raise
 
 
 def remove_litter(directory: Path, older_than: float = 60.0) -> int:

@@ -25,6 +25,7 @@ from lambda_hat.store.files import (
     read_json_or_none,
     read_record,
     remove_litter,
+    undone_on_error,
     write_bytes_atomic,
     write_json_atomic,
     write_record,
@@ -281,14 +282,11 @@ def _move_to_free_name(path: Path, beside: Path) -> Path | None:
         except FileExistsError:
             continue
         try:
-            os.replace(path, goal)
-            return goal
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                goal.rmdir() if folder else goal.unlink()
-            if not isinstance(error, FileNotFoundError):
-                raise
+            with undone_on_error(goal.rmdir if folder else goal.unlink):
+                os.replace(path, goal)
+        except FileNotFoundError:
             return None
+        return goal
 
 
 @contextlib.contextmanager

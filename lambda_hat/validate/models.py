@@ -42,18 +42,24 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Squares:
-    """`L_n(w) = mean(weight (x . w - y)^2)`."""
+class _Rows:
+    """Inputs and an outcome of each."""
 
     x: np.ndarray
     """(rows, d)."""
     y: np.ndarray
     """(rows,)."""
-    weight: np.ndarray
-    """(rows,)."""
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {"x": self.x, "y": self.y, "weight": self.weight}
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, eq=False)
+class Squares(_Rows):
+    """`L_n(w) = mean(weight (x . w - y)^2)`."""
+
+    weight: np.ndarray
+    """(rows,)."""
 
     def loss(self, points: np.ndarray) -> np.ndarray:
         return np.mean(self.weight * (points @ self.x.T - self.y) ** 2, axis=1)
@@ -71,17 +77,8 @@ class Squares:
         return w + np.linalg.lstsq(root[:, None] * self.x, root * (self.y - self.x @ w), rcond=None)[0]
 
 
-@dataclass(frozen=True, eq=False)
-class Logistic:
-    """`L_n(w) = mean(log(1 + e^z) - y z)` with `z = x . w`."""
-
-    x: np.ndarray
-    """(rows, d)."""
-    y: np.ndarray
-    """(rows,), labels 0 and 1."""
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {"x": self.x, "y": self.y}
+class Logistic(_Rows):
+    """`L_n(w) = mean(log(1 + e^z) - y z)` with `z = x . w` and labels y of 0 and 1."""
 
     def loss(self, points: np.ndarray) -> np.ndarray:
         z = points @ self.x.T
@@ -102,17 +99,8 @@ class Logistic:
         return 1 / (1 + np.exp(-self.x @ w))
 
 
-@dataclass(frozen=True, eq=False)
-class Poisson:
-    """`L_n(w) = mean(e^z - y z)` with `z = x . w`."""
-
-    x: np.ndarray
-    """(rows, d)."""
-    y: np.ndarray
-    """(rows,), counts."""
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {"x": self.x, "y": self.y}
+class Poisson(_Rows):
+    """`L_n(w) = mean(e^z - y z)` with `z = x . w` and counts y."""
 
     def loss(self, points: np.ndarray) -> np.ndarray:
         z = points @ self.x.T

@@ -1,9 +1,6 @@
 """The benchmarks that estimates are held against: what is exact in them, what they draw, and their short forms."""
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +13,7 @@ from benchmarks import calibration, equilibrium, measure, metrics, networks, wel
 from lambda_hat import estimate_llc
 from lambda_hat.estimate.posterior import Posterior
 from lambda_hat.estimate.verdict import LOW_DEGREE, MIN_DEGREE
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.benchmarks.running import run
 
 
 @pytest.mark.parametrize("powers", calibration.POWERS)
@@ -142,10 +138,7 @@ def test_figures_have_their_errors_beside_them():
     ],
 )
 def test_bad_input_is_refused(name, words, message):
-    line = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *words]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert message in done.stderr
+    assert message in run(name, *words, status=2, timeout=60).stderr
 
 
 @pytest.mark.slow
@@ -166,7 +159,5 @@ def test_bad_input_is_refused(name, words, message):
     ],
 )
 def test_a_short_form_writes_its_table(tmp_path, name, head):
-    line = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--out", str(tmp_path)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(name, "--quick", "--out", tmp_path, timeout=900)
     assert head in (tmp_path / f"{name}.md").read_text()

@@ -1,14 +1,9 @@
 """The benchmarks that `make bench` puts together, each in its short form."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from benchmarks.measure import Spread, alternate, ratio, table
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.benchmarks.running import run
 
 
 def test_ratios_are_of_runs_that_follow_each_other():
@@ -33,9 +28,7 @@ def test_ratios_are_of_runs_that_follow_each_other():
 )
 def test_a_benchmark_writes_its_section_and_its_place_in_the_report(tmp_path, name, head):
     out = tmp_path / "a folder" / "results"
-    line = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), "--quick", "--out", str(out), name]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run("bench", "--quick", "--out", out, name)
     section = (out / f"{name}.md").read_text()
     assert head in section and f"![{name}]({name}.png)" in section
     assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -45,7 +38,4 @@ def test_a_benchmark_writes_its_section_and_its_place_in_the_report(tmp_path, na
 
 
 def test_an_unknown_benchmark_is_refused_with_those_there_are():
-    line = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), "stepp"]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "unknown benchmark stepp; there are packing, step, busy" in done.stderr
+    assert "unknown benchmark stepp; there are packing, step, busy" in run("bench", "stepp", status=2).stderr

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-from benchmarks import costs  # noqa: E402
-from lambda_hat.planning import cost  # noqa: E402
+from benchmarks import costs
+from lambda_hat.planning import cost
+from tests.benchmarks.running import run
 
 
-def run(name: str, out: Path) -> str:
-    words = [sys.executable, f"benchmarks/{name}.py", "--quick", "--out", str(out)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert (out / f"{name}.md").read_text().startswith(done.stdout.rstrip())
-    return done.stdout
+def section_of(name: str, out: Path) -> str:
+    printed = run(name, "--quick", "--out", out).stdout
+    assert (out / f"{name}.md").read_text().startswith(printed.rstrip())
+    return printed
 
 
 @pytest.mark.slow
 @pytest.mark.mpi
 def test_startup(tmp_path):
-    section = run("startup", tmp_path)
+    section = section_of("startup", tmp_path)
     for expected in ("## Start-up", "rank: first run claimed", "all finished", "into the Parquet table"):
         assert expected in section
 
 
 @pytest.mark.slow
 def test_costs(tmp_path):
-    section = run("costs", tmp_path)
+    section = section_of("costs", tmp_path)
     assert "Learned from 4 runs, held against 2 of a study of other targets and settings." in section
     assert (tmp_path / "costs.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-from benchmarks import dln  # noqa: E402
-from lambda_hat.omegaconf_support import load_yaml  # noqa: E402
-from lambda_hat.targets.truth.aoyagi import dln_llc  # noqa: E402
+from benchmarks import dln
+from lambda_hat.omegaconf_support import load_yaml
+from lambda_hat.targets.truth.aoyagi import dln_llc
+from tests.benchmarks.running import ROOT, run
 
 CONFIG = load_yaml(ROOT / "benchmarks" / "dln.yaml")
 TINY = {
@@ -98,13 +93,6 @@ def test_kept_rows_are_those_of_other_studies(tmp_path):
     assert dln.kept(dln.parse(["--out", str(tmp_path)]), [new]) == []
 
 
-def bench(*words, cwd):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "dln.py"), *words], capture_output=True, text=True, cwd=cwd,
-        timeout=300,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -114,9 +102,8 @@ def bench(*words, cwd):
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(tmp_path, words, message):
-    done = bench(*words, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr
+    done = run("dln", *words, status=2, cwd=tmp_path)
+    assert done.stdout == "" and message in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -126,12 +113,10 @@ def test_bad_input_is_one_sentence_and_exit_2(tmp_path, words, message):
 def test_a_tiny_class_through_the_flow(tmp_path):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     words = ["--config", "tiny.yaml", "--classes", "tiny", "--networks", "2", "--out", "out"]
-    planned = bench(*words, "--dry-run", cwd=tmp_path)
-    assert planned.returncode == 0, planned.stdout + planned.stderr
+    planned = run("dln", *words, "--dry-run", cwd=tmp_path)
     assert "2 targets (0 cached, 2 to build)" in planned.stdout
     assert not (tmp_path / "out").exists()
-    done = bench(*words, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run("dln", *words, cwd=tmp_path)
     rows = pd.read_csv(tmp_path / "out" / "dln.csv")
     assert list(rows["sampler"]) == ["hmc", "hmc", "sgld", "sgld"]
     for row in rows.itertuples():
@@ -143,6 +128,5 @@ def test_a_tiny_class_through_the_flow(tmp_path):
     text = (tmp_path / "out" / "dln.md").read_text()
     assert text.count("2 of 2") == 2
     assert (tmp_path / "out" / "dln.png").read_bytes()[:4] == b"\x89PNG"
-    again = bench(*words, "--collect", cwd=tmp_path)
-    assert again.returncode == 0
+    run("dln", *words, "--collect", cwd=tmp_path)
     assert (tmp_path / "out" / "dln.md").read_text() == text

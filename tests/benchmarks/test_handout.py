@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-from benchmarks import handout  # noqa: E402
+from benchmarks import handout
+from tests.benchmarks.running import run
 
 
 def test_the_time_until_a_sleeper_is_awake():
@@ -22,11 +17,7 @@ def test_the_time_until_a_sleeper_is_awake():
 
 @pytest.mark.mpi
 def test_a_short_look(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "handout.py"), "--quick", "--out", "out here"],
-        capture_output=True, text=True, cwd=tmp_path, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run("handout", "--quick", "--out", "out here", cwd=tmp_path)
     text = (tmp_path / "out here" / "handout.md").read_text()
     assert text.startswith(done.stdout.rstrip())
     assert "2 ranks, rank 0 being inside one XLA call" in text

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.benchmarks.running import run
 
 
 def test_report(tmp_path):
-    words = [sys.executable, "benchmarks/report.py", "--quick", "--keep", str(tmp_path / "kept")]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert ": 15 runs." in done.stdout and "| the page, MB |" in done.stdout
+    printed = run("report", "--quick", "--keep", tmp_path / "kept").stdout
+    assert ": 15 runs." in printed and "| the page, MB |" in printed
     assert (tmp_path / "kept" / "results" / "report.html").is_file()

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-from benchmarks import scale  # noqa: E402
-from mpi.handout import Item  # noqa: E402
+from benchmarks import scale
+from mpi.handout import Item
+from tests.benchmarks.running import run
 
 COSTS = scale.Costs(start=3.0, end=1.0, answer=0.0, latency=0.5, compile=4.0, load=0.25, publish=0.125)
 FREE = scale.Costs(start=0.0, end=0.0, answer=0.0, latency=0.0, compile=0.0, load=0.0, publish=0.0)
@@ -53,11 +48,7 @@ def test_every_run_of_a_drawn_study_is_in_one_pack_and_the_bound_is_one(order):
 
 
 def test_a_short_look(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "scale.py"), "--quick", "--out", "out here"],
-        capture_output=True, text=True, cwd=tmp_path, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run("scale", "--quick", "--out", "out here", cwd=tmp_path)
     text = (tmp_path / "out here" / "scale.md").read_text()
     assert text.startswith(done.stdout.rstrip())
     assert text.count("| longest first, costs exact |") == 2

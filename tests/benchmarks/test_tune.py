@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-from benchmarks import tune  # noqa: E402
-from lambda_hat.workflow_config import compose_build_cfg  # noqa: E402
+from benchmarks import tune
+from lambda_hat.workflow_config import compose_build_cfg
 
 
 def run(target_id, llc, verdict="ok", exact=2.0):

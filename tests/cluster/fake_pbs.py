@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lambda_hat.store.files import undone_on_error
 from tests.cluster import pbs_server
 
 T = TypeVar("T")
@@ -101,12 +102,9 @@ class FakePbs:
         self.env: dict[str, str] = {**clean, "PATH": f"{self.folder}/bin:{bin_folder}:{path}"}
 
     def __enter__(self) -> FakePbs:
-        try:
+        with undone_on_error(self.stop):
             self._write_files()
             self._start()
-        except BaseException:
-            self.stop()
-            raise
         return self
 
     def __exit__(self, *_: object) -> None:

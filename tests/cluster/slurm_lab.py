@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from lambda_hat.store.files import undone_on_error
+
 T = TypeVar("T")
 
 NODES = ("n1", "n2", "n3", "n4")
@@ -151,13 +153,10 @@ class SlurmLab:
         }
 
     def __enter__(self) -> SlurmLab:
-        try:
+        with undone_on_error(self.stop):
             self._write_files()
             self._start()
             self._wait_until_idle(timeout=30)
-        except BaseException:
-            self.stop()
-            raise
         return self
 
     def __exit__(self, *_: object) -> None:

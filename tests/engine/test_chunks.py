@@ -6,38 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lambda_hat.config import (
-    AdjustedMclmcConfig,
-    HmcConfig,
-    MalaConfig,
-    MclmcConfig,
-    MlpBuild,
-    NutsConfig,
-    QuadraticBuild,
-    QuadraticTarget,
-    SghmcConfig,
-    SgldConfig,
-    SgnhtConfig,
-)
+from lambda_hat.config import AdjustedMclmcConfig, MlpBuild, QuadraticBuild, QuadraticTarget, SgldConfig
 from lambda_hat.engine import chunks as chunks_module
 from lambda_hat.engine.chunks import Chunks, Kept, encode, leaves_of, read_checkpoint
 from lambda_hat.errors import CorruptArtifact, Paused, TooLarge
 from lambda_hat.samplers import sample
 from lambda_hat.store.drain import Drain
 from lambda_hat.targets import build_target
+from tests.engine.runs import runs_of_every_kind
 
 SMALL = {"num_chains": 2, "num_draws": 30, "num_burnin": 45, "thin": 7}
-RUNS = {
-    "sgld": SgldConfig(**SMALL, step_size=1e-3),
-    "sgld, learning": SgldConfig(**SMALL),
-    "sgld, rmsprop": SgldConfig(**SMALL, precond="rmsprop", mala_checks=True),
+RUNS = runs_of_every_kind(**SMALL) | {
     "sgld, adam always": SgldConfig(**SMALL, precond="adam", adapt="always", step_size=1e-3),
-    "sghmc": SghmcConfig(**SMALL, step_size=1e-3),
-    "sgnht": SgnhtConfig(**SMALL, step_size=1e-3),
-    "mala": MalaConfig(**SMALL),
-    "hmc": HmcConfig(**SMALL, target_acceptance=0.9),
-    "nuts": NutsConfig(**SMALL, target_acceptance=0.8),
-    "mclmc": MclmcConfig(**SMALL),
     "adjusted mclmc": AdjustedMclmcConfig(**SMALL),
 }
 

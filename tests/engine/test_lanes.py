@@ -10,18 +10,7 @@ import numpy as np
 import pytest
 
 from lambda_hat import samplers
-from lambda_hat.config import (
-    HmcConfig,
-    MalaConfig,
-    MclmcConfig,
-    MlpBuild,
-    NutsConfig,
-    QuadraticBuild,
-    QuadraticTarget,
-    SghmcConfig,
-    SgldConfig,
-    SgnhtConfig,
-)
+from lambda_hat.config import HmcConfig, MlpBuild, QuadraticBuild, QuadraticTarget, SgldConfig
 from lambda_hat.engine import chunks as chunks_module
 from lambda_hat.engine import width
 from lambda_hat.engine.chains import Chains
@@ -33,19 +22,10 @@ from lambda_hat.programs import compiling as programs
 from lambda_hat.samplers import lane_key, make_lane, measured_width, sample, sample_lanes, sampler_of
 from lambda_hat.store.drain import Drain
 from lambda_hat.targets import build_target
+from tests.engine.runs import runs_of_every_kind
 
 SMALL = {"num_chains": 3, "num_draws": 40, "num_burnin": 45, "thin": 5}
-RUNS = {
-    "sgld": SgldConfig(**SMALL, step_size=1e-3),
-    "sgld, learning": SgldConfig(**SMALL),
-    "sgld, rmsprop": SgldConfig(**SMALL, precond="rmsprop", mala_checks=True),
-    "sghmc": SghmcConfig(**SMALL, step_size=1e-3),
-    "sgnht": SgnhtConfig(**SMALL, step_size=1e-3),
-    "mala": MalaConfig(**SMALL),
-    "hmc": HmcConfig(**SMALL, target_acceptance=0.9),
-    "nuts": NutsConfig(**SMALL, target_acceptance=0.8),
-    "mclmc": MclmcConfig(**SMALL),
-}
+RUNS = runs_of_every_kind(**SMALL)
 TOLERANCE = 1e-3
 """Of recorded losses, relative to the largest: what rounding grows to on a quadratic, where no chain is chaotic."""
 

@@ -131,7 +131,7 @@ def test_a_damaged_target_in_a_store_that_cannot_be_written_leaves_the_run(tmp_p
 
     monkeypatch.setattr(rank._store, "inspect_target", refuse)
     claimed = ClaimedRun(rank._runs["t/0"], None, end)
-    assert rank._sampling_failed(claimed, CorruptArtifact("params.npz: damaged")) == "left"
+    assert rank._not_finished(claimed, CorruptArtifact("params.npz: damaged")) == "left"
     assert said == [("left", {"reason": "no space", "store_error": True})] and drain.reason == "no space"
 
 
