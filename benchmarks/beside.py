@@ -63,7 +63,8 @@ def main() -> None:
     n = len(made[2]["x"])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.npz"
-        np.savez(path, **made[1], **made[2])
+        arrays: dict[str, Any] = made[1] | made[2]
+        np.savez(path, **arrays)
         question = {
             "what": "network", "path": str(path), "n": n, "n_beta": n / np.log(n), "gamma": 1.0, "batch_size": BATCH,
             "chains": CHAINS, "draws": draws, "burnin": burnin, "step_size": STEP_SIZE,

@@ -157,8 +157,9 @@ def predict(store: Store, training: list[OnTarget], unseen: list[OnTarget]) -> l
     learned, default = read_costs(store.root, 1, 0), CostModel()
     results = []
     for (build, run), seconds in zip(unseen, rows(unseen).column("seconds_sample").to_pylist(), strict=True):
-        expected = (model.seconds(shape_of(build), run.cfg) - model.run for model in (learned, default))
-        results.append(Result(run.cfg.name, *expected, seconds))
+        shape = shape_of(build)
+        predicted, by_default = (model.seconds(shape, run.cfg) - model.run for model in (learned, default))
+        results.append(Result(run.cfg.name, predicted, by_default, seconds))
     return results
 
 
@@ -284,7 +285,7 @@ def measure_constants(names: Sequence[str], seconds: float) -> None:
 
 
 def main() -> None:
-    parser = options(__doc__ or "")
+    parser = options(__doc__)
     parser.add_argument("--constants", nargs="*", metavar="NAME", help=f"of {', '.join(PROBES)}; default: all")
     args = parser.parse_args()
     bind_process(1)

@@ -5,6 +5,9 @@
 prints one line of JSON. The benchmarks call it through `ask`.
 """
 
+# torch and devinterp are only in that other interpreter.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import json

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 if str(REPO_ROOT) not in sys.path:
@@ -22,6 +22,7 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import yaml  # noqa: E402
 
+from lambda_hat.config import DlnBuild  # noqa: E402
 from lambda_hat.errors import EXIT_OK, EXIT_USAGE, ConfigError, run_command  # noqa: E402
 from lambda_hat.omegaconf_support import load_yaml  # noqa: E402
 from lambda_hat.report.results import collect, to_frame  # noqa: E402
@@ -88,7 +89,8 @@ def rows_of(experiments: Path, store: Path, name: str, sampler: str) -> pd.DataF
     """A row per run of the study, finished or not, in the order of its networks."""
     plan = compose_study(experiments, (), {"store_root": str(store)})
     frame = to_frame(collect(Store(store), plan.runs, plan.targets))
-    widths = ["-".join(map(str, plan.targets[run.target_id].target.widths)) for run in plan.runs]
+    builds = [cast(DlnBuild, plan.targets[run.target_id]) for run in plan.runs]
+    widths = ["-".join(map(str, build.target.widths)) for build in builds]
     frame.insert(0, "class", name)
     frame.insert(1, "widths", widths)
     frame["sampler"] = sampler
@@ -119,8 +121,9 @@ def ordered_pairs(rows: pd.DataFrame) -> float:
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """A row per class and sampler; errors are relative to lambda, over the runs that gave a number."""
     found = []
-    for (name, sampler), group in rows.groupby(["class", "sampler"], sort=False):
-        done = group[group["status"] == "finished"]
+    for key, group in rows.groupby(["class", "sampler"], sort=False):
+        name, sampler = cast(tuple[str, str], key)
+        done = group.loc[group["status"] == "finished"]
         error = done["rel_error"].dropna().astype(float)
         absolute = error.abs()
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in done["verdict"].value_counts().items())
@@ -165,7 +168,7 @@ def markdown(table: pd.DataFrame, command: str, loss: str) -> str:
         "| " + " | ".join(table.columns) + " |",
         "|" + "---|" * len(table.columns),
     ]
-    lines += ["| " + " | ".join(cell(c, v) for c, v in row.items()) + " |" for _, row in table.iterrows()]
+    lines += ["| " + " | ".join(cell(str(c), v) for c, v in row.items()) + " |" for _, row in table.iterrows()]
     return "\n".join([*lines, "", "![λ̂ against λ](dln.png)", ""])
 
 
@@ -186,10 +189,11 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
         "rmsprop": {"marker": "s", "s": 22, "facecolors": "none"},
     }
     limit = 1.0
-    for (name, sampler), group in rows[rows["status"] == "finished"].groupby(["class", "sampler"], sort=False):
+    for key, group in rows.loc[rows["status"] == "finished"].groupby(["class", "sampler"], sort=False):
+        name, sampler = cast(tuple[str, str], key)
         known = group[group["llc_mean"] > 0]
         left.scatter(known["true_llc"], known["llc_mean"], color=colours[name], **style[sampler])
-        error = group["rel_error"].astype(float)
+        error = group.loc[:, "rel_error"].astype(float)
         inside = error.abs() <= limit
         right.scatter(group["true_llc"][inside], error[inside], color=colours[name], **style[sampler])
         # What is beyond the axes, or no number at all, stands on the upper edge.
@@ -260,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
         return status
     rows = pd.concat([*kept(args, frames), *frames], ignore_index=True)
     order = {name: [*valid].index for name, valid in (("class", config["classes"]), ("sampler", SAMPLERS))}
-    rows = rows.sort_values(["class", "sampler"], key=lambda column: column.map(order[column.name]), kind="stable")
+    rows = rows.sort_values(["class", "sampler"], key=lambda column: column.map(order[str(column.name)]), kind="stable")
     table = summary(rows)
     args.out.mkdir(parents=True, exist_ok=True)
     command = "python benchmarks/dln.py"
@@ -280,7 +284,7 @@ def kept(args: argparse.Namespace, frames: list[pd.DataFrame]) -> list[pd.DataFr
         return []
     before = pd.read_csv(args.out / "dln.csv")
     new = {tuple(pair) for frame in frames for pair in frame[["class", "sampler"]].itertuples(index=False)}
-    return [before[[pair not in new for pair in zip(before["class"], before["sampler"], strict=True)]]]
+    return [before.loc[[pair not in new for pair in zip(before["class"], before["sampler"], strict=True)]]]
 
 
 def run_study(args: argparse.Namespace, experiments: Path, store: Path) -> int:

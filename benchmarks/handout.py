@@ -169,7 +169,7 @@ def as_rank(case: Case, report: Path) -> None:
 
     items = [Item("hold"), *(Item(f"tgt_0123456789ab/run_hmc_{i:08x}") for i in range(case["items"]))]
     # A plain barrier spins, and takes the cores from the ranks that still import.
-    meeting = world.comm.Ibarrier()
+    meeting = comm.Ibarrier()
     while not meeting.Test():
         time.sleep(0.01)
     begun = time.monotonic()
@@ -179,7 +179,7 @@ def as_rank(case: Case, report: Path) -> None:
     dispatch(World(world.rank, world.size, comm), items if world.rank == 0 else [], do)
     # The last answer comes when every item of every rank has ended.
     claims = [*zip(comm.sent, comm.answered, strict=True)][:-1] if world.rank else []
-    seen = world.comm.gather({"claims": claims, "wakes": wakes, "done": len(ends), "last": max(ends, default=begun)})
+    seen = comm.gather({"claims": claims, "wakes": wakes, "done": len(ends), "last": max(ends, default=begun)})
     if world.rank == 0:
         others = seen[1:]
         sleeper.over = True

@@ -17,7 +17,7 @@ import yaml
 from scipy.signal import lfilter
 
 from lambda_hat.config import BuildConfig, SampleConfig
-from lambda_hat.config.samplers import BIASED_SAMPLERS
+from lambda_hat.config.samplers import SgldConfig
 from lambda_hat.estimate import convergence
 from lambda_hat.estimate.posterior import posterior_for
 from lambda_hat.planning.packing import PlannedRun
@@ -141,12 +141,16 @@ def _draws(run: PlannedRun, truth: float, num_draws: int) -> np.ndarray:
     rng = np.random.default_rng(int(run.run_id[-8:], 16))
     memory = CORRELATION[run.cfg.name]
     noise = rng.normal(size=(run.cfg.num_chains, num_draws + 200)) * np.sqrt(truth * (1 - memory**2))
-    llc = truth + lfilter([1], [1, -memory], noise, axis=1)[:, 200:]
-    if run.cfg.name in BIASED_SAMPLERS:
-        llc = (
-            llc * (1 + 30 * run.cfg.step_size) + (run.cfg.step_size < 1e-5) * rng.normal(size=(len(llc), 1)) * truth / 4
-        )
+    llc = truth + np.asarray(lfilter([1], [1, -memory], noise, axis=1))[:, 200:]
+    if isinstance(run.cfg, SgldConfig):
+        step_size = _step_size(run.cfg)
+        llc = llc * (1 + 30 * step_size) + (step_size < 1e-5) * rng.normal(size=(len(llc), 1)) * truth / 4
     return llc
+
+
+def _step_size(cfg: SgldConfig) -> float:
+    assert cfg.step_size is not None
+    return cfg.step_size
 
 
 def _analysis(cfg: SampleConfig, llc: np.ndarray, exact: float | None) -> dict[str, Any]:
@@ -155,7 +159,7 @@ def _analysis(cfg: SampleConfig, llc: np.ndarray, exact: float | None) -> dict[s
     verdict, sentence = "ok", f"the chains agree and the standard error is {error / mean:.1%} of the estimate."
     if rhat > 1.05:
         verdict, sentence = "unmixed", f"the chains disagree (R-hat {rhat:.3f}, above 1.05). Draw longer."
-    elif cfg.name == "sgld" and cfg.step_size >= 1e-2:
+    elif isinstance(cfg, SgldConfig) and _step_size(cfg) >= 1e-2:
         verdict, sentence = "drifting", "the halves of the chains differ. Use more burn-in."
     fge = STEPS_PER_DRAW[cfg.name] * llc.size
     return {

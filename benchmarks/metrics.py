@@ -23,7 +23,10 @@ from lambda_hat.programs.cores import bind_process  # noqa: E402
 from lambda_hat.workflow_config import compose_build_cfg, compose_sample_cfg  # noqa: E402
 
 METRICS = ("diagonal", "low_rank", "dense")
-SAMPLERS = dict.fromkeys(("hmc", "nuts", "mala"), METRICS) | dict.fromkeys(("mclmc", "adjusted_mclmc"), METRICS[:2])
+SAMPLERS: dict[str, tuple[str, ...]] = {
+    **{name: METRICS for name in ("hmc", "nuts", "mala")},
+    **{name: METRICS[:2] for name in ("mclmc", "adjusted_mclmc")},
+}
 CHAINS, DRAWS, BURNIN = 4, 1000, 1000
 DIM, ROWS, CONDITION, SCALE = 20, 2000, 1e5, 20.0
 """Of the regression, whose inputs are correlated: no diagonal metric fits. SCALE is that of the inputs along the

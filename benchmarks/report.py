@@ -53,7 +53,7 @@ def section(folder: Path, quick: bool) -> str:
 
 
 def main() -> None:
-    parser = options(__doc__ or "")
+    parser = options(__doc__)
     parser.add_argument("--keep", type=Path, metavar="DIR", help="make store and report there, and leave them")
     args = parser.parse_args()
     if args.keep is not None:

@@ -231,7 +231,7 @@ def section(folder: Path, quick: bool) -> str:
 
 
 def main() -> None:
-    args = options(__doc__ or "").parse_args()
+    args = options(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         text = section(Path(folder), args.quick)
     publish("startup", text, args.out)

@@ -173,7 +173,7 @@ def figure_of(found: dict[str, list[Found]]) -> Any:
 
 
 def main() -> None:
-    args = options(__doc__ or "").parse_args()
+    args = options(__doc__).parse_args()
     trials, targets = (4, TARGETS[:1]) if args.quick else (TRIALS, TARGETS)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

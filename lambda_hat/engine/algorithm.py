@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
 from lambda_hat.config import SampleConfig
 from lambda_hat.engine.model import Model
@@ -44,38 +45,46 @@ def visit_of(model: Model, w: Float[Array, " dim"], log_density_gradient: Float[
     return Visit(growth, distance, jnp.full((), jnp.nan, w.dtype))
 
 
+Count: TypeAlias = UInt[Array, ""] | Int[Array, ""] | np.uint32 | int
+"""A number of gradients."""
+
+
 class Info(NamedTuple):
     """The report of one transition. A number that a sampler does not have is NaN or False."""
 
-    acceptance: Array
-    is_divergent: Array
-    num_gradients: Array | int
+    acceptance: Float[Array, ""]
+    is_divergent: Bool[Array, ""]
+    num_gradients: Count
     """Gradients that the transition evaluated, of a batch or of the full data."""
     visit: Visit
     """At the new state, or the mean over the places whose gradients the transition took."""
 
 
-class Algorithm(NamedTuple):
-    """One chain's transition kernel, and the adaptation before it."""
+State = TypeVar("State")
+Learned = TypeVar("Learned")
+Tuned = TypeVar("Tuned")
 
-    init: Callable[[Array, Array], tuple[Any, Any, Array | int]]
+
+@dataclass(frozen=True)
+class Algorithm(Generic[State, Learned, Tuned]):
+    """One chain's transition kernel, and the adaptation before it. State, Learned and Tuned are pytrees of arrays."""
+
+    init: Callable[[Key[Array, ""], Float[Array, " dim"]], tuple[State, Learned, Count]]
     """(key, start) -> (state, learned, gradients evaluated)."""
-    step: Callable[[Array, Any, Any], tuple[Any, Info]]
+    step: Callable[[Key[Array, ""], State, Tuned], tuple[State, Info]]
     """(key, state, tuned) -> (state, info)."""
-    position: Callable[[Any], Array]
-    """state -> (dim,)."""
-    record: Callable[[Array, Array], Array] | None
+    settle: Callable[[Learned], Tuned]
+    """learned -> tuned, once adaptation has ended."""
+    position: Callable[[State], Float[Array, " dim"]]
+    record: Callable[[Key[Array, ""], Float[Array, " dim"]], Float[Array, ""]] | None
     """(key, w) -> `L_n(w) - L_n(w_star)` at a recorded draw, or an unbiased estimate of it; None where the steps give
     it."""
-    step_size: Callable[[Any], Array]
-    """tuned -> scalar."""
-    adapt: Callable[[Array, Array, Any, Any], tuple[Any, Any, Array | np.uint32 | int]] | None = None
+    step_size: Callable[[Tuned], Float[Array, ""]]
+    adapt: Callable[[Key[Array, ""], UInt[Array, ""], State, Learned], tuple[State, Learned, Count]] | None = None
     """(key, index, state, learned) -> (state, learned, gradients evaluated): one step of adaptation."""
-    pool: Callable[[Array, Any], Any] = lambda index, learned: learned
+    pool: Callable[[UInt[Array, ""], Learned], Learned] = lambda index, learned: learned
     """(index, learned of all chains) -> the same, with what the chains share. Called after every step of adaptation."""
-    settle: Callable[[Any], Any] = lambda learned: learned
-    """learned -> tuned, once adaptation has ended."""
-    mala: Callable[[Array, Array, Any], Array] | None = None
+    mala: Callable[[Key[Array, ""], Float[Array, " dim"], Tuned], Float[Array, ""]] | None = None
     """(key, w, tuned) -> the probability that a Metropolis step on the full data accepts one Langevin step of this step
     size from `w`; None for samplers with an acceptance of their own."""
 
@@ -89,6 +98,12 @@ class Costs(NamedTuple):
     """Of a Metropolis check: the gradients at both ends of its step."""
 
 
+def all_of_burnin(cfg: SampleConfig) -> int:
+    """Transitions of burn-in. Adaptation takes all of them."""
+    assert cfg.num_burnin is not None
+    return cfg.num_burnin
+
+
 def full_data_costs(cfg: SampleConfig, target: Target) -> Costs:
     """Unit costs where every gradient and every recorded loss is of the full data."""
     return Costs(per_gradient=1.0, per_record=LOSS_COST)
@@ -96,9 +111,11 @@ def full_data_costs(cfg: SampleConfig, target: Target) -> Costs:
 
 LENGTHS = ("num_draws", "num_burnin", "thin")
 """Fields of every configuration in which all lanes of a program agree."""
+Config = TypeVar("Config", bound=SampleConfig)
 
 
-class Sampler(NamedTuple):
+@dataclass(frozen=True)
+class Sampler(Generic[Config]):
     """What one sampler module gives to `run`."""
 
     name: str
@@ -107,19 +124,19 @@ class Sampler(NamedTuple):
     "jitter"."""
     strict: bool
     """Its program is traced under strict dtype promotion, which blackjax's own code does not support."""
-    build: Callable[[Model, Any, dict[str, Array]], Algorithm]
+    build: Callable[[Model, Config, dict[str, Array]], Algorithm]
     """(model, signature, values of `arguments`) -> algorithm, while the program is traced."""
-    num_adapt: Callable[[Any], int] = lambda cfg: 0
+    num_adapt: Callable[[Config], int] = lambda cfg: 0
     """configuration -> how many of the `num_burnin` transitions are steps of `Algorithm.adapt`."""
-    costs: Callable[[Any, Any], Costs] = full_data_costs
+    costs: Callable[[Config, Target], Costs] = full_data_costs
     """(configuration, target) -> unit costs."""
-    notes: Callable[[Any, Any], tuple[str, ...]] = lambda cfg, target: ()
+    notes: Callable[[Config, Target], tuple[str, ...]] = lambda cfg, target: ()
     """(configuration, target) -> sentences for the report."""
-    estimates_losses: Callable[[Any, Any], bool] = lambda cfg, target: False
+    estimates_losses: Callable[[Config, Target], bool] = lambda cfg, target: False
     """(configuration, target) -> whether recorded losses are estimates, from batches or from a loss with randomness."""
     takes_noise: bool = False
     """It can sample a stochastic loss."""
-    controls: Callable[[Any], bool] = lambda cfg: False
+    controls: Callable[[Config], bool] = lambda cfg: False
     """configuration -> whether its gradients are control variates, which need the gradient at `w_star`."""
     fixed_cost: bool = True
     """Every transition evaluates the same number of gradients, so lanes do not wait for each other."""

@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Key, UInt
+from jaxtyping import Array, Bool, Float, Key, PyTree, UInt
 
 from lambda_hat.config import SampleConfig
 from lambda_hat.engine.algorithm import LENGTHS, Algorithm, Sampler, Visit
@@ -35,6 +35,10 @@ LOOK_EVERY = 100
 """Transitions between two looks whether chains are still finite, at most. A run ends where none is. Arbitrary."""
 
 
+Tree = TypeVar("Tree")
+"""A pytree of arrays."""
+
+
 class Keys(NamedTuple):
     """The random keys of one chain. Each transition and each draw folds its number into one of them."""
 
@@ -45,7 +49,10 @@ class Keys(NamedTuple):
     draw: Key[Array, ""]
 
 
-def base_key(seed: Array | np.ndarray, identity: Array | np.ndarray, stream: int) -> Key[Array, ""]:
+Seed: TypeAlias = UInt[Array | np.ndarray | np.uint32, ""]
+
+
+def base_key(seed: Seed, identity: Seed, stream: int) -> Key[Array, ""]:
     """The random key of a run.
 
     Args:
@@ -92,7 +99,7 @@ class Lanes:
         self._posterior = numbers.posterior
         self._is_single = numbers.seed.shape == (1,)
 
-    def map(self, function: Callable[..., Any], *args: Any) -> Any:
+    def map(self, function: Callable[..., Tree], *args: PyTree) -> Tree:
         """Call a function for every lane.
 
         Args:
@@ -118,7 +125,7 @@ class Lanes:
         return jax.vmap(of_lane, in_axes)(self._numbers, self._posterior, *args)
 
 
-def _first(axis: int | None, tree: Any) -> Any:
+def _first(axis: int | None, tree: Tree) -> Tree:
     """The first lane of `tree`; `axis` is as for `jax.vmap`."""
     return tree if axis is None else jax.tree.map(lambda x: x[0], tree)
 
@@ -143,7 +150,7 @@ class Chains:
                 return Anchor(*jax.value_and_grad(model.full_loss)(model.w_star))
             return Anchor(model.full_loss(model.w_star), jnp.zeros((0,), model.w_star.dtype))
 
-        def of_lane(algorithm: Algorithm, model: Model, jitter: Array, keys: Keys):
+        def of_lane(algorithm: Algorithm, model: Model, jitter: Float[Array, ""], keys: Keys):
             def one(key: Keys):
                 w = model.w_star
                 start = w + jitter * jax.random.normal(key.start, w.shape, w.dtype)
@@ -309,7 +316,7 @@ class Chains:
             before = (now.num_steps, now.num_draws, now.totals, now.rows)
             num_steps, num_draws, totals, moments = _where_alive(now.alive, counted, before)
 
-            def put(draws: Array, values: Array) -> Array:
+            def put(draws: Float[Array, "l c d"], values: Float[Array, "l c"]) -> Float[Array, "l c d"]:
                 """Write the values of a draw. Between two draws this writes NaN where the next draw will be."""
                 values = jnp.where(is_draw & alive, values, jnp.nan)[..., None]
                 return jax.lax.dynamic_update_slice(draws, values, (np.uint32(0), np.uint32(0), now.draw))
@@ -331,7 +338,7 @@ class Chains:
 
         return jax.lax.while_loop(lambda now: (now.step < upto) & jnp.any(now.alive), segment, carry)
 
-    def _set_up(self, numbers: Numbers, anchor: Anchor) -> tuple[Callable[..., Any], Keys]:
+    def _set_up(self, numbers: Numbers, anchor: Anchor) -> tuple[Callable[..., PyTree], Keys]:
         """Prepare the lanes.
 
         Returns:
@@ -340,47 +347,49 @@ class Chains:
         """
         lanes = Lanes(self._target, self._spec.slice_rows, numbers)
 
-        def of_lanes(function: Callable[..., Any], *args: Any) -> Any:
-            def of_lane(model: Model, arguments: dict[str, Array], anchor: Anchor, *args: Any) -> Any:
+        def of_lanes(function: Callable[..., Tree], *args: PyTree) -> Tree:
+            def of_lane(model: Model, arguments: dict[str, Array], anchor: Anchor, *args: PyTree) -> Tree:
                 model = replace(model, anchor=anchor)
                 return function(self._sampler.build(model, self._spec, arguments), model, *args)
 
             return lanes.map(of_lane, anchor, *args)
 
-        def keys_of_lane(seed: Array | np.ndarray, identity: Array | np.ndarray) -> Keys:
+        def keys_of_lane(seed: Seed, identity: Seed) -> Keys:
             key = base_key(seed, identity, CHAIN_STREAM)
             return jax.vmap(partial(_keys_of, key))(jnp.arange(self._spec.num_chains, dtype=jnp.uint32))
 
         return of_lanes, jax.vmap(keys_of_lane)(numbers.seed, numbers.identity)
 
 
-def _keys_of(key: Key[Array, ""], chain: Array) -> Keys:
+def _keys_of(key: Key[Array, ""], chain: UInt[Array, ""]) -> Keys:
     # XLA takes several times as long to compile a split of a key.
     of_chain = jax.random.fold_in(key, chain)
     return Keys(*(jax.random.fold_in(of_chain, number) for number in range(len(Keys._fields))))
 
 
-def _next_look(step: Array) -> Array:
+def _next_look(step: UInt[Array, ""]) -> UInt[Array, ""]:
     return (step // np.uint32(LOOK_EVERY) + np.uint32(1)) * np.uint32(LOOK_EVERY)
 
 
-def _finite_chains(algorithm: Algorithm, state: Any) -> Bool[Array, " c"]:
+def _finite_chains(algorithm: Algorithm, state: PyTree) -> Bool[Array, " c"]:
     return jax.vmap(finite)(jax.vmap(algorithm.position)(state))
 
 
-def _still_alive(of_lanes: Callable[..., Any], alive: Bool[Array, "l c"], state: Any, looked: Array) -> Array:
+def _still_alive(
+    of_lanes: Callable[..., PyTree], alive: Bool[Array, "l c"], state: PyTree, looked: Bool[Array, ""]
+) -> Bool[Array, "l c"]:
     """Which chains are still alive, looked up where `looked` is true.
 
     Only the numbers of transitions decide where that is: the end of a chunk must not decide when a run ends.
     """
 
-    def look(state: Any) -> Array:
+    def look(state: PyTree) -> Bool[Array, "l c"]:
         return of_lanes(lambda algorithm, model, state: _finite_chains(algorithm, state), state)
 
     return alive & jax.lax.cond(looked, look, lambda state: jnp.ones_like(alive), state)
 
 
-def _where_alive(alive: Bool[Array, "l c"], new: Any, old: Any) -> Any:
+def _where_alive(alive: Bool[Array, "l c"], new: Tree, old: Tree) -> Tree:
     """`new` for the lanes that had a living chain, `old` for the others.
 
     A run of its own would have ended where its last chain died.
@@ -393,7 +402,7 @@ def _where_alive(alive: Bool[Array, "l c"], new: Any, old: Any) -> Any:
     return jax.tree.map(choose, new, old)
 
 
-def _add_rows(rows: RowMoments, losses: Float[Array, "l c rows"], index: Array) -> RowMoments:
+def _add_rows(rows: RowMoments, losses: Float[Array, "l c rows"], index: UInt[Array, ""]) -> RowMoments:
     """Add draw `index` to the moments by Welford's update."""
     difference = losses - rows.mean
     mean = rows.mean + difference / (index + np.uint32(1)).astype(losses.dtype)

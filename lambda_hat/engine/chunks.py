@@ -8,11 +8,12 @@ import json
 import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from lambda_hat.errors import CorruptArtifact, Paused
 from lambda_hat.programs.compiling import compiled, require_memory
@@ -30,6 +31,7 @@ CHECKPOINT_FORMAT = 3
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
+@runtime_checkable
 class State(Protocol):
     """The state of runs side by side."""
 
@@ -50,7 +52,7 @@ class Kept(NamedTuple):
     phase: str
     step: int
     """Transitions made in this phase."""
-    facts: dict[str, Any]
+    facts: dict[str, float | int]
     leaves: list[np.ndarray]
 
 
@@ -83,7 +85,7 @@ class Chunks:
     ):
         self._lanes = max(len(paths), lanes)
         nothing = {"seconds_compile": 0.0, "seconds_sample": 0.0, "programs_compiled": 0, "programs_loaded": 0}
-        self.facts: list[dict[str, Any]] = [dict(nothing) for _ in range(self._lanes)]
+        self.facts: list[dict[str, float | int]] = [dict(nothing) for _ in range(self._lanes)]
         self._programs, self._progress = programs, progress
         self._memory = memory
         self._paths, self._every, self._drain = paths, every, drain or Drain()
@@ -125,7 +127,7 @@ class Chunks:
         if found.source != "process":
             self.facts[0][f"programs_{found.source}"] += 1
 
-        def timed(*args: Any) -> Any:
+        def timed(*args: PyTree) -> PyTree:
             begun = time.perf_counter()
             result = jax.block_until_ready(found.call(*args))
             self._spend("seconds_sample", time.perf_counter() - begun)
@@ -209,7 +211,7 @@ class Chunks:
                 self._progress(phase, done, total)
         return carry
 
-    def _border(self, phase: str, carry: Any) -> None:
+    def _border(self, phase: str, carry: State) -> None:
         reason = self._drain.reason
         age = time.monotonic() - self._written
         if self._paths and (self._advanced if reason else age > self._every - CHUNK_SECONDS):
@@ -222,7 +224,7 @@ class Chunks:
             raise Paused(reason, self._advanced)
 
 
-def leaves_of(carry: Any) -> list[np.ndarray]:
+def leaves_of(carry: PyTree) -> list[np.ndarray]:
     """The arrays of a carry on the host; random keys as their data."""
     return jax.device_get([jax.random.key_data(x) if _is_key(x) else x for x in jax.tree.leaves(carry)])
 
@@ -267,11 +269,11 @@ def read_checkpoint(path: Path) -> Kept | None:
         raise CorruptArtifact(f"{path}: not a checkpoint of this version ({error})") from None
 
 
-def _is_key(x: Any) -> bool:
+def _is_key(x: jax.Array | jax.ShapeDtypeStruct) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _kept_as(x: Any) -> tuple[tuple[int, ...], str]:
+def _kept_as(x: jax.Array | jax.ShapeDtypeStruct) -> tuple[tuple[int, ...], str]:
     if _is_key(x):
         x = jax.eval_shape(jax.random.key_data, x)
     return x.shape, x.dtype.name

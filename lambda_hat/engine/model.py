@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from lambda_hat.estimate.posterior import Posterior
 from lambda_hat.targets.base import Loss
@@ -154,6 +154,6 @@ def cast(tree: dict[str, np.ndarray], precision: str) -> dict[str, np.ndarray]:
     }
 
 
-def finite(w: Array) -> Array:
+def finite(w: Float[Array, "..."]) -> Bool[Array, ""]:
     """Whether every entry is finite."""
     return jnp.all(jnp.isfinite(w))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree, UInt
 
 from lambda_hat.config import RuntimeConfig, SampleConfig
 from lambda_hat.engine.algorithm import LOSS_COST, NUM_CHECKS, Sampler
 from lambda_hat.engine.chains import Chains, TargetSpec
-from lambda_hat.engine.chunks import Chunks
+from lambda_hat.engine.chunks import Carry, Chunks
 from lambda_hat.engine.model import cast
-from lambda_hat.engine.states import Adapting, Bounds, Numbers, Place, Sampling
+from lambda_hat.engine.states import Adapting, Bounds, Numbers, Place, Sampling, Totals
 from lambda_hat.errors import ConfigError
 from lambda_hat.estimate.draws import Draws, RowMoments
 from lambda_hat.estimate.posterior import Posterior
@@ -30,11 +31,14 @@ ADAPT, SAMPLE = "adapt", "sample"
 """Phases of a run, as a checkpoint names them."""
 
 
+Phase = TypeVar("Phase", Adapting, Sampling)
+
+
 class Lane(NamedTuple):
     """One run to sample."""
 
     target: Target
-    cfg: Any
+    cfg: SampleConfig
     """The sampler's configuration, in which every argument of the sampler has a value."""
     identity: int
     """A number below 2^32 that tells the run from others with the same seed."""
@@ -90,6 +94,7 @@ def numbers_of(lanes: Sequence[Lane], names: tuple[str, ...], num_skipped: int =
         num_skipped: Transitions of burn-in after adaptation.
     """
     cfg = lanes[0].cfg
+    assert cfg.precision is not None and cfg.thin is not None
     scalar = np.dtype(cfg.precision).type
     places = [
         Place(*(cast(arrays, cfg.precision) for arrays in (target.w_star, target.held, target.data)))
@@ -132,15 +137,15 @@ def run(sampler: Sampler, lanes: Sequence[Lane], chunks: Chunks) -> list[Draws]:
 class End(NamedTuple):
     """The fields of `Sampling` that are read off the device at the end, of all lanes or of one."""
 
-    num_steps: np.ndarray
-    num_draws: np.ndarray
-    step_size: np.ndarray
-    totals: Any
+    num_steps: UInt[np.ndarray, "*l"]
+    num_draws: UInt[np.ndarray, "*l"]
+    step_size: Float[np.ndarray, "*l c"]
+    totals: Totals
     rows: RowMoments | None
-    alive: np.ndarray
-    loss: np.ndarray
-    growth: np.ndarray
-    distance: np.ndarray
+    alive: Bool[np.ndarray, "*l c"]
+    loss: Float[np.ndarray, "*l c d"]
+    growth: Float[np.ndarray, "*l c d"]
+    distance: Float[np.ndarray, "*l c d"]
 
 
 def _draws(sampler: Sampler, lane: Lane, end: End, chunks: Chunks, index: int) -> Draws:
@@ -173,8 +178,8 @@ def _draws(sampler: Sampler, lane: Lane, end: End, chunks: Chunks, index: int) -
         + cfg.num_chains * (num_draws * per_record + checks * costs.per_check),
         seconds_compile=chunks.facts[index]["seconds_compile"],
         seconds_sample=chunks.facts[index]["seconds_sample"],
-        programs_compiled=chunks.facts[index]["programs_compiled"],
-        programs_loaded=chunks.facts[index]["programs_loaded"],
+        programs_compiled=int(chunks.facts[index]["programs_compiled"]),
+        programs_loaded=int(chunks.facts[index]["programs_loaded"]),
         notes=notes,
         row_moments=_moments(end.rows, max(num_draws, 1)),
         weight_per_row=target.loss.weight_per_row(target.data),
@@ -193,7 +198,7 @@ class Programs:
         names = (*COMMON_ARGUMENTS, *sampler.arguments)
         self.numbers = jax.device_put(numbers_of(lanes, names, num_skipped_of(sampler, cfg)))
 
-    def get(self, name: str, *args: Any, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+    def get(self, name: str, *args: PyTree, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         """The program `name` of `Chains`, with `numbers` as its first argument.
 
         Args:
@@ -205,7 +210,7 @@ class Programs:
         static, make = self._identity(name)
         return partial(self._chunks.program(static, make, (self.numbers, *args), strict, donate), self.numbers)
 
-    def result_of(self, name: str, *args: Any) -> Any:
+    def result_of(self, name: str, *args: PyTree) -> PyTree:
         """Shapes and dtypes of what the program `name` returns for arguments like `args`."""
         static, make = self._identity(name)
         return result_of(static, make, (self.numbers, *args))
@@ -214,7 +219,7 @@ class Programs:
         """Everything that decides a program but its arguments, and what makes its function."""
         return (self._sampler.name, name, self._spec, self._target), partial(getattr, self._chains, name)
 
-    def loop(self, name: str, carry: Any, total: int) -> Callable[..., Any]:
+    def loop(self, name: str, carry: Carry, total: int) -> Callable[[Carry, np.uint32], Carry]:
         """A program that stops at a given transition, of `total` or fewer, and takes over the memory of its carry."""
         return self.get(name, carry, np.uint32(total), donate=(1,))
 
@@ -230,15 +235,14 @@ def _sampled(sampler: Sampler, lanes: Sequence[Lane], chunks: Chunks) -> Samplin
     cfg, programs = lanes[0].cfg, Programs(sampler, lanes, chunks)
     num_adapt = sampler.num_adapt(cfg)
 
-    def drive(name: str, phase: str, carry: Any, total: int) -> Any:
+    def drive(name: str, phase: str, carry: Phase, total: int) -> Phase:
         advance = programs.loop(name, carry, total)
         return chunks.drive(phase, advance, carry, total, lambda carry: bool(np.any(carry.alive)))
 
     sampling = chunks.restore(SAMPLE, lambda: programs.result_of("settle", programs.result_of("begin")))
     if sampling is None:
-        adapting: Adapting | None = chunks.restore(ADAPT, lambda: programs.result_of("begin"))
-        if adapting is None:
-            adapting = programs.get("begin")()
+        kept: Adapting | None = chunks.restore(ADAPT, lambda: programs.result_of("begin"))
+        adapting: Adapting = programs.get("begin")() if kept is None else kept
         if num_adapt:
             adapting = drive("adapt", ADAPT, adapting, num_adapt)
         sampling = programs.get("settle", adapting)(adapting)
@@ -258,7 +262,7 @@ def _same_place(one: Target, other: Target) -> bool:
     )
 
 
-def _stacked(trees: Sequence[Any]) -> Any:
+def _stacked(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
@@ -268,5 +272,5 @@ def _moments(sums: RowMoments | None, count: int) -> RowMoments | None:
     return RowMoments(sums.mean, sums.variance / count, sums.log_mean_likelihood - np.log(count))
 
 
-def _known(values: np.ndarray) -> np.ndarray | None:
-    return None if np.all(np.isnan(values)) else values.astype(np.float64)
+def _known(values: Float[Array | np.ndarray, " c"]) -> Float[np.ndarray, " c"] | None:
+    return None if np.all(np.isnan(values)) else np.asarray(values, np.float64)

@@ -6,10 +6,10 @@ In the shapes l = lanes, c = num_chains, d = room for draws.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt
+from jaxtyping import Array, Bool, Float, PyTree, UInt
 
 from lambda_hat.engine.algorithm import Visit
 from lambda_hat.engine.model import Anchor
@@ -55,19 +55,19 @@ class Adapting(NamedTuple):
     """Transitions made."""
     anchor: Anchor
     """Shapes (l,) and (l, dim)."""
-    state: Any
-    learned: Any
+    state: PyTree
+    learned: PyTree
     num_gradients: UInt[Array, "l c"]
     alive: Bool[Array, "l c"]
 
 
 class Totals(NamedTuple):
-    """Sums over transitions and over checks of the step size."""
+    """Sums over transitions and over checks of the step size, with an axis of lanes or of one lane."""
 
-    acceptance: Float[Array, "l c"]
-    mala_acceptance: Float[Array, "l c"]
-    num_divergent: UInt[Array, "l c"]
-    num_gradients: UInt[Array, "l c"]
+    acceptance: Float[Array | np.ndarray, "*l c"]
+    mala_acceptance: Float[Array | np.ndarray, "*l c"]
+    num_divergent: UInt[Array | np.ndarray, "*l c"]
+    num_gradients: UInt[Array | np.ndarray, "*l c"]
 
 
 class Sampling(NamedTuple):
@@ -82,8 +82,8 @@ class Sampling(NamedTuple):
     num_draws: UInt[Array, " l"]
     anchor: Anchor
     """Shapes (l,) and (l, dim)."""
-    state: Any
-    tuned: Any
+    state: PyTree
+    tuned: PyTree
     step_size: Float[Array, "l c"]
     totals: Totals
     rows: RowMoments | None

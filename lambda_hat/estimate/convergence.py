@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import jaxtyping
 
 MAX_RHAT = 1.05
 """Above this R-hat the chains disagree. Vehtari et al. (2021) suggest 1.01 for long runs. An LLC is wanted to a few per
@@ -33,7 +36,7 @@ class Mixing(NamedTuple):
     ess_mean: float
 
 
-def mixing(draws: np.ndarray) -> Mixing:
+def mixing(draws: jaxtyping.Float[np.ndarray, "chains draws"]) -> Mixing:
     """Summarise how well chains have mixed, including chains that never moved.
 
     The standard error is `sd / sqrt(ESS)` with the effective sample size of the mean. If R-hat exceeds `MAX_RHAT`, it
@@ -58,7 +61,7 @@ def mixing(draws: np.ndarray) -> Mixing:
     return Mixing(std_error, between, ess_bulk(draws), ess_tail(draws), size)
 
 
-def _rhat_or_nan(draws: np.ndarray) -> float:
+def _rhat_or_nan(draws: jaxtyping.Float[np.ndarray, "chains draws"]) -> float:
     if len(draws) == 1:
         half = draws.shape[1] // 2
         draws = np.stack([draws[0, :half], draws[0, -half:]])
@@ -68,14 +71,14 @@ def _rhat_or_nan(draws: np.ndarray) -> float:
         return rhat(draws)
 
 
-def _between_std_error(draws: np.ndarray) -> float:
+def _between_std_error(draws: jaxtyping.Float[np.ndarray, "chains draws"]) -> float:
     """The standard error of the mean from the means of the chains alone; 0 for a single chain."""
     if len(draws) == 1:
         return 0.0
     return float(np.std(draws.mean(axis=1), ddof=1) / np.sqrt(len(draws)))
 
 
-def rhat(draws: np.ndarray) -> float:
+def rhat(draws: jaxtyping.Float[np.ndarray, "chains draws"]) -> float:
     """Rank-normalised split R-hat (Vehtari et al. 2021).
 
     It is the larger of the R-hat of the normal scores of the draws, and that of their distances from the median.
@@ -87,28 +90,28 @@ def rhat(draws: np.ndarray) -> float:
     return max(_rhat(_normalised(split)), _rhat(_normalised(np.abs(split - np.median(split)))))
 
 
-def ess_mean(draws: np.ndarray) -> float:
+def ess_mean(draws: jaxtyping.Float[np.ndarray, "chains draws"]) -> float:
     """Effective sample size for the mean."""
     return _ess(_split(draws))
 
 
-def ess_bulk(draws: np.ndarray) -> float:
+def ess_bulk(draws: jaxtyping.Float[np.ndarray, "chains draws"]) -> float:
     """Effective sample size of the normal scores."""
     return _ess(_normalised(_split(draws)))
 
 
-def ess_tail(draws: np.ndarray) -> float:
+def ess_tail(draws: jaxtyping.Float[np.ndarray, "chains draws"]) -> float:
     """The smaller of the effective sample sizes for the two quantiles of `TAIL`."""
     return min(_ess(_split((draws <= quantile).astype(np.float64))) for quantile in np.quantile(draws, TAIL))
 
 
-def _split(draws: np.ndarray) -> np.ndarray:
+def _split(draws: jaxtyping.Float[np.ndarray, "chains draws"]) -> jaxtyping.Float[np.ndarray, "2*chains draws//2"]:
     """The two halves of every chain as chains of their own, without the middle one of an odd number of draws."""
     half = draws.shape[1] // 2
     return np.concatenate([draws[:, :half], draws[:, -half:]])
 
 
-def _normalised(draws: np.ndarray) -> np.ndarray:
+def _normalised(draws: jaxtyping.Float[np.ndarray, "chains draws"]) -> jaxtyping.Float[np.ndarray, "chains draws"]:
     """The normal scores of the ranks among all draws. Equal draws share their mean rank."""
     _, places, counts = np.unique(draws, return_inverse=True, return_counts=True)
     doubled_ranks = 2 * np.cumsum(counts) - (counts - 1)
@@ -116,20 +119,20 @@ def _normalised(draws: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def _scores(size: int) -> np.ndarray:
+def _scores(size: int) -> jaxtyping.Float[np.ndarray, " ranks"]:
     """The normal scores of the ranks 1, 1.5, 2, ... `size`."""
     quantile = NormalDist().inv_cdf
     return np.array([quantile((rank / 2 - BLOM) / (size - 2 * BLOM + 1)) for rank in range(2, 2 * size + 1)])
 
 
-def _rhat(draws: np.ndarray) -> float:
+def _rhat(draws: jaxtyping.Float[np.ndarray, "chains draws"]) -> float:
     num_draws = draws.shape[1]
     within = draws.var(axis=1, ddof=1).mean()
     between = draws.mean(axis=1).var(ddof=1)
     return float(np.sqrt(between / within + (num_draws - 1) / num_draws))
 
 
-def _ess(draws: np.ndarray) -> float:
+def _ess(draws: jaxtyping.Float[np.ndarray, "chains draws"]) -> float:
     """Effective sample size from the autocorrelations, averaged over the chains.
 
     Geyer's initial monotone sequence of pairs truncates them. NaN if a draw is NaN.
@@ -154,8 +157,8 @@ def _ess(draws: np.ndarray) -> float:
     return float(size / max(time, 1 / np.log10(size)))
 
 
-def _autocovariance(draws: np.ndarray) -> np.ndarray:
-    """The biased autocovariance, shape (lags,), averaged over the chains."""
+def _autocovariance(draws: jaxtyping.Float[np.ndarray, "chains draws"]) -> jaxtyping.Float[np.ndarray, " draws"]:
+    """The biased autocovariance at every lag, averaged over the chains."""
     num_draws = draws.shape[1]
     centred = draws - draws.mean(axis=1, keepdims=True)
     length = 1 << (2 * num_draws - 1).bit_length()

@@ -7,42 +7,43 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Array
+    from jaxtyping import Array, Bool, Float
 
 
 class RowMoments(NamedTuple):
-    """Running moments of the loss l_i of every row over the recorded draws of a chain. c = num_chains, r = rows."""
+    """Running moments of the loss l_i of every row over the recorded draws of a chain.
 
-    mean: Array
-    """(c, r) mean of l_i."""
-    variance: Array
-    """(c, r) mean of (l_i - mean)^2."""
-    log_mean_likelihood: Array
-    """(c, r) logarithm of the mean of exp(-l_i)."""
+    In the shapes c = num_chains, r = rows; on the device there is an axis of lanes l before them.
+    """
+
+    mean: Float[Array, "*l c r"]
+    """Mean of l_i."""
+    variance: Float[Array, "*l c r"]
+    """Mean of (l_i - mean)^2."""
+    log_mean_likelihood: Float[Array, "*l c r"]
+    """Logarithm of the mean of exp(-l_i)."""
 
 
 class Draws(NamedTuple):
-    """The recorded draws and the counts of one run. c = num_chains, d = num_draws."""
+    """The recorded draws and the counts of one run. In the shapes c = num_chains, d = num_draws; floats are float64."""
 
-    loss: np.ndarray
-    """(c, d) float64: L_n(w), or its paired estimate, at the recorded draws. NaN from the draw at which a chain became
-    non-finite."""
-    acceptance: np.ndarray | None
-    """(c,) mean acceptance probability after burn-in; None for samplers that have none."""
-    growth: np.ndarray
-    """(c, d) float64: `n_beta (w - w_star) . grad L_n(w)`, or an unbiased estimate of it, averaged over the transitions
-    since the previous draw."""
-    distance: np.ndarray
-    """(c, d) float64: `|w - w_star|^2`, averaged over the same transitions."""
-    mala_acceptance: np.ndarray | None
-    """(c,) mean probability that a Metropolis test would accept the steps of a sampler that accepts every step, at
+    loss: Float[np.ndarray, "c d"]
+    """L_n(w), or its paired estimate, at the recorded draws. NaN from the draw at which a chain became non-finite."""
+    acceptance: Float[np.ndarray, " c"] | None
+    """Mean acceptance probability after burn-in; None for samplers that have none."""
+    growth: Float[np.ndarray, "c d"]
+    """`n_beta (w - w_star) . grad L_n(w)`, or an unbiased estimate of it, averaged over the transitions since the
+    previous draw."""
+    distance: Float[np.ndarray, "c d"]
+    """`|w - w_star|^2`, averaged over the same transitions."""
+    mala_acceptance: Float[np.ndarray, " c"] | None
+    """Mean probability that a Metropolis test would accept the steps of a sampler that accepts every step, at
     `NUM_CHECKS` of the recorded draws; None unless `mala_checks` asks for it."""
     num_divergent: int
     """Transitions after burn-in that diverged. For mclmc: that were reverted because they became non-finite."""
-    chain_alive: np.ndarray
-    """(c,) bool; False if the chain became non-finite."""
-    step_size: np.ndarray
-    """(c,) float64."""
+    chain_alive: Bool[np.ndarray, " c"]
+    """False if the chain became non-finite."""
+    step_size: Float[np.ndarray, " c"]
     num_transitions: int
     """Transitions after burn-in, over all chains. Fewer than configured if every chain became non-finite."""
     num_gradients: int

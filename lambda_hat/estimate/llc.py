@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+if TYPE_CHECKING:
+    import jaxtyping
 
-def llc_from_losses(losses: np.ndarray, loss_at_w_star: float, n_beta: float) -> np.ndarray:
+
+def llc_from_losses(
+    losses: jaxtyping.Float[np.ndarray, "*shape"], loss_at_w_star: float, n_beta: float
+) -> jaxtyping.Float[np.ndarray, "*shape"]:
     """Compute `n_beta (L_n(w) - L_n(w_star))` for each draw w.
 
     The mean over draws of the posterior is the LLC estimate (Lau et al. 2023, arXiv 2308.12108, eq. 12).

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lambda_hat.config import SampleConfig
+
+if TYPE_CHECKING:
+    import jaxtyping
 
 
 class Posterior(NamedTuple):
@@ -16,8 +19,8 @@ class Posterior(NamedTuple):
     gamma: float
     """Strength of the Gaussian localisation, in 1 / (units of w)^2."""
 
-    def potential(self, loss, w, w_star):
-        """The negative log density without its constant, from the scalar loss at `w` and two arrays (dim,)."""
+    def potential(self, loss, w: jaxtyping.Float[Any, " dim"], w_star: jaxtyping.Float[Any, " dim"]):
+        """The negative log density without its constant, from the loss at `w`."""
         return self.n_beta * loss + 0.5 * self.gamma * ((w - w_star) ** 2).sum()
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lambda_hat.estimate.convergence import mixing
 from lambda_hat.estimate.draws import Draws
+
+if TYPE_CHECKING:
+    import jaxtyping
 
 STD_ERRORS = 3.0
 """A temperature or a degree counts as off beyond this many standard errors, which chance exceeds in one run of 370."""
@@ -32,7 +35,7 @@ class Heat(NamedTuple):
     """Standard error of `excess`."""
 
 
-def heat_of(draws: Draws, alive: np.ndarray, gamma: float, dim: int) -> Heat:
+def heat_of(draws: Draws, alive: jaxtyping.Bool[np.ndarray, " chains"], gamma: float, dim: int) -> Heat:
     """Estimate the configurational temperature.
 
     Under the posterior `exp(-U)`, integration by parts gives `E[(w - w_star) . grad U(w)] = dim`, so the temperature is
@@ -62,7 +65,9 @@ def heat_of(draws: Draws, alive: np.ndarray, gamma: float, dim: int) -> Heat:
     )
 
 
-def grows_slower_than(degree: float, growth: np.ndarray, llc: np.ndarray) -> bool:
+def grows_slower_than(
+    degree: float, growth: jaxtyping.Float[np.ndarray, "chains draws"], llc: jaxtyping.Float[np.ndarray, "chains draws"]
+) -> bool:
     """Whether the degree of growth `E[growth] / E[llc]` lies significantly below `degree`.
 
     For a loss that is homogeneous of degree k around `w_star` the degree of growth is k.

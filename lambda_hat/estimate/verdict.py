@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from lambda_hat.estimate.draws import Draws
 from lambda_hat.estimate.llc import llc_from_losses
 from lambda_hat.estimate.temperature import STD_ERRORS, grows_slower_than, heat_of
 from lambda_hat.estimate.waic import singular_fluctuation
+
+if TYPE_CHECKING:
+    import jaxtyping
 
 MAX_DIVERGENT = 0.005
 """Largest share of transitions that may diverge. Arbitrary: small beside the per cent to which an LLC is wanted."""
@@ -144,7 +148,7 @@ class Summary:
     verdict_sentence: str
 
 
-def _drift(llc: np.ndarray) -> tuple[float, float]:
+def _drift(llc: jaxtyping.Float[np.ndarray, "chains draws"]) -> tuple[float, float]:
     """The mean of the second halves of the chains minus that of the first halves, and its standard error."""
     half = llc.shape[1] // 2
     if half < 4:
@@ -154,7 +158,7 @@ def _drift(llc: np.ndarray) -> tuple[float, float]:
     return float(second.mean() - first.mean()), error
 
 
-def _descent(llc: np.ndarray, exact: bool) -> float:
+def _descent(llc: jaxtyping.Float[np.ndarray, "chains draws"], exact: bool) -> float:
     """How far the draws (chains, draws) fall below 0; if they are noisy (not exact), how far the means of blocks do."""
     if not exact and llc.shape[1] >= BLOCKS:
         llc = np.stack([block.mean(axis=1) for block in np.array_split(llc, BLOCKS, axis=1)])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lambda_hat.estimate.draws import RowMoments
+
+if TYPE_CHECKING:
+    import jaxtyping
 
 
 class SingularFluctuation(NamedTuple):
@@ -25,7 +28,7 @@ class SingularFluctuation(NamedTuple):
 
 
 def singular_fluctuation(
-    rows: RowMoments, alive: np.ndarray, beta: float, weight_per_row: float = 1.0
+    rows: RowMoments, alive: jaxtyping.Bool[np.ndarray, " chains"], beta: float, weight_per_row: float = 1.0
 ) -> SingularFluctuation:
     """Pool the living chains, which have equally many draws each (Watanabe 2010, JMLR 11, definitions 1 and 3).
 
@@ -49,6 +52,8 @@ def singular_fluctuation(
     return SingularFluctuation(nu, nu_std_error, functional_variance, waic)
 
 
-def _functional_variance(mean: np.ndarray, variance: np.ndarray) -> float:
+def _functional_variance(
+    mean: jaxtyping.Float[np.ndarray, "chains rows"], variance: jaxtyping.Float[np.ndarray, "chains rows"]
+) -> float:
     """The sum over rows of the pooled variance, within the chains and between their means."""
     return float(np.sum(variance.mean(axis=0) + mean.var(axis=0)))

@@ -25,19 +25,20 @@ chain meets in its metric. `STABILITY` over that curvature bounds the step.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key, PyTree, UInt
 
 from lambda_hat.config import StochasticGradientConfig
 from lambda_hat.engine.algorithm import Visit
 from lambda_hat.engine.model import Model
 from lambda_hat.samplers.metric import Metric, identity
 from lambda_hat.samplers.noise import normal_like
-from lambda_hat.samplers.windows import NUMBER, Windows
+from lambda_hat.samplers.precond import SecondMoment
+from lambda_hat.samplers.windows import NUMBER, LowRank, Windows
 
 FIRST_STEP = 1e-8
 """First step, in units of w^2. Arbitrary: small beside any scale of w that a float32 run can resolve."""
@@ -59,6 +60,14 @@ MIXING = 0.1
 top one. Arbitrary."""
 SETTLING = 5
 """One part in this many of burn-in follows the last window. Arbitrary."""
+
+
+Learner: TypeAlias = LowRank | SecondMoment
+"""Learns a metric in the windows of burn-in."""
+Allowed: TypeAlias = Callable[
+    [Float[Array, ""], Float[Array, ""], Float[Array, ""], Float[Array, ""]], Float[Array, ""]
+]
+"""(squared, noise, growth, heat) -> the largest step, as `langevin_step`."""
 
 
 class Taken(NamedTuple):
@@ -100,7 +109,7 @@ class Learned(NamedTuple):
     """Unit vector of the power iteration, in the coordinates in which P is 1."""
     curvature: Float[Array, ""]
     """The largest curvature met since the last window ended."""
-    draws: Any
+    draws: PyTree
     """The learner's state, from which the next metric is fitted."""
 
 
@@ -112,11 +121,16 @@ class Adaptation:
         cfg: The signature.
         arguments: The fields of the sampler's `arguments`.
         allowed: The sampler's rule for the largest step, as `langevin_step`.
-        learner: Learns the metric, `windows.LowRank` or `precond.SecondMoment`; None where P is 1.
+        learner: Learns the metric; None where P is 1.
     """
 
     def __init__(
-        self, model: Model, cfg: StochasticGradientConfig, arguments: dict[str, Array], allowed: Callable, learner: Any
+        self,
+        model: Model,
+        cfg: StochasticGradientConfig,
+        arguments: dict[str, Array],
+        allowed: Allowed,
+        learner: Learner | None,
     ):
         self._model, self._allowed, self._learner = model, allowed, learner
         self._batch_size = cfg.batch_size
@@ -137,8 +151,8 @@ class Adaptation:
         )
 
     def update(
-        self, key: Array, index: Array, learned: Learned, taken: Taken, usable: Array
-    ) -> tuple[Learned, Array | np.uint32]:
+        self, key: Key[Array, ""], index: UInt[Array, ""], learned: Learned, taken: Taken, usable: Bool[Array, ""]
+    ) -> tuple[Learned, UInt[Array | np.uint32, ""]]:
         """Add what one chain has seen in a transition.
 
         Args:
@@ -168,7 +182,7 @@ class Adaptation:
             learned = learned._replace(draws=draws)
         return learned, more
 
-    def pool(self, index: Array, learned: Learned) -> Learned:
+    def pool(self, index: UInt[Array, ""], learned: Learned) -> Learned:
         """Share what the chains have learned up to transition `index`. `learned` has an axis of chains."""
         num_chains = learned.step_size.shape[0]
         old = jax.tree.map(lambda x: x[0], learned)
@@ -181,7 +195,7 @@ class Adaptation:
         metric, draws = old.metric, learned.draws
         if self._learner is not None:
             metric = jax.lax.cond(ends, self._learner.fit, lambda draws, metric: metric, learned.draws, old.metric)
-            draws = jax.vmap(lambda draws: self._learner.begin(draws, ends))(draws)
+            draws = jax.vmap(self._learner.begin, (0, None))(draws, ends)
             # The curvatures along the directions of a metric that fits are about 1.
             anew = 4 * self._heat if self._learner.fits else step_size * old.metric.trace / metric.trace
             step_size = jnp.where(ends, SHRINK * anew, step_size)
@@ -196,7 +210,9 @@ class Adaptation:
         overflowed = jnp.zeros_like(learned.overflowed)
         return Learned(step_size, limit, metric, sums, overflowed, learned.direction, curvature, draws)
 
-    def _follow(self, key: Array, learned: Learned, w: Array) -> tuple[Array, Array]:
+    def _follow(
+        self, key: Key[Array, ""], learned: Learned, w: Float[Array, " dim"]
+    ) -> tuple[Float[Array, " dim"], Float[Array, ""]]:
         """Make one step of the power iteration.
 
         Returns:
@@ -214,7 +230,7 @@ class Adaptation:
         direction = jnp.where(met, mixed / jnp.linalg.norm(mixed), learned.direction)
         return direction, jnp.where(met, jnp.maximum(learned.curvature, size), learned.curvature)
 
-    def _largest(self, sums: Sums, curvature: Array) -> Float[Array, ""]:
+    def _largest(self, sums: Sums, curvature: Float[Array, ""]) -> Float[Array, ""]:
         squared, localised, noise, growth = (total / jnp.maximum(sums.count, 1) for total in sums[1:])
         dim = self._model.w_star.size
         of_loss = self._allowed(squared - localised, noise, growth, self._heat)
@@ -225,7 +241,9 @@ class Adaptation:
         return jnp.where(sums.count > 0, jnp.minimum(of_heat, stable), stable)
 
 
-def langevin_step(squared: Array, noise: Array, growth: Array, heat: Array) -> Array:
+def langevin_step(
+    squared: Float[Array, ""], noise: Float[Array, ""], growth: Float[Array, ""], heat: Float[Array, ""]
+) -> Float[Array, ""]:
     """The largest step of SGLD at which the excess is the share `heat` of `growth`.
 
     Args:

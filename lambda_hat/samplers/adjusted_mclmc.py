@@ -8,13 +8,15 @@ there. The step size and the metric are learned as in HMC.
 
 from __future__ import annotations
 
+from typing import Any
+
 import blackjax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Key, PyTree
 
 from lambda_hat.config import AdjustedMclmcConfig
-from lambda_hat.engine.algorithm import Algorithm, Sampler
+from lambda_hat.engine.algorithm import Algorithm, Sampler, all_of_burnin
 from lambda_hat.engine.model import Model
 from lambda_hat.samplers import hamiltonian
 from lambda_hat.samplers.mclmc import GRADIENTS_PER_STEP
@@ -28,10 +30,10 @@ def build(model: Model, cfg: AdjustedMclmcConfig, arguments: dict[str, Array]) -
     dynamic = blackjax.adjusted_mclmc_dynamic.build_kernel(integration_steps_fn=lambda _, number: number)
     length = jnp.sqrt(jnp.full((), model.w_star.size, model.w_star.dtype))
 
-    def init(start):
+    def init(start: Float[Array, " dim"]):
         return blackjax.adjusted_mclmc_dynamic.init(start, model.log_density, jax.random.key(0))
 
-    def transition(key, state, step_size, inverse_mass_matrix):
+    def transition(key: Key[Array, ""], state: Any, step_size: Float[Array, ""], inverse_mass_matrix: PyTree):
         key_number, key_kernel = jax.random.split(key)
         mean = jnp.clip(length / step_size, 1, MOST_STEPS)
         number = jax.random.randint(key_number, (), 1, jnp.round(2 * mean).astype(jnp.int32))
@@ -60,6 +62,6 @@ ADJUSTED_MCLMC = Sampler(
     arguments=hamiltonian.ARGUMENTS,
     strict=False,
     build=build,
-    num_adapt=lambda cfg: cfg.num_burnin,
+    num_adapt=all_of_burnin,
     fixed_cost=False,
 )

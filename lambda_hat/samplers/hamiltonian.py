@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from blackjax.adaptation.step_size import DualAveragingAdaptationState, dual_averaging_adaptation
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt
 
 from lambda_hat.engine.algorithm import Algorithm, Info, visit_of
 from lambda_hat.engine.model import Model
@@ -28,27 +28,28 @@ class Learned(NamedTuple):
     """The state of one chain's adaptation."""
 
     averaging: DualAveragingAdaptationState
-    metric: Any
+    metric: PyTree
+    """The learner's state."""
 
 
 class Tuned(NamedTuple):
     """What a chain has after adaptation."""
 
     step_size: Float[Array, ""]
-    inverse_mass_matrix: Any
+    inverse_mass_matrix: PyTree
 
 
 def adapted(
     model: Model,
     arguments: dict[str, Array],
     metric: str | None,
-    init: Callable[[Array], Any],
-    transition: Callable[[Array, Any, Array, Any], tuple[Any, Any]],
-    jittered: Callable[[Array, Array], Array],
-    gradients: Callable[[Any], Array | int],
-    reported: Callable[[Array], Array] = lambda step_size: step_size,
-) -> Algorithm:
-    """One chain with adaptation of step size and metric.
+    init: Callable[[Float[Array, " dim"]], Any],
+    transition: Callable[[Key[Array, ""], Any, Float[Array, ""], PyTree], tuple[Any, Any]],
+    jittered: Callable[[Key[Array, ""], Float[Array, ""]], Float[Array, ""]],
+    gradients: Callable[[Any], Int[Array, ""] | int],
+    reported: Callable[[Float[Array, ""]], Float[Array, ""]] = lambda step_size: step_size,
+) -> Algorithm[Any, Learned, Tuned]:
+    """One chain with adaptation of step size and metric, around a kernel of blackjax.
 
     Args:
         model: The posterior.
@@ -65,10 +66,10 @@ def adapted(
     learner = learner_of(metric)
     windows = Windows(arguments["num_burnin"] // NUMBER(2))
 
-    def init_chain(key, start):
+    def init_chain(key: Key[Array, ""], start: Float[Array, " dim"]):
         return init(start), Learned(_strong(begin(arguments["initial_step_size"])), learner.init(start)), 1
 
-    def adapt(key, index, state, learned: Learned):
+    def adapt(key: Key[Array, ""], index: UInt[Array, ""], state: Any, learned: Learned):
         key_jitter, key_kernel = jax.random.split(key)
         step_size = jnp.exp(learned.averaging.log_step_size)
         # Both halves share one kernel, because compiling it costs more than a short run.
@@ -85,7 +86,7 @@ def adapted(
     def settle(learned: Learned):
         return Tuned(averaged(learned.averaging), learner.inverse_mass_matrix(learned.metric))
 
-    def step(key, state, tuned: Tuned):
+    def step(key: Key[Array, ""], state: Any, tuned: Tuned):
         key_jitter, key_kernel = jax.random.split(key)
         step_size = jittered(key_jitter, tuned.step_size)
         state, info = transition(key_kernel, state, step_size, tuned.inverse_mass_matrix)

@@ -9,12 +9,14 @@ stiff.
 
 from __future__ import annotations
 
+from typing import Any
+
 import blackjax
 import jax
-from jaxtyping import Array
+from jaxtyping import Array, Float, Key, PyTree
 
 from lambda_hat.config import HmcConfig
-from lambda_hat.engine.algorithm import Algorithm, Sampler
+from lambda_hat.engine.algorithm import Algorithm, Sampler, all_of_burnin
 from lambda_hat.engine.model import Model
 from lambda_hat.samplers import hamiltonian
 
@@ -26,10 +28,10 @@ def build(model: Model, cfg: HmcConfig, arguments: dict[str, Array]) -> Algorith
     """One chain of HMC with `num_integration_steps` leapfrog steps per transition; `arguments` as in `hamiltonian`."""
     kernel = blackjax.hmc.build_kernel()
 
-    def transition(key, state, step_size, inverse_mass_matrix):
+    def transition(key: Key[Array, ""], state: Any, step_size: Float[Array, ""], inverse_mass_matrix: PyTree):
         return kernel(key, state, model.log_density, step_size, inverse_mass_matrix, cfg.num_integration_steps)
 
-    def jittered(key, step_size):
+    def jittered(key: Key[Array, ""], step_size: Float[Array, ""]) -> Float[Array, ""]:
         return jax.random.uniform(key, (), model.w_star.dtype, LEAST_FACTOR, 1.0) * step_size
 
     return hamiltonian.adapted(
@@ -48,5 +50,5 @@ HMC = Sampler(
     arguments=hamiltonian.ARGUMENTS,
     strict=False,
     build=build,
-    num_adapt=lambda cfg: cfg.num_burnin,
+    num_adapt=all_of_burnin,
 )

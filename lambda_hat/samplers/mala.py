@@ -6,12 +6,14 @@ Langevin step of `epsilon = s^2` with the preconditioner `M^-1`, and both are ac
 
 from __future__ import annotations
 
+from typing import Any
+
 import blackjax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Key, PyTree
 
 from lambda_hat.config import MalaConfig
-from lambda_hat.engine.algorithm import Algorithm, Sampler
+from lambda_hat.engine.algorithm import Algorithm, Sampler, all_of_burnin
 from lambda_hat.engine.model import Model
 from lambda_hat.samplers import hamiltonian
 
@@ -20,7 +22,7 @@ def build(model: Model, cfg: MalaConfig, arguments: dict[str, Array]) -> Algorit
     """One chain of MALA; its step size is epsilon, as in SGLD. `arguments` as in `hamiltonian`."""
     kernel = blackjax.hmc.build_kernel()
 
-    def transition(key, state, step_size, inverse_mass_matrix):
+    def transition(key: Key[Array, ""], state: Any, step_size: Float[Array, ""], inverse_mass_matrix: PyTree):
         state, info = kernel(key, state, model.log_density, step_size, inverse_mass_matrix, 1)
         # A single step that is far off counts as a rejection, not as a divergence.
         return state, info._replace(is_divergent=jnp.zeros((), bool))
@@ -42,5 +44,5 @@ MALA = Sampler(
     arguments=hamiltonian.ARGUMENTS,
     strict=False,
     build=build,
-    num_adapt=lambda cfg: cfg.num_burnin,
+    num_adapt=all_of_burnin,
 )

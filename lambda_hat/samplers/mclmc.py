@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import blackjax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Key, PyTree, UInt
 
 from lambda_hat.config import MclmcConfig
-from lambda_hat.engine.algorithm import Algorithm, Info, Sampler, visit_of
+from lambda_hat.engine.algorithm import Algorithm, Info, Sampler, all_of_burnin, visit_of
 from lambda_hat.engine.model import Model
 from lambda_hat.samplers.windows import NUMBER, Windows, learner_of
 from lambda_hat.targets.base import Target
@@ -56,23 +56,26 @@ class Learned(NamedTuple):
     """The state of one chain's adaptation."""
 
     step: StepSize
-    metric: Any
+    metric: PyTree
+    """The learner's state."""
 
 
 class Tuned(NamedTuple):
     """What a chain has after adaptation."""
 
     step_size: Float[Array, ""]
-    inverse_mass_matrix: Any
+    inverse_mass_matrix: PyTree
 
 
-def begun(length: Array) -> StepSize:
+def begun(length: Float[Array, ""]) -> StepSize:
     """The step before the first transition in a metric. length: L, in whose units the step starts."""
     zero = jnp.zeros_like(length)
     return StepSize(FIRST_STEP * length, jnp.full_like(length, jnp.inf), zero, zero)
 
 
-def followed(step: StepSize, energy_change: Array, desired: Array, is_finite: Array) -> StepSize:
+def followed(
+    step: StepSize, energy_change: Float[Array, ""], desired: Float[Array, ""], is_finite: Bool[Array, ""]
+) -> StepSize:
     """The step after a transition.
 
     Args:
@@ -93,7 +96,7 @@ def followed(step: StepSize, energy_change: Array, desired: Array, is_finite: Ar
     return jax.tree.map(lambda a, b: jnp.where(usable, a, b), seen, reverted)
 
 
-def build(model: Model, cfg: MclmcConfig, arguments: dict[str, Array]) -> Algorithm:
+def build(model: Model, cfg: MclmcConfig, arguments: dict[str, Array]) -> Algorithm[Any, Learned, Tuned]:
     """One chain of MCLMC; `arguments` has `num_burnin` and `desired_energy_var`."""
     kernel = blackjax.mclmc.build_kernel()
     learner = learner_of(cfg.metric)
@@ -102,13 +105,13 @@ def build(model: Model, cfg: MclmcConfig, arguments: dict[str, Array]) -> Algori
     length = jnp.sqrt(jnp.full((), dim, dtype))
     desired = arguments["desired_energy_var"] * dim
 
-    def init(key, start):
+    def init(key: Key[Array, ""], start: Float[Array, " dim"]):
         return blackjax.mclmc.init(start, model.log_density, key), Learned(begun(length), learner.init(start)), 1
 
-    def transition(key, state, step_size, inverse_mass_matrix):
+    def transition(key: Key[Array, ""], state: Any, step_size: Float[Array, ""], inverse_mass_matrix: PyTree):
         return kernel(key, state, model.log_density, inverse_mass_matrix, length, step_size)
 
-    def adapt(key, index, state, learned: Learned):
+    def adapt(key: Key[Array, ""], index: UInt[Array, ""], state: Any, learned: Learned):
         inverse = learner.inverse_mass_matrix(learned.metric)
         state, info = transition(key, state, learned.step.step_size, inverse)
         step = followed(learned.step, info.energy_change, desired, info.nonans)
@@ -119,7 +122,7 @@ def build(model: Model, cfg: MclmcConfig, arguments: dict[str, Array]) -> Algori
     def settle(learned: Learned):
         return Tuned(learned.step.step_size, learner.inverse_mass_matrix(learned.metric))
 
-    def step(key, state, tuned: Tuned):
+    def step(key: Key[Array, ""], state: Any, tuned: Tuned):
         state, info = transition(key, state, tuned.step_size, tuned.inverse_mass_matrix)
         visit = visit_of(model, state.position, state.logdensity_grad)
         return state, Info(jnp.full((), jnp.nan, dtype), ~info.nonans, GRADIENTS_PER_STEP, visit)
@@ -145,6 +148,6 @@ MCLMC = Sampler(
     arguments=("num_burnin", "desired_energy_var"),
     strict=False,
     build=build,
-    num_adapt=lambda cfg: cfg.num_burnin,
+    num_adapt=all_of_burnin,
     notes=notes,
 )

@@ -10,14 +10,16 @@ Chains run side by side in one program, which waits for the longest of their tra
 
 from __future__ import annotations
 
+from typing import Any
+
 import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, Key, PyTree
 
 from lambda_hat.config import NutsConfig
-from lambda_hat.engine.algorithm import Algorithm, Sampler
+from lambda_hat.engine.algorithm import Algorithm, Sampler, all_of_burnin
 from lambda_hat.engine.model import Model
 from lambda_hat.samplers import hamiltonian
 
@@ -29,10 +31,10 @@ def build(model: Model, cfg: NutsConfig, arguments: dict[str, Array]) -> Algorit
     """One chain of NUTS; `arguments` as in `hamiltonian`."""
     kernel = blackjax.nuts.build_kernel()
 
-    def transition(key, state, step_size, inverse_mass_matrix):
+    def transition(key: Key[Array, ""], state: Any, step_size: Float[Array, ""], inverse_mass_matrix: PyTree):
         return kernel(key, state, model.log_density, step_size, inverse_mass_matrix, cfg.max_num_doublings)
 
-    def jittered(key, step_size):
+    def jittered(key: Key[Array, ""], step_size: Float[Array, ""]) -> Float[Array, ""]:
         dtype = model.w_star.dtype
         return jnp.exp(jax.random.uniform(key, (), dtype, np.log(LEAST_FACTOR).astype(dtype), 0.0)) * step_size
 
@@ -52,6 +54,6 @@ NUTS = Sampler(
     arguments=hamiltonian.ARGUMENTS,
     strict=False,
     build=build,
-    num_adapt=lambda cfg: cfg.num_burnin,
+    num_adapt=all_of_burnin,
     fixed_cost=False,
 )

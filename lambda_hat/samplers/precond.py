@@ -111,7 +111,7 @@ class SecondMoment:
         seen = Seen(moments, jnp.zeros_like(w), jnp.zeros((), w.dtype))
         return seen, diagonal(self._precond.scale(moments.second))
 
-    def keep(self, seen: Seen, keeps: Bool[Array, ""], w: Array, gradient: Array) -> Seen:
+    def keep(self, seen: Seen, keeps: Bool[Array, ""], w: Float[Array, " dim"], gradient: Float[Array, " dim"]) -> Seen:
         """The state with one `gradient` of the log posterior at `w` more, where `keeps` is true."""
         n_beta, gamma = self._model.posterior
         moments = self._precond.update(seen.moments, (-gradient - gamma * (w - self._model.w_star)) / n_beta)

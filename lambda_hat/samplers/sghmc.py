@@ -24,7 +24,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from blackjax.sgmcmc import diffusions
-from jaxtyping import Array
+from jaxtyping import Array, Float, Key
 
 from lambda_hat.config import SghmcConfig
 from lambda_hat.engine.algorithm import Algorithm, Visit
@@ -34,7 +34,7 @@ from lambda_hat.samplers.adaptation import Taken, langevin_step
 from lambda_hat.samplers.noise import normal_like
 
 
-def momentum_temperature(friction: Array) -> Array:
+def momentum_temperature(friction: Float[Array, ""]) -> Float[Array, ""]:
     """Variance of the momentum at which the position has temperature 1. friction: share of it lost per step."""
     return 1 / (1 - friction / 2)
 
@@ -44,7 +44,9 @@ def build(model: Model, cfg: SghmcConfig, arguments: dict[str, Array]) -> Algori
     lost = arguments["friction"]
     temperature = momentum_temperature(lost)
 
-    def transition(key, w, tuned: stochastic.Tuned, adapting: bool):
+    def transition(
+        key: Key[Array, ""], w: Float[Array, " dim"], tuned: stochastic.Tuned, adapting: bool
+    ) -> tuple[Float[Array, " dim"], Taken]:
         # blackjax's own kernel draws the momentum and the noise from one key.
         key_momentum, key_steps = jax.random.split(key)
         leapfrog = jnp.sqrt(tuned.step_size)
@@ -82,7 +84,9 @@ def build(model: Model, cfg: SghmcConfig, arguments: dict[str, Array]) -> Algori
         of_noise = heat * growth * (1 - (1 - lost) ** 2) / jnp.maximum(noise, jnp.finfo(noise.dtype).tiny)
         return jnp.minimum(langevin_step(squared, noise, growth, heat), of_noise)
 
-    return stochastic.algorithm(model, cfg, arguments, lambda key, w: w, transition, allowed=allowed)
+    return stochastic.algorithm(
+        model, cfg, arguments, lambda key, w: w, transition, position=lambda w: w, allowed=allowed
+    )
 
 
 SGHMC = stochastic.sampler(name="sghmc", arguments=(*stochastic.ARGUMENTS, "friction"), strict=False, build=build)

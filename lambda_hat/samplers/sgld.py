@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from lambda_hat.config import SgldConfig
 from lambda_hat.engine.algorithm import Algorithm
@@ -44,10 +44,10 @@ def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorit
 
     moving = precond if cfg.adapt == "always" or cfg.momentum_in_drift else None
 
-    def start(key, w):
+    def start(key: Key[Array, ""], w: Float[Array, " dim"]) -> State:
         return State(w, None if moving is None else moving.init(w))
 
-    def transition(key, state: State, tuned: stochastic.Tuned, adapting: bool):
+    def transition(key: Key[Array, ""], state: State, tuned: stochastic.Tuned, adapting: bool) -> tuple[State, Taken]:
         key_batch, key_noise = jax.random.split(key)
         metric, w = tuned.metric, state.w
         found = stochastic.force(model, cfg, key_batch, w, metric, False)

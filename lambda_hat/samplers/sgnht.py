@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from blackjax.sgmcmc import diffusions
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from lambda_hat.config import SgnhtConfig
 from lambda_hat.engine.algorithm import Algorithm
@@ -46,11 +46,11 @@ def build(model: Model, cfg: SgnhtConfig, arguments: dict[str, Array]) -> Algori
     lost = arguments["friction"]
     temperature = momentum_temperature(lost)
 
-    def start(key, w):
+    def start(key: Key[Array, ""], w: Float[Array, " dim"]) -> State:
         momentum = jnp.sqrt(temperature) * normal_like(key, w)
         return State(w, momentum, lost)
 
-    def transition(key, state: State, tuned: stochastic.Tuned, adapting: bool):
+    def transition(key: Key[Array, ""], state: State, tuned: stochastic.Tuned, adapting: bool) -> tuple[State, Taken]:
         key_gradient, key_noise = jax.random.split(key)
         leapfrog = jnp.sqrt(tuned.step_size)
         friction = lost / leapfrog

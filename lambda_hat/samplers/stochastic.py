@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key, PyTree, UInt
 
 from lambda_hat.config import StochasticGradientConfig
-from lambda_hat.engine.algorithm import LOSS_COST, Algorithm, Costs, Info, Sampler, Visit
+from lambda_hat.engine.algorithm import LOSS_COST, Algorithm, Costs, Info, Sampler, Visit, all_of_burnin
 from lambda_hat.engine.model import Model, finite
-from lambda_hat.samplers.adaptation import Adaptation, Learned, Taken, langevin_step
+from lambda_hat.samplers.adaptation import Adaptation, Allowed, Learned, Learner, Taken, langevin_step
 from lambda_hat.samplers.metric import Metric
 from lambda_hat.samplers.noise import normal_like
 from lambda_hat.samplers.windows import LowRank
@@ -36,6 +36,9 @@ class Tuned(NamedTuple):
     metric: Metric
 
 
+State = TypeVar("State")
+
+
 class Force(NamedTuple):
     """The gradient of the negative log posterior at one place, from a batch."""
 
@@ -48,7 +51,12 @@ class Force(NamedTuple):
 
 
 def force(
-    model: Model, cfg: StochasticGradientConfig, key: Array, w: Float[Array, " dim"], metric: Metric, noise: bool
+    model: Model,
+    cfg: StochasticGradientConfig,
+    key: Key[Array, ""],
+    w: Float[Array, " dim"],
+    metric: Metric,
+    noise: bool,
 ) -> Force:
     """The gradient of the negative log posterior at `w`, from a batch.
 
@@ -78,12 +86,12 @@ def algorithm(
     model: Model,
     cfg: StochasticGradientConfig,
     arguments: dict[str, Array],
-    start: Callable[[Array, Array], Any],
-    transition: Callable[[Array, Any, Tuned, bool], tuple[Any, Taken]],
-    position: Callable[[Any], Array] = lambda state: state,
-    allowed: Callable[[Array, Array, Array, Array], Array] = langevin_step,
-    learner: Any = None,
-) -> Algorithm:
+    start: Callable[[Key[Array, ""], Float[Array, " dim"]], State],
+    transition: Callable[[Key[Array, ""], State, Tuned, bool], tuple[State, Taken]],
+    position: Callable[[State], Float[Array, " dim"]],
+    allowed: Allowed = langevin_step,
+    learner: Learner | None = None,
+) -> Algorithm[State, PyTree, Tuned]:
     """One chain of a sampler on minibatch gradients.
 
     Args:
@@ -92,7 +100,7 @@ def algorithm(
         arguments: The fields of the sampler's `arguments`.
         start: (key, w) -> state.
         transition: (key, state, tuned, whether in adaptation) -> (state, what the transition took).
-        position: state -> w; by default the state is w.
+        position: state -> w.
         allowed: The sampler's rule for the largest step, as `adaptation.langevin_step`.
         learner: Learns a metric that is not low-rank; None: there is none.
     """
@@ -101,10 +109,10 @@ def algorithm(
     adaptation = Adaptation(model, cfg, arguments, allowed, learner)
     per_transition = gradients_per_step(cfg) * getattr(cfg, "num_integration_steps", 1)
 
-    def init(key, w):
+    def init(key: Key[Array, ""], w: Float[Array, " dim"]) -> tuple[State, PyTree, int]:
         return start(key, w), adaptation.init(w) if cfg.learns else (), 0
 
-    def adapt(key, index, state, learned: Learned):
+    def adapt(key: Key[Array, ""], index: UInt[Array, ""], state: State, learned: Learned):
         after, taken = transition(key, state, Tuned(learned.step_size, learned.metric), True)
         usable = finite(position(after)) & finite(taken.gradient) & jnp.isfinite(taken.squared)
         after = jax.tree.map(lambda a, b: jnp.where(usable, a, b), after, start(key, model.w_star))
@@ -116,12 +124,12 @@ def algorithm(
             return Tuned(arguments["step_size"], adaptation.init(model.w_star).metric)
         return Tuned(learned.step_size, learned.metric)
 
-    def step(key, state, tuned: Tuned):
+    def step(key: Key[Array, ""], state: State, tuned: Tuned):
         state, taken = transition(key, state, tuned, False)
         nan = jnp.full((), jnp.nan, model.w_star.dtype)
         return state, Info(nan, jnp.zeros((), bool), per_transition, taken.visit)
 
-    def mala(key, w, tuned: Tuned):
+    def mala(key: Key[Array, ""], w: Float[Array, " dim"], tuned: Tuned):
         return mala_acceptance(model, key, w, tuned.step_size, tuned.metric)
 
     return Algorithm(
@@ -147,14 +155,16 @@ def averages(cfg: StochasticGradientConfig) -> bool:
     return cfg.loss_estimate == "paired" and cfg.gradient == "control_variate"
 
 
-def recorder(model: Model, cfg: StochasticGradientConfig) -> Callable[[Array, Array], Array]:
+def recorder(
+    model: Model, cfg: StochasticGradientConfig
+) -> Callable[[Key[Array, ""], Float[Array, " dim"]], Float[Array, ""]]:
     """What records a loss: (key, w) -> `L(w) - L(w_star)`.
 
     L is the full loss, or with `loss_estimate: paired` that of one batch. Both terms of a stochastic loss have the same
     random key.
     """
 
-    def record(key, w):
+    def record(key: Key[Array, ""], w: Float[Array, " dim"]) -> Float[Array, ""]:
         if _paired(cfg, model.population):
             assert cfg.batch_size is not None
             key_batch, key_loss = jax.random.split(key)
@@ -168,7 +178,7 @@ def recorder(model: Model, cfg: StochasticGradientConfig) -> Callable[[Array, Ar
 
 
 def mala_acceptance(
-    model: Model, key: Array, w: Float[Array, " dim"], step_size: Array, metric: Metric
+    model: Model, key: Key[Array, ""], w: Float[Array, " dim"], step_size: Float[Array, ""], metric: Metric
 ) -> Float[Array, ""]:
     """Probability that Metropolis accepts one Langevin step from `w` (Roberts & Tweedie 1996).
 
@@ -183,7 +193,7 @@ def mala_acceptance(
     rows = 0 if model.population else model.loss.num_rows(model.data)
     batch = model.batch(key_batch, MALA_ROWS) if rows > MALA_ROWS else None
 
-    def potential(z):
+    def potential(z: Float[Array, " dim"]) -> Float[Array, ""]:
         place = w + metric.forward(z)
         loss = model.full_loss(place, key_loss) if batch is None else model.batch_loss(place, batch, key_loss)
         return model.posterior.potential(loss, place, model.w_star)
@@ -209,6 +219,11 @@ def mala_acceptance(
 
 def _paired(cfg: StochasticGradientConfig, population: bool) -> bool:
     return cfg.loss_estimate == "paired" and cfg.batch_size is not None and not population
+
+
+def num_adapt(cfg: StochasticGradientConfig) -> int:
+    """Transitions of adaptation: all of burn-in where there is something to learn."""
+    return all_of_burnin(cfg) if cfg.learns else 0
 
 
 def estimates_losses(cfg: StochasticGradientConfig, target: Target) -> bool:
@@ -261,7 +276,7 @@ def notes(cfg: StochasticGradientConfig, target: Target) -> tuple[str, ...]:
 
 sampler = partial(
     Sampler,
-    num_adapt=lambda cfg: cfg.num_burnin if cfg.learns else 0,
+    num_adapt=num_adapt,
     costs=costs,
     notes=notes,
     estimates_losses=estimates_losses,

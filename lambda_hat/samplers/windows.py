@@ -11,12 +11,12 @@ draws and gradients together (Seyboldt et al. 2026, arXiv 2603.18845).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt
+from jaxtyping import Array, Bool, Float, PyTree, UInt
 
 from lambda_hat.samplers.metric import Metric
 
@@ -87,7 +87,7 @@ class LowRank:
         metric = Metric(jnp.ones_like(like), jnp.zeros((RANK, like.size), like.dtype), jnp.ones((RANK,), like.dtype))
         return Kept(rows, rows, jnp.zeros((), jnp.uint32)), metric
 
-    def keep(self, kept: Kept, keeps: Bool[Array, ""], w: Array, gradient: Array) -> Kept:
+    def keep(self, kept: Kept, keeps: Bool[Array, ""], w: Float[Array, " dim"], gradient: Float[Array, " dim"]) -> Kept:
         """The state with one draw more, where `keeps` is true, the draw is finite and there is room."""
         keeps &= jnp.all(jnp.isfinite(w)) & jnp.all(jnp.isfinite(gradient)) & (kept.count < NUMBER(self.rows))
         # `mode="drop"` writes nothing at a place beyond the last row.
@@ -126,11 +126,11 @@ class LowRank:
 class MetricLearner(NamedTuple):
     """A metric that one chain learns for itself. Its state is a pytree of arrays."""
 
-    init: Callable[[Array], Any]
-    """(dim,) -> state."""
-    inverse_mass_matrix: Callable[[Any], Any]
+    init: Callable[[Float[Array, " dim"]], PyTree]
+    """w -> state."""
+    inverse_mass_matrix: Callable[[PyTree], PyTree]
     """state -> the metric as blackjax's kernels take it."""
-    update: Callable[[Any, Windows, Array, Array, Array], Any]
+    update: Callable[[PyTree, Windows, UInt[Array, ""], Float[Array, " dim"], Float[Array, " dim"]], PyTree]
     """(state, windows, index, draw, gradient of the log posterior there) -> state after transition `index`."""
 
 
@@ -145,7 +145,9 @@ def _low_rank() -> MetricLearner:
 
     learner = LowRank(1)
 
-    def update(state, windows: Windows, index, w, gradient):
+    def update(
+        state: PyTree, windows: Windows, index: UInt[Array, ""], w: Float[Array, " dim"], gradient: Float[Array, " dim"]
+    ):
         kept, metric = state
         kept = learner.keep(kept, windows.is_kept(index, learner.rows), w, gradient)
         ends = windows.is_end(index)
@@ -166,7 +168,9 @@ def _welford(is_diagonal: bool) -> MetricLearner:
 
     begin, add, estimate = mass_matrix_adaptation(is_diagonal_matrix=is_diagonal)
 
-    def update(state, windows: Windows, index, w, gradient):
+    def update(
+        state: PyTree, windows: Windows, index: UInt[Array, ""], w: Float[Array, " dim"], gradient: Float[Array, " dim"]
+    ):
         state = jax.lax.cond(index < windows.last_end, lambda: add(state, w), lambda: state)
         return jax.lax.cond(windows.is_end(index), estimate, lambda state: state, state)
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -112,8 +113,8 @@ def test_microcanonical_chains_learn_a_metric_that_fits(schema):
 @pytest.mark.parametrize("first", [0.1, 1.0, 1e4])
 def test_the_step_of_mclmc_is_the_one_at_which_the_energy_error_is_as_desired(first):
     rng, desired = np.random.default_rng(5), 1e-3
-    step = mclmc.begun(np.float64(1.0))._replace(step_size=np.float64(first))
     with jax.enable_x64(True):
+        step = mclmc.begun(jnp.asarray(1.0))._replace(step_size=jnp.asarray(first))
         follow = jax.jit(mclmc.followed)
         for _ in range(400):
             # An energy error of sd eps^3, not finite above 30.

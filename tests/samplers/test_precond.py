@@ -1,15 +1,19 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lambda_hat.config import SgldConfig
 from lambda_hat.samplers.precond import Preconditioner, preconditioner
 
-NUMBERS = {"decay": 0.9, "momentum_decay": 0.5, "damping": 0.1, "initial_second_moment": 4.0}
-GRADIENTS = np.float32([[1.0, 0.0], [2.0, 0.0], [-3.0, 0.0]])
+NUMBERS = {
+    name: jnp.asarray(value)
+    for name, value in {"decay": 0.9, "momentum_decay": 0.5, "damping": 0.1, "initial_second_moment": 4.0}.items()
+}
+GRADIENTS = jnp.asarray([[1.0, 0.0], [2.0, 0.0], [-3.0, 0.0]])
 
 
 def moments_after(precond):
-    moments = precond.init(np.zeros(2, np.float32))
+    moments = precond.init(jnp.zeros(2))
     for gradient in GRADIENTS:
         moments = precond.update(moments, gradient)
     return moments
