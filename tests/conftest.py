@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ settings.register_profile("ci", max_examples=40, derandomize=True, deadline=None
 settings.register_profile("soak", max_examples=1200, deadline=None, database=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "soak" if SOAK else "ci"))
 
+EXPLICIT_RANKS = ("estimate", "targets", "engine", "samplers", "execute")
+"""Folders of tests."""
 AWKWARD_NAMES = ["plain", "with space", 'quo\'te "double"', "-dash $(touch pwned) `x`"]
 
 
@@ -44,6 +47,17 @@ def pytest_configure(config: pytest.Config) -> None:
         shared = tempfile.mkdtemp(prefix="lambda_hat-tests-")
         os.environ["LAMBDA_HAT_CACHE"] = shared
         config.add_cleanup(lambda: shutil.rmtree(shared, ignore_errors=True))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
+    """In the folders whose tests trace our own code, an operation on arrays of different ranks is an error."""
+    if item.path.parent.name not in EXPLICIT_RANKS:
+        return (yield)
+    import jax
+
+    with jax.numpy_rank_promotion("raise"):
+        return (yield)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

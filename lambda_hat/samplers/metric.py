@@ -29,7 +29,7 @@ class Metric(NamedTuple):
     @property
     def trace(self) -> Float[Array, ""]:
         """The trace of P."""
-        along = jnp.sum((self.sigma * self.directions) ** 2, axis=1)
+        along = jnp.sum((self.sigma[None] * self.directions) ** 2, axis=1)
         dim = self.directions.shape[1]
         return jnp.sum(self.sigma**2) * (dim // self.sigma.size) + jnp.sum((self.scales - 1) * along)
 

@@ -108,7 +108,7 @@ class LowRank:
         from blackjax.adaptation.metric_estimators import fisher_score_low_rank
 
         # A chain with fewer draws repeats them, which changes neither mean nor covariance.
-        rows = jnp.arange(self.rows, dtype=jnp.uint32) % jnp.maximum(kept.count, NUMBER(1))[:, None]
+        rows = jnp.arange(self.rows, dtype=jnp.uint32)[None] % jnp.maximum(kept.count, NUMBER(1))[:, None]
         dim = metric.sigma.size
         draws, gradients = (
             jnp.take_along_axis(x, rows[..., None], axis=1).reshape(-1, dim) for x in (kept.draws, kept.gradients)

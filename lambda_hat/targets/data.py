@@ -22,7 +22,7 @@ def draw_inputs(key: Key[Array, ""], cfg: DataConfig) -> Float[Array, "n input_d
     x = jax.random.normal(key_normal, (cfg.n, cfg.input_dim))
     if cfg.input_law == "anisotropic":
         variances = jnp.geomspace(cfg.anisotropy, 1.0, cfg.input_dim)
-        return x * jnp.sqrt(variances / jnp.mean(variances))
+        return x * jnp.sqrt(variances / jnp.mean(variances))[None]
     if cfg.input_law == "mixture":
         centres = cfg.separation * jax.random.normal(key_centres, (cfg.num_components, cfg.input_dim))
         return x + centres[jax.random.randint(key_component, (cfg.n,), 0, cfg.num_components)]

@@ -251,7 +251,7 @@ def _well_conditioned(key: Key[Array, ""], size: int) -> Float[Array, "size size
     """A matrix with singular values between .8 and 1.25 and uniform singular vectors."""
     key_left, key_right, key_values = jax.random.split(key, 3)
     values = jax.random.uniform(key_values, (size,), minval=0.8, maxval=1.25)
-    return jax.random.orthogonal(key_left, size) * values @ jax.random.orthogonal(key_right, size)
+    return jax.random.orthogonal(key_left, size) * values[None] @ jax.random.orthogonal(key_right, size)
 
 
 def _offset(key: Key[Array, ""], params: dict[str, Array]) -> dict[str, Array]:

@@ -159,7 +159,7 @@ def draw_data(key: Key[Array, ""], cfg: DataConfig, teacher: Architecture) -> di
     x = draw_inputs(key_inputs, cfg)
     outputs = jax.vmap(teacher.module(draw_teacher(key_teacher, teacher)))(x)
     # To scale an output is to scale its row of the last layer, so y is still a network of this architecture.
-    return {"x": x, "y": outputs / jnp.std(outputs, axis=0) + draw_noise(key_noise, cfg, x)}
+    return {"x": x, "y": outputs / jnp.std(outputs, axis=0)[None] + draw_noise(key_noise, cfg, x)}
 
 
 def draw_teacher(key: Key[Array, ""], arch: Architecture) -> dict[str, Array]:

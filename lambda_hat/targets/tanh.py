@@ -22,7 +22,7 @@ class TanhLoss(Loss):
     """
 
     def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
-        f = jnp.sum(params["a"] * jnp.tanh(params["b"] * data["nodes"][:, None]), axis=-1)
+        f = jnp.sum(params["a"][None] * jnp.tanh(params["b"][None] * data["nodes"][:, None]), axis=-1)
         return 0.5 * jnp.sum(data["weights"] * f**2)
 
 

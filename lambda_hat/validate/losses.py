@@ -48,5 +48,5 @@ class MixtureLoss(Loss):
     """
 
     def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
-        squares = (data["x"][:, None] - params["w"]) ** 2 / 2
+        squares = (data["x"][:, None] - params["w"][None]) ** 2 / 2
         return -jnp.mean(jax.nn.logsumexp(-squares, axis=1))
