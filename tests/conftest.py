@@ -11,19 +11,25 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+CHECKED = ("estimate", "targets", "engine", "samplers")
+"""Rooms whose types and shapes are checked at every call. The processes that tests start check nothing."""
+install_import_hook(
+    [f"lambda_hat.{room}" for room in CHECKED],
+    # An int is good where a float is asked for.
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 SOAK = os.environ.get("LAMBDA_HAT_SOAK") == "1"
 """`make soak`: the same tests, with many more inputs and kill points."""
 settings.register_profile("ci", max_examples=40, derandomize=True, deadline=None, database=None)
 settings.register_profile("soak", max_examples=1200, deadline=None, database=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "soak" if SOAK else "ci"))
 
-EXPLICIT_RANKS = ("estimate", "targets", "engine", "samplers", "execute")
-"""Folders of tests."""
 AWKWARD_NAMES = ["plain", "with space", 'quo\'te "double"', "-dash $(touch pwned) `x`"]
 
 
@@ -51,8 +57,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
-    """In the folders whose tests trace our own code, an operation on arrays of different ranks is an error."""
-    if item.path.parent.name not in EXPLICIT_RANKS:
+    """In the tests of these rooms, an operation on arrays of different ranks is an error."""
+    if item.path.parent.name not in CHECKED:
         return (yield)
     import jax
 

@@ -42,6 +42,7 @@ class State(Protocol):
 
 
 Carry = TypeVar("Carry", bound=State)
+Tree = TypeVar("Tree")
 Progress = Callable[[str, int, int], None]
 """(phase, transitions made in it, transitions in all)."""
 
@@ -143,7 +144,7 @@ class Chunks:
         """Whether the loaded state is of one of these phases."""
         return bool(self._kept) and self._kept[0].phase in phases
 
-    def restore(self, phase: str, like: Callable[[], Carry]) -> Carry | None:
+    def restore(self, phase: str, like: Callable[[], Tree]) -> Tree | None:
         """The loaded state of all lanes.
 
         Args:
@@ -269,7 +270,7 @@ def read_checkpoint(path: Path) -> Kept | None:
         raise CorruptArtifact(f"{path}: not a checkpoint of this version ({error})") from None
 
 
-def _is_key(x: jax.Array | jax.ShapeDtypeStruct) -> bool:
+def _is_key(x: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 

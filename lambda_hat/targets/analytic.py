@@ -16,7 +16,7 @@ from lambda_hat.config import (
     QuadraticBuild,
     RadialBuild,
 )
-from lambda_hat.targets.base import Loss, Made
+from lambda_hat.targets.base import Arrays, Loss, Made
 from lambda_hat.targets.truth import eigenvalues
 
 AnalyticBuild = QuadraticBuild | MonomialBuild | MonomialSumBuild | RadialBuild | LineAndPointBuild
@@ -40,7 +40,7 @@ class PolynomialLoss(Loss):
     bits: int
     """All exponents are below 2^bits."""
 
-    def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
+    def __call__(self, params: Arrays, data: Arrays) -> Float[Array, ""]:
         squares = params["w"] ** 2
         quadratic = 0.5 * jnp.sum(data["eigenvalues"] * squares)
         exponents = data["exponents"].astype(jnp.int32)

@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Key
 from lambda_hat.config import NO_ROWS
 from lambda_hat.config.parameter_paths import matching_paths
 
+Arrays = Mapping[str, Array | np.ndarray]
+"""Parameters or data by name."""
 SLICE_ROWS = 16384
 """Rows per slice when a build evaluates the loss on the full data. It bounds the memory of that evaluation."""
 
@@ -34,15 +36,15 @@ class Loss:
         """The reason why the loss of a row is no negative log likelihood; None if it is one."""
         return NO_ROWS["stochastic"] if self.stochastic else None
 
-    def __call__(self, params: dict[str, Array], data: dict[str, Array], *key: Key[Array, ""]) -> Float[Array, ""]:
+    def __call__(self, params: Arrays, data: Arrays, *key: Key[Array, ""]) -> Float[Array, ""]:
         """The mean over the rows of `data`. For a population loss, `data` are the constants of its closed form."""
         raise NotImplementedError
 
-    def of_batch(self, params: dict[str, Array], batch: dict[str, Array], *key: Key[Array, ""]) -> Float[Array, ""]:
+    def of_batch(self, params: Arrays, batch: Arrays, *key: Key[Array, ""]) -> Float[Array, ""]:
         """An unbiased estimate of `full` from a `batch` of rows drawn from the data, together with its constants."""
         return self(params, batch, *key)
 
-    def of_row(self, params: dict[str, Array], row: dict[str, Array]) -> Float[Array, ""]:
+    def of_row(self, params: Arrays, row: Arrays) -> Float[Array, ""]:
         """The negative log likelihood of a single row; the arrays of `row` have a leading axis of length 1."""
         return self(params, row)
 
@@ -50,18 +52,16 @@ class Loss:
         """The mean weight of a row: `full` is the sum of `of_row`, divided by the number of rows times this."""
         return 1.0
 
-    def num_rows(self, data: Mapping[str, Array | np.ndarray]) -> int:
+    def num_rows(self, data: Arrays) -> int:
         """The number of rows of the full data. Arrays without an axis are constants."""
         return next(len(array) for array in data.values() if array.ndim)
 
-    def batch(self, key: Key[Array, ""], data: dict[str, Array], batch_size: int) -> dict[str, Array]:
+    def batch(self, key: Key[Array, ""], data: Arrays, batch_size: int) -> dict[str, Any]:
         """Draw `batch_size` rows with replacement; the constants come with them."""
         rows = jax.random.randint(key, (batch_size,), 0, self.num_rows(data))
         return each_row(lambda array: array[rows], data)
 
-    def full(
-        self, params: dict[str, Array], data: dict[str, Array], slice_rows: int, *key: Key[Array, ""]
-    ) -> Float[Array, ""]:
+    def full(self, params: Arrays, data: Arrays, slice_rows: int, *key: Key[Array, ""]) -> Float[Array, ""]:
         """The mean loss over all rows of `data`, in slices of at most `slice_rows` rows. Not for population losses.
 
         Its gradient recomputes each slice, so that the memory stays that of one slice.
@@ -89,7 +89,7 @@ class Loss:
             total += self.of_batch(params, rest, *rest_key) * (remainder / num_rows)
         return total
 
-    def per_row(self, params: dict[str, Array], data: dict[str, Array], slice_rows: int) -> Float[Array, " rows"]:
+    def per_row(self, params: Arrays, data: Arrays, slice_rows: int) -> Float[Array, " rows"]:
         """The value of `of_row` for every row, `slice_rows` rows at a time."""
         constants = {name: array for name, array in data.items() if not array.ndim}
 
@@ -100,7 +100,7 @@ class Loss:
         return jax.lax.map(of_row, rows, batch_size=min(slice_rows, self.num_rows(data)))
 
 
-def each_row(take: Callable[[Array], Array], data: dict[str, Array]) -> dict[str, Array]:
+def each_row(take: Callable[[Any], Any], data: Arrays) -> dict[str, Any]:
     """Apply `take` to every array of `data` that has rows. Arrays without an axis are constants and stay."""
     return {name: take(array) if array.ndim else array for name, array in data.items()}
 
@@ -172,7 +172,7 @@ class Made(NamedTuple):
     """The finished target, for a kind whose loss and n do not follow from the configuration."""
 
 
-def regression_loss(residual: Float[Array, "rows outputs"], kind: str, sigma: float) -> Float[Array, ""]:
+def regression_loss(residual: Float[Array | np.ndarray, "rows outputs"], kind: str, sigma: float) -> Float[Array, ""]:
     """The loss of regression with the given residuals.
 
     Args:
@@ -191,6 +191,6 @@ def no_likelihood(kind: str) -> str | None:
     return NO_ROWS["mse"] if kind == "mse" else None
 
 
-def to_numpy(params: dict[str, Array]) -> dict[str, np.ndarray]:
+def to_numpy(params: Arrays) -> dict[str, np.ndarray]:
     """Copy arrays from the device, as float64."""
     return {name: np.asarray(array, dtype=np.float64) for name, array in params.items()}

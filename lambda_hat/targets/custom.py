@@ -27,7 +27,7 @@ from lambda_hat.targets.pytrees import ById, notes_on, split_data, split_params
 
 
 def target_of(
-    loss_fn: Callable[..., Any],
+    loss_fn: Any,
     params: Any,
     data: Any,
     n: int | None,

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from lambda_hat.errors import ConfigError
-from lambda_hat.targets.base import Loss
+from lambda_hat.targets.base import Arrays, Loss
 from lambda_hat.targets.pytrees import Structure, is_array
 
 MEAN_WEIGHT = "(mean weight of a row)"
@@ -39,17 +39,17 @@ class CustomLoss(Loss):
 
     strict = False
 
-    def __call__(self, params: dict[str, Array], data: dict[str, Array], *key: Key[Array, ""]) -> Float[Array, ""]:
+    def __call__(self, params: Arrays, data: Arrays, *key: Key[Array, ""]) -> Float[Array, ""]:
         value = self.value(params, data, *key)
         return value[0] / value[1] if isinstance(value, tuple) else value
 
-    def of_batch(self, params: dict[str, Array], batch: dict[str, Array], *key: Key[Array, ""]) -> Float[Array, ""]:
+    def of_batch(self, params: Arrays, batch: Arrays, *key: Key[Array, ""]) -> Float[Array, ""]:
         value = self.value(params, batch, *key)
         if isinstance(value, tuple):
             return value[0] / (self.num_rows(batch) * batch[MEAN_WEIGHT])
         return value
 
-    def of_row(self, params: dict[str, Array], row: dict[str, Array]) -> Float[Array, ""]:
+    def of_row(self, params: Arrays, row: Arrays) -> Float[Array, ""]:
         """The loss of a single row. Of a pair (sum, weight) it is the sum, or 0 if the row has no weight."""
         value = self.value(params, row)
         if isinstance(value, tuple):
@@ -59,7 +59,7 @@ class CustomLoss(Loss):
     def weight_per_row(self, data: dict[str, np.ndarray]) -> float:
         return float(data.get(MEAN_WEIGHT, 1.0))
 
-    def terms(self, params: dict[str, Array], data: dict[str, Array], *key: Key[Array, ""]) -> tuple[Array, Array]:
+    def terms(self, params: Arrays, data: Arrays, *key: Key[Array, ""]) -> tuple[Array, Array]:
         """The sum of the losses of the rows and the sum of their weights. In a mean every row has weight 1."""
         value = self.value(params, data, *key)
         if isinstance(value, tuple):
@@ -67,7 +67,7 @@ class CustomLoss(Loss):
         rows = jnp.asarray(1 if self.data is None else self.num_rows(data), value.dtype)
         return value * rows, rows
 
-    def value(self, params: dict[str, Array], data: dict[str, Array], *key: Key[Array, ""]) -> Any:
+    def value(self, params: Arrays, data: Arrays, *key: Key[Array, ""]) -> Any:
         """The mean over rows, or the pair, in the precision of the parameters.
 
         Raises:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from lambda_hat.config import DlnBuild
-from lambda_hat.targets.base import Loss, Made, no_likelihood, to_numpy
+from lambda_hat.targets.base import Arrays, Loss, Made, no_likelihood, to_numpy
 from lambda_hat.targets.train import polish
 from lambda_hat.targets.truth import dln_rank, population_scale
 
@@ -42,7 +42,7 @@ class DlnPopulationLoss(Loss):
     """The number of layers L."""
     scale: float
 
-    def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
+    def __call__(self, params: Arrays, data: Arrays) -> Float[Array, ""]:
         return self.scale * jnp.sum((product(params, self.depth) - data["W_star"]) ** 2)
 
 
@@ -71,7 +71,7 @@ class DlnEmpiricalLoss(Loss):
     def no_likelihood(self) -> str | None:
         return no_likelihood(self.kind)
 
-    def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
+    def __call__(self, params: Arrays, data: Arrays) -> Float[Array, ""]:
         """The mean over a batch, which holds "x" (rows, inputs), "e" (rows, outputs) and "W_star"."""
         residual = data["e"] - data["x"] @ (product(params, self.depth) - data["W_star"]).T
         return self.scale * jnp.mean(jnp.sum(residual**2, axis=-1))
@@ -79,18 +79,18 @@ class DlnEmpiricalLoss(Loss):
     def num_rows(self, data: Mapping[str, Array | np.ndarray]) -> int:
         return self.rows
 
-    def batch(self, key: Key[Array, ""], data: dict[str, Array], batch_size: int) -> dict[str, Array]:
+    def batch(self, key: Key[Array, ""], data: Arrays, batch_size: int) -> dict[str, Any]:
         indices = jax.random.randint(key, (batch_size,), 0, self.rows, jnp.int32)
         return draw_rows(data, indices, self.noisy) | {"W_star": data["W_star"]}
 
-    def full(self, params: dict[str, Array], data: dict[str, Array], slice_rows: int) -> Float[Array, ""]:
+    def full(self, params: Arrays, data: Arrays, slice_rows: int) -> Float[Array, ""]:
         difference = product(params, self.depth) - data["W_star"]
         square = quadratic_form(difference, data["Sxx"])
         if not self.noisy:
             return self.scale * square
         return self.scale * (square - 2 * jnp.sum(difference * data["Sxe"].T) + data["See"])
 
-    def per_row(self, params: dict[str, Array], data: dict[str, Array], slice_rows: int) -> Float[Array, " rows"]:
+    def per_row(self, params: Arrays, data: Arrays, slice_rows: int) -> Float[Array, " rows"]:
         difference = product(params, self.depth) - data["W_star"]
 
         def of_row(index):
@@ -101,22 +101,22 @@ class DlnEmpiricalLoss(Loss):
         return jax.lax.map(of_row, indices, batch_size=min(slice_rows, len(indices)))
 
 
-def draw_row(data: dict[str, Array], index: Array, noisy: bool) -> dict[str, Array]:
+def draw_row(data: Arrays, index: Array | np.ndarray, noisy: bool) -> dict[str, Any]:
     """Draw row `index` of the data: "x" (inputs,) and its noise "e" (outputs,), the same in every precision."""
     outputs, inputs = data["W_star"].shape
     dtype = data["W_star"].dtype
-    key = jax.random.fold_in(jax.random.wrap_key_data(data["rows_key"]), index)
+    key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(data["rows_key"])), index)
     normal = jax.random.normal(key, (inputs + outputs * noisy,), jnp.float32).astype(dtype)
     return {"x": normal[:inputs], "e": data["noise_std"] * normal[inputs:] if noisy else jnp.zeros(outputs, dtype)}
 
 
-def draw_rows(data: dict[str, Array], indices: Int[Array, " rows"], noisy: bool) -> dict[str, Array]:
+def draw_rows(data: Arrays, indices: Int[Array | np.ndarray, " rows"], noisy: bool) -> dict[str, Array]:
     """Draw several rows of the data: "x" (rows, inputs) and "e" (rows, outputs)."""
     return jax.vmap(partial(draw_row, data, noisy=noisy))(indices)
 
 
 @partial(jax.jit, static_argnames="noisy")
-def second_moments(data: dict[str, Array], n: Int[Array, ""], noisy: bool) -> dict[str, Array]:
+def second_moments(data: Arrays, n: Int[Array, ""], noisy: bool) -> dict[str, Array]:
     """Compute "Sxx", "Sxe" and "See" over all n rows, slice by slice, in the precision of "W_star"."""
     outputs, inputs = data["W_star"].shape
     dtype = data["W_star"].dtype
@@ -137,7 +137,9 @@ def second_moments(data: dict[str, Array], n: Int[Array, ""], noisy: bool) -> di
 
 
 @jax.custom_jvp
-def quadratic_form(matrix: Float[Array, "outputs inputs"], moments: Float[Array, "inputs inputs"]) -> Float[Array, ""]:
+def quadratic_form(
+    matrix: Float[Array | np.ndarray, "outputs inputs"], moments: Float[Array | np.ndarray, "inputs inputs"]
+) -> Float[Array, ""]:
     """Compute `tr(D S D^T)` for a symmetric S that is not differentiated.
 
     The value and its gradient share the one product `D S`. Automatic differentiation would compute three products.
@@ -152,12 +154,12 @@ def _(primals, tangents):
     return jnp.sum(scaled * matrix), 2 * jnp.sum(scaled * tangent)
 
 
-def product(params: dict[str, Array], depth: int) -> Float[Array, "outputs inputs"]:
+def product(params: Arrays, depth: int) -> Float[Array | np.ndarray, "outputs inputs"]:
     """Multiply `W_L ... W_1` in the order of fewest operations. The gradient takes twice as many in addition."""
     factors = [params[f"layers/{layer}/weight"] for layer in range(depth)]
     widths = (factors[0].shape[1], *(w.shape[0] for w in factors))
 
-    def multiply(tree) -> Array:
+    def multiply(tree) -> Array | np.ndarray:
         return factors[tree] if isinstance(tree, int) else multiply(tree[1]) @ multiply(tree[0])
 
     return multiply(cheapest_order(widths))
@@ -254,7 +256,7 @@ def _well_conditioned(key: Key[Array, ""], size: int) -> Float[Array, "size size
     return jax.random.orthogonal(key_left, size) * values[None] @ jax.random.orthogonal(key_right, size)
 
 
-def _offset(key: Key[Array, ""], params: dict[str, Array]) -> dict[str, Array]:
+def _offset(key: Key[Array, ""], params: Arrays) -> dict[str, Any]:
     keys = jax.random.split(key, len(params))
     return {
         name: w + SADDLE_OFFSET / jnp.sqrt(w.shape[1]) * jax.random.normal(k, w.shape)

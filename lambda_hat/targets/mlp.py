@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 
 from lambda_hat.config import DataConfig, MlpBuild, mlp_widths
 from lambda_hat.errors import BuildFailed
-from lambda_hat.targets.base import Loss, Made, no_likelihood, regression_loss, to_numpy
+from lambda_hat.targets.base import Arrays, Loss, Made, no_likelihood, regression_loss, to_numpy
 from lambda_hat.targets.data import draw_inputs, draw_noise
 from lambda_hat.targets.train import checkpoints, slope, train
 
@@ -62,7 +62,7 @@ class Architecture:
         leaves, _ = jax.tree_util.tree_flatten_with_path(Mlp(self, key))
         return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
-    def module(self, params: dict[str, Array]) -> Mlp:
+    def module(self, params: Arrays) -> Mlp:
         """The network with the given parameters."""
         names, structure = _skeleton(self)
         return jax.tree.unflatten(structure, [params[name] for name in names])
@@ -86,8 +86,8 @@ class MlpLoss(Loss):
     def no_likelihood(self) -> str | None:
         return no_likelihood(self.kind)
 
-    def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
-        outputs = jax.vmap(self.arch.module(params))(data["x"])
+    def __call__(self, params: Arrays, data: Arrays) -> Float[Array, ""]:
+        outputs = jax.vmap(self.arch.module(params))(jnp.asarray(data["x"]))
         return regression_loss(data["y"] - outputs, self.kind, self.sigma)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lambda_hat.config import TanhBuild
-from lambda_hat.targets.base import Loss, Made
+from lambda_hat.targets.base import Arrays, Loss, Made
 from lambda_hat.targets.truth.quadrature import half_normal_rule
 
 
@@ -21,7 +21,7 @@ class TanhLoss(Loss):
     f^2 is even, so nodes x > 0 suffice. `data` holds "nodes" and "weights" of shape (nodes,). The weights add up to 1.
     """
 
-    def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
+    def __call__(self, params: Arrays, data: Arrays) -> Float[Array, ""]:
         f = jnp.sum(params["a"][None] * jnp.tanh(params["b"][None] * data["nodes"][:, None]), axis=-1)
         return 0.5 * jnp.sum(data["weights"] * f**2)
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from lambda_hat.config import TrainingConfig
 from lambda_hat.errors import BuildFailed
 from lambda_hat.programs.compiling import call
-from lambda_hat.targets.base import SLICE_ROWS, Loss
+from lambda_hat.targets.base import SLICE_ROWS, Arrays, Loss
 
 CHECK_EVERY = 50
 """Adam steps between two evaluations of the loss on the full data."""
@@ -32,7 +32,7 @@ Params = dict[str, Array]
 def train(
     loss: Loss,
     params: Params,
-    data: dict[str, Array],
+    data: Arrays,
     cfg: TrainingConfig,
     key: Key[Array, ""],
     programs: Path | None = None,
@@ -73,7 +73,7 @@ def train(
 def checkpoints(
     loss: Loss,
     params: Params,
-    data: dict[str, Array],
+    data: Arrays,
     cfg: TrainingConfig,
     key: Key[Array, ""],
     steps: Sequence[int],
@@ -98,7 +98,7 @@ def checkpoints(
     return found
 
 
-def _batch_size(loss: Loss, data: dict[str, Array], cfg: TrainingConfig) -> int | None:
+def _batch_size(loss: Loss, data: Arrays, cfg: TrainingConfig) -> int | None:
     return None if cfg.batch_size is None or cfg.batch_size >= loss.num_rows(data) else cfg.batch_size
 
 
@@ -112,7 +112,7 @@ def _diverged(step: int, cfg: TrainingConfig) -> str:
 def polish(
     loss: Loss,
     params: Params,
-    data: dict[str, Array],
+    data: Arrays,
     steps: int,
     grad_tolerance: float,
     programs: Path | None = None,
@@ -150,7 +150,7 @@ def polish(
     return state.best, info
 
 
-def slope(loss: Loss, params: Params, data: dict[str, Array], programs: Path | None = None) -> dict[str, Any]:
+def slope(loss: Loss, params: Params, data: Arrays, programs: Path | None = None) -> dict[str, Any]:
     """The loss on the full data, and the Euclidean and maximum norms of its gradient, at a point. JSON-able."""
     value, gradient = call(_value_and_gradient, (loss,), programs, params, data)
     return {
@@ -175,7 +175,7 @@ def _warnings(grad_norm: float, n: int) -> list[str]:
     ]
 
 
-def _value_and_gradient(loss: Loss, params: Params, data: dict[str, Array]):
+def _value_and_gradient(loss: Loss, params: Params, data: Arrays):
     return jax.value_and_grad(lambda p: loss.full(p, data, SLICE_ROWS))(params)
 
 

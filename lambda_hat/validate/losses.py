@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lambda_hat.targets.base import Loss
+from lambda_hat.targets.base import Arrays, Loss
 
 
 @dataclass(frozen=True)
 class SquaresLoss(Loss):
     """The mean over rows of `weight (x . w - y)^2`; `data` holds "x" (rows, d), "y" (rows,) and "weight" (rows,)."""
 
-    def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
+    def __call__(self, params: Arrays, data: Arrays) -> Float[Array, ""]:
         return jnp.mean(data["weight"] * (data["x"] @ params["w"] - data["y"]) ** 2)
 
 
@@ -23,7 +23,7 @@ class SquaresLoss(Loss):
 class LogisticLoss(Loss):
     """The mean negative log likelihood of labels 0 and 1, in nats; `data` holds "x" (rows, d) and "y" (rows,)."""
 
-    def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
+    def __call__(self, params: Arrays, data: Arrays) -> Float[Array, ""]:
         z = data["x"] @ params["w"]
         return jnp.mean(jax.nn.softplus(z) - data["y"] * z)
 
@@ -35,7 +35,7 @@ class PoissonLoss(Loss):
     `data` holds "x" (rows, d) and "y" (rows,).
     """
 
-    def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
+    def __call__(self, params: Arrays, data: Arrays) -> Float[Array, ""]:
         z = data["x"] @ params["w"]
         return jnp.mean(jnp.exp(z) - data["y"] * z)
 
@@ -47,6 +47,6 @@ class MixtureLoss(Loss):
     Their means are `w`, of shape (2,). `data` holds "x" (rows,).
     """
 
-    def __call__(self, params: dict[str, Array], data: dict[str, Array]) -> Float[Array, ""]:
+    def __call__(self, params: Arrays, data: Arrays) -> Float[Array, ""]:
         squares = (data["x"][:, None] - params["w"][None]) ** 2 / 2
         return -jnp.mean(jax.nn.logsumexp(-squares, axis=1))

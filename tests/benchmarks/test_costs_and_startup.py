@@ -35,10 +35,10 @@ def test_costs(tmp_path):
 
 def test_the_unseen_study_shares_no_target_and_no_setting():
     training, unseen = costs.training_study(quick=False), costs.unseen_study(quick=False)
-    assert not {run.target_id for run in training} & {run.target_id for run in unseen}
-    assert not {run.run_id for run in training} & {run.run_id for run in unseen}
-    kinds = {(run.build.kind, run.cfg.name) for run in training}
-    assert {(run.build.kind, run.cfg.name) for run in unseen} == kinds
+    assert not {run.target_id for _, run in training} & {run.target_id for _, run in unseen}
+    assert not {run.run_id for _, run in training} & {run.run_id for _, run in unseen}
+    kinds = {(build.kind, run.cfg.name) for build, run in training}
+    assert {(build.kind, run.cfg.name) for build, run in unseen} == kinds
 
 
 @pytest.mark.parametrize("name", costs.PROBES)

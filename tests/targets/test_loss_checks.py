@@ -28,6 +28,13 @@ DATA = {"x": X, "y": Y, "m": MASK.astype(np.float32)}
 """Most labels are missing at the end, where they are noisier."""
 
 
+@pytest.fixture(autouse=True)
+def implicit_ranks():
+    """A user's loss may broadcast."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def losses(w, b):
     return (b["x"] @ w - b["y"]) ** 2 / 2
 

@@ -42,7 +42,7 @@ def test_a_network_is_its_formula(activation, bias):
         expected = x
         for layer in range(3):
             expected = expected @ params[f"layers/{layer}/weight"].T
-            expected = expected + params[f"layers/{layer}/bias"] if bias else expected
+            expected = expected + params[f"layers/{layer}/bias"][None] if bias else expected
             expected = FUNCTIONS[activation](expected) if layer < 2 else expected
     assert len(params) == (6 if bias else 3)
     np.testing.assert_allclose(outputs, expected, rtol=1e-12)
