@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from flows.driver.request import Request
 from flows.driver.searches import Tuning
 from lambda_hat.config import SAMPLE_SCHEMAS
+from lambda_hat.config.entries import SAMPLER_ENTRY_KEYS, expand
 from lambda_hat.errors import ConfigError, nearest, run_command
 from lambda_hat.id_utils import canonical_json, identity_payload
-from lambda_hat.workflow_config import CONF_DIR, Study, compose_sample_cfg, sampler_points
+from lambda_hat.workflow_config import CONF_DIR, Study, compose_sample_cfg
 
 if TYPE_CHECKING:
     from lambda_hat.tuning.wanted import Start
@@ -113,7 +114,8 @@ def starts_of(study: Study, names: Sequence[str] | None, quick: bool) -> list[St
     from lambda_hat.tuning.space import step_key, with_lengths
     from lambda_hat.tuning.wanted import Start
 
-    entries = sampler_points(study)
+    points = expand(study.settings.samplers, f"{study.source}: samplers", SAMPLER_ENTRY_KEYS)
+    entries = [point.content for point in points]
     if names is not None:
         entries = [entry for entry in entries if entry["name"] in names]
         entries += [{"name": name} for name in dict.fromkeys(names) if name not in {e["name"] for e in entries}]

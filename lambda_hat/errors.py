@@ -112,6 +112,17 @@ def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def is_interruption(error: BaseException | None) -> bool:
+    """Whether a Ctrl-C is behind `error`.
+
+    Where a Ctrl-C cuts a library's step short, the clean-up of that step may fail in turn, and its exception is what
+    arrives: a Ctrl-C inside `OmegaConf.structured` arrives as AttributeError, once in forty times.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
 def guarded(work: Callable[[], Result], failed: Callable[[Exception], Result]) -> Result:
     """Do a part whose failure must not take the rest with it: a run, a build, or a command inside another one.
 
@@ -125,6 +136,8 @@ def guarded(work: Callable[[], Result], failed: Callable[[Exception], Result]) -
     try:
         return work()
     except Exception as error:
+        if is_interruption(error):
+            raise KeyboardInterrupt from error
         return failed(error)
 
 
@@ -142,13 +155,16 @@ def run_command(main: Callable[[], int]) -> NoReturn:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.unraisablehook = _interrupt_again
         code = main()
-    except LambdaHatError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        code = EXIT_INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = EXIT_FAILED
+    except (Exception, KeyboardInterrupt) as error:
+        if is_interruption(error):
+            print("interrupted; run the same command again to continue", file=sys.stderr)
+            code = EXIT_INTERRUPTED
+        elif isinstance(error, LambdaHatError):
+            print(f"error: {error}", file=sys.stderr)
+            code = error.exit_code
+        elif isinstance(error, BrokenPipeError):
+            sys.stderr.close()
+            code = EXIT_FAILED
+        else:
+            raise
     sys.exit(code)

@@ -118,12 +118,6 @@ def compose_study(
     return Study(experiments, study, targets, list(runs.values()), notes, site_overrides)
 
 
-def sampler_points(study: Study) -> list[dict[str, Any]]:
-    """The sampler entries of a study, with the points of every sweep as entries of their own."""
-    expanded = expand(study.settings.samplers, f"{study.source}: samplers", SAMPLER_ENTRY_KEYS)
-    return [entry.content for entry in expanded]
-
-
 def with_runs(study: Study, runs: Sequence[Run]) -> Study:
     """A study of other runs on targets of `study`, at default costs."""
     ids = {run.target_id for run in runs}

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, LaunchError
+from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, LaunchError, is_interruption
 from lambda_hat.store.drain import Drain
 from mpi.handout import Handout, Item, outcomes_of
 
@@ -112,7 +112,7 @@ def install_abort_hooks(world: World, report: Callable[[str], None] = to_stderr)
 
     def end(kind: type[BaseException], value: BaseException | None, trace: Any, where: str) -> None:
         place = f"rank {world.rank} of {world.size} on {socket.gethostname()}{where}"
-        if issubclass(kind, KeyboardInterrupt):
+        if is_interruption(value):
             report(f"{place}: interrupted")
             world.abort(EXIT_INTERRUPTED)
         text = "".join(traceback.format_exception(kind, value, trace))

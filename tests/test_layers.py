@@ -165,8 +165,12 @@ def test_within_flows_imports_run_one_way():
     assert list(imports) == [], "these import each other in a circle"
 
 
-GUARDS = {("lambda_hat/errors.py", "guarded"), ("lambda_hat/execute/failure_record.py", "recording_failure")}
-"""Functions that may catch every exception: the guard of a part, and of a run or build in a process of its own."""
+GUARDS = {
+    ("lambda_hat/errors.py", "guarded"),
+    ("lambda_hat/errors.py", "run_command"),
+    ("lambda_hat/execute/failure_record.py", "recording_failure"),
+}
+"""Functions that may catch every exception: the guards of a part, of a command, and of a run or build in a process."""
 GUARDED = {"flows/driver/ending.py", "mpi/rank.py"}
 """Files with such parts: a command inside another one, and the runs of a rank."""
 

@@ -14,53 +14,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Key, PyTree, UInt
+from jaxtyping import Array, Bool, Float, PyTree, UInt
 
 from lambda_hat.config import SampleConfig
 from lambda_hat.engine.algorithm import LENGTHS, Algorithm, Sampler, Visit
+from lambda_hat.engine.chain_keys import CHAIN_STREAM, Keys, Seed, base_key, keys_of
 from lambda_hat.engine.model import Anchor, Model, finite
 from lambda_hat.engine.states import Adapting, Numbers, Sampling, Totals
 from lambda_hat.estimate.draws import RowMoments
 from lambda_hat.targets.base import Loss
 
-CHAIN_STREAM = 0
-"""Number of the random stream of the chains."""
 LOOK_EVERY = 100
 """Transitions between two looks whether chains are still finite, at most. A run ends where none is. Arbitrary."""
 
 
 Tree = TypeVar("Tree")
 """A pytree of arrays."""
-
-
-class Keys(NamedTuple):
-    """The random keys of one chain. Each transition and each draw folds its number into one of them."""
-
-    start: Key[Array, ""]
-    init: Key[Array, ""]
-    adapt: Key[Array, ""]
-    step: Key[Array, ""]
-    draw: Key[Array, ""]
-
-
-Seed: TypeAlias = UInt[Array | np.ndarray | np.uint32, ""]
-
-
-def base_key(seed: Seed, identity: Seed, stream: int) -> Key[Array, ""]:
-    """The random key of a run.
-
-    Args:
-        seed: The configuration's seed, a uint32.
-        identity: The run's number, a uint32, which tells it from other runs with the same seed.
-        stream: What the key is for.
-    """
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), identity), stream)
 
 
 class TargetSpec(NamedTuple):
@@ -356,15 +331,9 @@ class Chains:
 
         def keys_of_lane(seed: Seed, identity: Seed) -> Keys:
             key = base_key(seed, identity, CHAIN_STREAM)
-            return jax.vmap(partial(_keys_of, key))(jnp.arange(self._spec.num_chains, dtype=jnp.uint32))
+            return jax.vmap(partial(keys_of, key))(jnp.arange(self._spec.num_chains, dtype=jnp.uint32))
 
         return of_lanes, jax.vmap(keys_of_lane)(numbers.seed, numbers.identity)
-
-
-def _keys_of(key: Key[Array, ""], chain: UInt[Array, ""]) -> Keys:
-    # XLA takes several times as long to compile a split of a key.
-    of_chain = jax.random.fold_in(key, chain)
-    return Keys(*(jax.random.fold_in(of_chain, number) for number in range(len(Keys._fields))))
 
 
 def _next_look(step: UInt[Array, ""]) -> UInt[Array, ""]:

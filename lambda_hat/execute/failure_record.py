@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lambda_hat.errors import LambdaHatError, Paused, StoreUnwritable
+from lambda_hat.errors import LambdaHatError, Paused, StoreUnwritable, is_interruption
 from lambda_hat.execute.this_process import where_am_i
 from lambda_hat.store.layout import write_json_atomic
 
@@ -18,14 +18,15 @@ from lambda_hat.store.layout import write_json_atomic
 def recording_failure(directory: Path, context: dict[str, Any] | None = None) -> Iterator[None]:
     """Record an exception of the block in `directory/error.json`, and raise it again.
 
-    `Paused` and `StoreUnwritable` are no failures of the target or run, and are not recorded.
+    `Paused`, `StoreUnwritable` and a Ctrl-C are no failures of the target or run, and are not recorded.
     """
     try:
         yield
     except (Paused, StoreUnwritable):
         raise
     except Exception as error:
-        record_failure(directory, error, context)
+        if not is_interruption(error):
+            record_failure(directory, error, context)
         raise
 
 

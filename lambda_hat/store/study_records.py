@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, LambdaHatError, StoreError
+from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, LambdaHatError, StoreError, is_interruption
 from lambda_hat.store.events import Key
 from lambda_hat.store.files import EventLog, json_object, write_bytes_atomic
 
@@ -152,10 +152,10 @@ class StudyLog:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
             self.append("end", status=self.exit_status)
+        elif is_interruption(error):
+            self.append("end", status=EXIT_INTERRUPTED)
         elif isinstance(error, LambdaHatError):
             self.append("end", status=error.exit_code, reason=str(error))
-        elif isinstance(error, KeyboardInterrupt):
-            self.append("end", status=EXIT_INTERRUPTED)
         elif isinstance(error, Exception):
             self.append("end", status=EXIT_FAILED, reason=f"{type(error).__name__}: {error}")
         self.close()

@@ -202,7 +202,7 @@ def select(samplers: Sequence[str], only: str) -> list[tuple[str, Row]]:
 
 
 @dataclass(frozen=True)
-class Job:
+class RowRun:
     """One sampler on one row, for `run_jobs`."""
 
     sampler: str
@@ -229,7 +229,7 @@ def run_rows(chosen: Sequence[tuple[str, Row]], num_processes: int, seed: int = 
     Raises:
         LambdaHatError: if a process dies.
     """
-    return run_jobs([Job(name, row, seed) for name, row in chosen], num_processes)
+    return run_jobs([RowRun(name, row, seed) for name, row in chosen], num_processes)
 
 
 def run_row(sampler: str, row: Row, seed: int = 0) -> dict[str, Any]:

@@ -27,6 +27,19 @@ ON_THIS_MACHINE = ["site.address=127.0.0.1", "site.one_machine=true", "site.poll
 OURS = ("--max_workers_per_node", "-a", "--cert_dir", "--hb_threshold", "--drain_period", "--enable_mpi_mode")
 """Options of Parsl's worker pool that follow from ours; what else it has is between its own releases."""
 POOL = "PYTHON -m parsl.executors.high_throughput.process_worker_pool"
+OWN_TMPDIR = """\
+leave() {
+[ -z "$watcher" ] || kill "$watcher"
+rm -rf "$LAMBDA_HAT_TMPDIR"
+for process in /proc/[0-9]*; do
+grep -qsz multiprocessing "$process/cmdline" || continue
+grep -qszxF "TMPDIR=$LAMBDA_HAT_TMPDIR" "$process/environ" && kill -9 "${process#/proc/}"
+done
+}
+base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
+LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap leave EXIT
+export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
+"""
 WATCHER = """\
 end_without_driver() {
 last='' same=0

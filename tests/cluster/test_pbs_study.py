@@ -17,6 +17,7 @@ import pytest
 from tests.cluster.fake_pbs import FakePbs
 from tests.cluster.studies import (
     ON_THIS_MACHINE,
+    OWN_TMPDIR,
     PATIENCE,
     QUADRATIC,
     WATCHER,
@@ -134,17 +135,9 @@ BLOCKS = {
 #PBS -l place=scatter:excl
 cd FOLDER
 export PYTHONPATH=REPOSITORY
-leave() {
-[ -z "$watcher" ] || kill "$watcher"
-rm -rf "$LAMBDA_HAT_TMPDIR"
-for process in /proc/[0-9]*; do
-grep -qsz multiprocessing "$process/cmdline" || continue
-grep -qszxF "TMPDIR=$LAMBDA_HAT_TMPDIR" "$process/environ" && kill -9 "${process#/proc/}"
-done
-}
-base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
-LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap leave EXIT
-export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
+"""
+    + OWN_TMPDIR
+    + """\
 awk '!seen[$0]++' "$PBS_NODEFILE" > "${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
 export PBS_NODEFILE="${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
 export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))
@@ -165,17 +158,9 @@ export JOBNAME="NAME"
 #PBS -e SCRIPT.stderr
 cd FOLDER
 export PYTHONPATH=REPOSITORY
-leave() {
-[ -z "$watcher" ] || kill "$watcher"
-rm -rf "$LAMBDA_HAT_TMPDIR"
-for process in /proc/[0-9]*; do
-grep -qsz multiprocessing "$process/cmdline" || continue
-grep -qszxF "TMPDIR=$LAMBDA_HAT_TMPDIR" "$process/environ" && kill -9 "${process#/proc/}"
-done
-}
-base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
-LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap leave EXIT
-export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
+"""
+    + OWN_TMPDIR
+    + """\
 awk '!seen[$0]++' "$PBS_NODEFILE" > "${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
 export PBS_NODEFILE="${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"
 export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))

@@ -17,6 +17,7 @@ from tests.cluster.slurm_lab import Job, SlurmLab
 from tests.cluster.studies import (
     BAD_BUILD,
     ON_THIS_MACHINE,
+    OWN_TMPDIR,
     PACKED,
     PATIENCE,
     QUADRATIC,
@@ -154,17 +155,9 @@ BLOCKS = {
 #SBATCH --exclusive
 cd FOLDER
 export PYTHONPATH=REPOSITORY
-leave() {
-[ -z "$watcher" ] || kill "$watcher"
-rm -rf "$LAMBDA_HAT_TMPDIR"
-for process in /proc/[0-9]*; do
-grep -qsz multiprocessing "$process/cmdline" || continue
-grep -qszxF "TMPDIR=$LAMBDA_HAT_TMPDIR" "$process/environ" && kill -9 "${process#/proc/}"
-done
-}
-base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
-LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap leave EXIT
-export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
+"""
+    + OWN_TMPDIR
+    + """\
 export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))
 """
     + WATCHER
@@ -184,17 +177,9 @@ export JOBNAME="NAME"
 #SBATCH --cpus-per-task=1
 cd FOLDER
 export PYTHONPATH=REPOSITORY
-leave() {
-[ -z "$watcher" ] || kill "$watcher"
-rm -rf "$LAMBDA_HAT_TMPDIR"
-for process in /proc/[0-9]*; do
-grep -qsz multiprocessing "$process/cmdline" || continue
-grep -qszxF "TMPDIR=$LAMBDA_HAT_TMPDIR" "$process/environ" && kill -9 "${process#/proc/}"
-done
-}
-base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
-LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap leave EXIT
-export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
+"""
+    + OWN_TMPDIR
+    + """\
 export LAMBDA_HAT_BLOCK_SECONDS=3600 LAMBDA_HAT_BLOCK_END=$(( $(date +%s) + 3600 ))
 """
     + WATCHER

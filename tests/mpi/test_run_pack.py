@@ -255,6 +255,7 @@ def test_bad_input_is_refused_with_one_message(study, tmp_path, words, told):
         ({"ranks_per_gpu": 0}, "pack.json: ranks_per_gpu: got 0, expected an integer of at least 1"),
         ({"compile_cache": 1}, "pack.json: compile_cache: got 1, expected true or false"),
         ({"seed": 7}, "the file was edited"),
+        ({"target_id": "tgt_000000000000"}, "the file was edited"),
     ],
 )
 def test_a_pack_file_that_was_not_written_by_us_is_refused(study, tmp_path, change, told):
@@ -263,6 +264,8 @@ def test_a_pack_file_that_was_not_written_by_us_is_refused(study, tmp_path, chan
     pack = read_json(path)
     if "seed" in change:
         pack["runs"][0]["config"]["seed"] = 7
+    elif "target_id" in change:
+        pack["runs"][0].update(change)
     elif change.get("runs", True) is None:
         del pack["runs"]
     else:

@@ -88,12 +88,17 @@ def test_a_study_goes_on_where_nothing_can_be_written_down(tmp_path, in_the_way)
     assert not list(tmp_path.rglob("*.part"))
 
 
+CUT_SHORT = AttributeError("a clean-up that a Ctrl-C cut short")
+CUT_SHORT.__context__ = KeyboardInterrupt()
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
         (None, {"status": 75}),
         (StoreError("no store"), {"status": 2, "reason": "no store"}),
         (KeyboardInterrupt(), {"status": 130}),
+        (CUT_SHORT, {"status": 130}),
         (ZeroDivisionError("x"), {"status": 1, "reason": "ZeroDivisionError: x"}),
     ],
 )
