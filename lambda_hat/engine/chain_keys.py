@@ -1,43 +1,49 @@
-"""The random keys of a run and of its chains."""
+"""The random keys of the chains of a run."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, UInt
+
+from lambda_hat.programs.threefry import fold_in
 
 CHAIN_STREAM = 0
 """Number of the random stream of the chains."""
 
 
 class Keys(NamedTuple):
-    """The random keys of one chain. Each transition and each draw folds its number into one of them."""
+    """The random keys of chains. Each transition and each draw folds its number into one of them."""
 
-    start: Key[Array, ""]
-    init: Key[Array, ""]
-    adapt: Key[Array, ""]
-    step: Key[Array, ""]
-    draw: Key[Array, ""]
-
-
-Seed: TypeAlias = UInt[Array | np.ndarray | np.uint32, ""]
+    start: Key[Array, "*chains"]
+    init: Key[Array, "*chains"]
+    adapt: Key[Array, "*chains"]
+    step: Key[Array, "*chains"]
+    draw: Key[Array, "*chains"]
 
 
-def base_key(seed: Seed, identity: Seed, stream: int) -> Key[Array, ""]:
-    """The random key of a run.
+def words_of_keys(seed: int, identity: int, num_chains: int) -> UInt[np.ndarray, "c 5 2"]:
+    """The words of the keys of every chain of a run.
+
+    They are those of `jax.random.fold_in`, first of the identity, then of the stream, of the chain, and of the place in
+    `Keys`. They are made here, because XLA would compile each of these steps anew for every program.
 
     Args:
-        seed: The configuration's seed, a uint32.
-        identity: The run's number, a uint32, which tells it from other runs with the same seed.
-        stream: What the key is for.
+        seed: The configuration's seed, below 2^32.
+        identity: The run's number, below 2^32, which tells it from other runs with the same seed.
+        num_chains: The number of chains.
     """
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), identity), stream)
+    key = (np.zeros(1, np.uint32), np.array([seed], np.uint32))
+    chains, places = np.arange(num_chains)[:, None], np.arange(len(Keys._fields))
+    for number in (identity, CHAIN_STREAM, chains, places):
+        key = fold_in(key, number)
+    return np.stack(key, axis=-1)
 
 
-def keys_of(key: Key[Array, ""], chain: UInt[Array, ""]) -> Keys:
-    """The keys of one chain. `key` is that of the run."""
-    # XLA takes several times as long to compile a split of a key.
-    of_chain = jax.random.fold_in(key, chain)
-    return Keys(*(jax.random.fold_in(of_chain, number) for number in range(len(Keys._fields))))
+def keys_of(words: UInt[Array | np.ndarray, "*chains 5 2"]) -> Keys:
+    """The keys with these words."""
+    keys = jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
+    return Keys(*(keys[..., place] for place in range(len(Keys._fields))))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -24,7 +23,7 @@ from jaxtyping import Array, Bool, Float, PyTree, UInt
 
 from lambda_hat.config import SampleConfig
 from lambda_hat.engine.algorithm import LENGTHS, Algorithm, Sampler, Visit
-from lambda_hat.engine.chain_keys import CHAIN_STREAM, Keys, Seed, base_key, keys_of
+from lambda_hat.engine.chain_keys import Keys, keys_of
 from lambda_hat.engine.model import Anchor, Model, finite
 from lambda_hat.engine.states import Adapting, Numbers, Sampling, Totals
 from lambda_hat.estimate.draws import RowMoments
@@ -72,7 +71,7 @@ class Lanes:
         self._numbers = (arguments, flat(w_star) if axis is None else jax.vmap(flat)(w_star), held, data)
         self._axes = (of_arguments, axis, axis, axis)
         self._posterior = numbers.posterior
-        self._is_single = numbers.seed.shape == (1,)
+        self._is_single = numbers.keys.shape[0] == 1
 
     def map(self, function: Callable[..., Tree], *args: PyTree) -> Tree:
         """Call a function for every lane.
@@ -196,7 +195,7 @@ class Chains:
         of_lanes, _ = self._set_up(numbers, carry.anchor)
         tuned, step_size, zero, unchecked, rows, loss = of_lanes(of_lane, carry.learned)
         none = jnp.zeros((), jnp.uint32)
-        none_of_lane = jnp.zeros(numbers.seed.shape, jnp.uint32)
+        none_of_lane = jnp.zeros(numbers.keys.shape[:1], jnp.uint32)
         return Sampling(
             step=none,
             draw=none,
@@ -329,11 +328,7 @@ class Chains:
 
             return lanes.map(of_lane, anchor, *args)
 
-        def keys_of_lane(seed: Seed, identity: Seed) -> Keys:
-            key = base_key(seed, identity, CHAIN_STREAM)
-            return jax.vmap(partial(keys_of, key))(jnp.arange(self._spec.num_chains, dtype=jnp.uint32))
-
-        return of_lanes, jax.vmap(keys_of_lane)(numbers.seed, numbers.identity)
+        return of_lanes, keys_of(numbers.keys)
 
 
 def _next_look(step: UInt[Array, ""]) -> UInt[Array, ""]:

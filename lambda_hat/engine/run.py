@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, PyTree, UInt
 
 from lambda_hat.config import RuntimeConfig, SampleConfig
 from lambda_hat.engine.algorithm import LOSS_COST, NUM_CHECKS, Sampler
+from lambda_hat.engine.chain_keys import words_of_keys
 from lambda_hat.engine.chains import Chains, TargetSpec
 from lambda_hat.engine.chunks import Carry, Chunks
 from lambda_hat.engine.model import cast
@@ -101,8 +102,7 @@ def numbers_of(lanes: Sequence[Lane], names: tuple[str, ...], num_skipped: int =
         for target in ([lanes[0].target] if target_spec(lanes).one_target else [lane.target for lane in lanes])
     ]
     return Numbers(
-        seed=np.array([lane.cfg.seed for lane in lanes], np.uint32),
-        identity=np.array([lane.identity for lane in lanes], np.uint32),
+        keys=np.stack([words_of_keys(lane.cfg.seed, lane.identity, cfg.num_chains) for lane in lanes]),
         bounds=Bounds(*map(np.uint32, (cfg.thin, num_skipped, check_every(cfg)))),
         arguments=_stacked([arguments_of(lane.cfg, names) for lane in lanes]),
         posterior=_stacked([Posterior(*map(scalar, lane.posterior)) for lane in lanes]),

@@ -38,8 +38,8 @@ class Place(NamedTuple):
 class Numbers(NamedTuple):
     """The arguments of every program."""
 
-    seed: UInt[Array | np.ndarray, " l"]
-    identity: UInt[Array | np.ndarray, " l"]
+    keys: UInt[Array | np.ndarray, "l c 5 2"]
+    """`chain_keys.words_of_keys` of each lane."""
     bounds: Bounds
     arguments: dict[str, Array]
     """Fields of the configurations by name; (l,) each."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lambda_hat.errors import TooLarge
+from lambda_hat.programs import threefry
 from lambda_hat.programs.compile_cache import build
 
 MOST_PROGRAMS = 100
@@ -64,6 +65,7 @@ def compiled(
         _programs.move_to_end(key)
         return Compiled(*_programs[key], 0.0, "process")
     start = time.perf_counter()
+    threefry.install()
     with jax.numpy_dtype_promotion("strict" if strict else "standard"):
         lowered = jax.jit(make(), donate_argnums=donate).lower(*args)
         call, loaded = build(lowered, shared, is_stopping)
