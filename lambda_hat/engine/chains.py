@@ -27,7 +27,7 @@ from lambda_hat.engine.chain_keys import Keys, keys_of
 from lambda_hat.engine.model import Anchor, Model, finite
 from lambda_hat.engine.states import Adapting, Numbers, Sampling, Totals
 from lambda_hat.estimate.draws import RowMoments
-from lambda_hat.targets.base import Loss
+from lambda_hat.targets.base import Loss, all_parameters
 
 LOOK_EVERY = 100
 """Transitions between two looks whether chains are still finite, at most. A run ends where none is. Arbitrary."""
@@ -50,7 +50,7 @@ class Lanes:
     """The lanes of a program while it is traced."""
 
     def __init__(self, target: TargetSpec, slice_rows: int, numbers: Numbers):
-        w_star, held, data = numbers.place
+        w_star, held, data, starts = numbers.place
         axis = None if target.one_target else 0
         one = w_star if target.one_target else jax.tree.map(lambda array: array[0], w_star)
         unravel = ravel_pytree(one)[1]
@@ -58,18 +58,19 @@ class Lanes:
         def flat(w_star: Mapping[str, Array | np.ndarray]) -> Float[Array, " dim"]:
             return ravel_pytree(w_star)[0]
 
-        def model(w_star, held, data, posterior) -> Model:
-            return Model(
-                target.loss, target.population, slice_rows, lambda w: held | unravel(w), w_star, data, posterior
-            )
+        def model(w_star, held, data, starts, posterior) -> Model:
+            def parameters(w: Float[Array, " dim"]) -> dict[str, Array]:
+                return all_parameters(unravel(w), held, starts)
+
+            return Model(target.loss, target.population, slice_rows, parameters, w_star, data, posterior)
 
         self._model = model
         # Lengths get no axis of lanes. A predicate with that axis makes `lax.cond` compute both of its branches, and a
         # metric would be fitted at every transition instead of at the end of each window.
         arguments = {name: x[0] if name in LENGTHS else x for name, x in numbers.arguments.items()}
         of_arguments = {name: None if name in LENGTHS else 0 for name in arguments}
-        self._numbers = (arguments, flat(w_star) if axis is None else jax.vmap(flat)(w_star), held, data)
-        self._axes = (of_arguments, axis, axis, axis)
+        self._numbers = (arguments, flat(w_star) if axis is None else jax.vmap(flat)(w_star), held, data, starts)
+        self._axes = (of_arguments, axis, axis, axis, axis)
         self._posterior = numbers.posterior
         self._is_single = numbers.keys.shape[0] == 1
 
@@ -85,8 +86,8 @@ class Lanes:
         """
 
         def of_lane(numbers, posterior, *args):
-            arguments, w_star, held, data = numbers
-            return function(self._model(w_star, held, data, posterior), arguments, *args)
+            arguments, w_star, held, data, starts = numbers
+            return function(self._model(w_star, held, data, starts, posterior), arguments, *args)
 
         if self._is_single:
             # With one more axis, of length one, XLA takes a fourth longer for products of matrices.

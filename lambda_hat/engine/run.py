@@ -98,7 +98,7 @@ def numbers_of(lanes: Sequence[Lane], names: tuple[str, ...], num_skipped: int =
     assert cfg.precision is not None and cfg.thin is not None
     scalar = np.dtype(cfg.precision).type
     places = [
-        Place(*(cast(arrays, cfg.precision) for arrays in (target.w_star, target.held, target.data)))
+        Place(*(cast(arrays, cfg.precision) for arrays in arrays_of(target)))
         for target in ([lanes[0].target] if target_spec(lanes).one_target else [lane.target for lane in lanes])
     ]
     return Numbers(
@@ -254,12 +254,22 @@ def _without_state(carry: Sampling) -> End:
     return jax.device_get(End(**{name: getattr(carry, name) for name in End._fields}))
 
 
+def arrays_of(target: Target) -> tuple[dict[str, np.ndarray], ...]:
+    """The arrays of a target, in the order of `Place`."""
+    return target.w_star, target.held, target.data, target.starts
+
+
 def _same_place(one: Target, other: Target) -> bool:
-    """Whether two targets are of the same arrays, not of copies."""
+    """Whether two targets are of the same arrays, or parts of arrays, not of copies."""
+    # The place of a part in memory also tells where it starts.
     return one is other or all(
-        mine.keys() == theirs.keys() and all(mine[name] is theirs[name] for name in mine)
+        mine.keys() == theirs.keys() and all(_same_memory(mine[name], theirs[name]) for name in mine)
         for mine, theirs in ((one.w_star, other.w_star), (one.held, other.held), (one.data, other.data))
     )
+
+
+def _same_memory(one: np.ndarray, other: np.ndarray) -> bool:
+    return one is other or one.__array_interface__ == other.__array_interface__
 
 
 def _stacked(trees: Sequence[PyTree]) -> PyTree:

@@ -28,11 +28,15 @@ class Bounds(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Arrays of the targets. Either every array has an axis of lanes, or none has, and all lanes sample one target."""
+    """Arrays of the targets, as in `Target`.
+
+    Either every array has an axis of lanes, or none has, and all lanes sample one target.
+    """
 
     w_star: Mapping[str, Array | np.ndarray]
     held: Mapping[str, Array | np.ndarray]
     data: Mapping[str, Array | np.ndarray]
+    starts: Mapping[str, Array | np.ndarray]
 
 
 class Numbers(NamedTuple):

@@ -14,7 +14,7 @@ from lambda_hat.config import SampleConfig
 from lambda_hat.config.defaults import Facts, resolved
 from lambda_hat.engine.algorithm import LENGTHS, Sampler
 from lambda_hat.engine.chunks import Chunks
-from lambda_hat.engine.run import Lane, run, signature
+from lambda_hat.engine.run import Lane, arrays_of, run, signature
 from lambda_hat.engine.width import best_width
 from lambda_hat.errors import ConfigError
 from lambda_hat.estimate.draws import Draws
@@ -64,7 +64,7 @@ def lane_key(lane: Lane) -> Hashable:
     spec = replace(signature(cfg, sampler_of(cfg).arguments), **{name: getattr(cfg, name) for name in LENGTHS})
     arrays = tuple(
         (name, array.shape, np.dtype(array.dtype).str)
-        for part in (target.w_star, target.held, target.data)
+        for part in arrays_of(target)
         for name, array in sorted(part.items())
     )
     return (cfg.name, spec, target.loss, target.population, arrays)

@@ -12,10 +12,12 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from lambda_hat.config import NO_ROWS
-from lambda_hat.config.parameter_paths import matching_paths
+from lambda_hat.config.parameter_paths import moving_parts
 
 Arrays = Mapping[str, Array | np.ndarray]
 """Parameters or data by name."""
+PART = "#"
+"""Stands before the number of a moving part in its name: the parts of "w" are "w#0", "w#1", ..."""
 SLICE_ROWS = 16384
 """Rows per slice when a build evaluates the loss on the full data. It bounds the memory of that evaluation."""
 
@@ -111,7 +113,7 @@ class Target:
 
     loss: Loss
     w_star: dict[str, np.ndarray]
-    """The point whose LLC is wanted: arrays by path, such as "layers/0/weight"."""
+    """The point whose LLC is wanted: arrays by path, such as "layers/0/weight", or parts of arrays."""
     data: dict[str, np.ndarray]
     """Arrays with one row per data point, or the constants of a population loss."""
     population: bool
@@ -124,9 +126,11 @@ class Target:
     """The learning coefficient lambda; None if it is not known."""
     true_multiplicity: int | None
     held: dict[str, np.ndarray] = field(default_factory=dict)
-    """Parameters that are held fixed, by path."""
+    """Parameters that are held fixed, by path; whole arrays also where a part of them moves."""
     notes: tuple[str, ...] = ()
     """Sentences about the parameters that move, for the report of every run."""
+    starts: dict[str, np.ndarray] = field(default_factory=dict)
+    """Where the moving parts of arrays begin along every axis, by their names in `w_star`."""
 
     @property
     def no_likelihood(self) -> str | None:
@@ -144,21 +148,39 @@ class Target:
         return 0 if self.population else self.loss.num_rows(self.data)
 
     def restricted(self, patterns: Sequence[str]) -> Target:
-        """The same target, in which only those parameters move whose path matches one of the glob `patterns`.
+        """The same target, in which only the parameters move that match one of the `patterns` of `moving_parts`.
 
         Its learning coefficient is not known, and `notes` are dropped.
 
         Raises:
-            ConfigError: if a pattern matches nothing.
+            ConfigError: as `moving_parts`.
         """
-        moving = set(matching_paths(patterns, list(self.w_star)))
-        if len(moving) == len(self.w_star):
+        parts = moving_parts(patterns, {path: array.shape for path, array in self.w_star.items()})
+        if len(parts) == len(self.w_star) and all(boxes is None for boxes in parts.values()):
             return self
-        parts: list[dict[str, np.ndarray]] = [{}, {}]
-        for path, array in self.w_star.items():
-            parts[path not in moving][path] = array
-        w_star, held = parts[0], self.held | parts[1]
-        return replace(self, w_star=w_star, held=held, true_llc=None, true_multiplicity=None, notes=())
+        w_star, starts = {path: self.w_star[path] for path, boxes in parts.items() if boxes is None}, {}
+        held = self.held | {path: array for path, array in self.w_star.items() if path not in w_star}
+        for path, boxes in parts.items():
+            for number, box in enumerate(boxes or ()):
+                # The place is no part of the name: such parts of one shape share their programs.
+                name = f"{path}{PART}{number}"
+                w_star[name], starts[name] = self.w_star[path][box.slices], np.array(box.start, np.int32)
+        return replace(self, w_star=w_star, held=held, starts=starts, true_llc=None, true_multiplicity=None, notes=())
+
+
+def all_parameters(moving: Arrays, held: Arrays, starts: Arrays) -> dict[str, Any]:
+    """The arrays that a loss takes, by path.
+
+    Args:
+        moving: As `Target.w_star`, or other values of the same shapes.
+        held: As `Target.held`.
+        starts: As `Target.starts`.
+    """
+    params = {**held, **{path: array for path, array in moving.items() if path not in starts}}
+    for name, start in starts.items():
+        path = name.rpartition(PART)[0]
+        params[path] = jax.lax.dynamic_update_slice(params[path], moving[name], list(start))
+    return params
 
 
 class Made(NamedTuple):
