@@ -97,6 +97,8 @@ class Round:
         self._watchers: dict[Callable[[], bool], tuple[float, float]] = {}
         """What to call how often, and when next."""
         self._builds: dict[str, Future] = {}
+        self._first_failure: dict[str, str] = {}
+        """The first target that was not built for a reason."""
 
     def submit_builds(self) -> None:
         """Submit one process per missing target; one for all the missing checkpoints of a training."""
@@ -195,6 +197,11 @@ class Round:
                 self.progress.say(f"warning: {target_id} ({label}): {warning}", style="yellow")
             return
         reason = explain(future, directory / "error.json", where / "build.err")
+        # A factory that fails for one target of a sweep fails for all of them, with a screen of its log each.
+        sentence = reason.partition("\n")[0]
+        first = self._first_failure.setdefault(sentence, target_id)
+        if first != target_id:
+            reason = f"{sentence}; its log ends like that of {first}"
         self.progress.finished("targets", f"target {target_id} ({label}) was not built: {reason}", failed=True)
 
     def run_ended(self, run: PlannedRun, sentence: str, *, failed: bool) -> None:
