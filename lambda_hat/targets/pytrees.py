@@ -174,6 +174,9 @@ def notes_on(params: Any, structure: Structure) -> tuple[str, ...]:
                 f"{' and '.join(paths)} are one array in params and move independently: for tied weights give the "
                 "array once, and use it at both places in the loss"
             )
+    half = sorted({str(leaf.dtype) for _, leaf in moving if leaf.dtype.itemsize < 4})
+    if half:
+        notes.append(f"params of type {' and '.join(half)} are sampled, and given to the loss, in the precision of the run")
     floats = [path for path, leaf in leaves if type(leaf) is float]
     if floats:
         notes.append(

@@ -365,3 +365,7 @@ def test_notes_on_what_moves():
     assert notes[0].startswith("embed and head are one array in params and move independently: for tied weights give")
     assert notes[1] == "scale: a Python float stays as it is, write jnp.asarray(...) for a parameter"
     assert target_of(mean, W, DATA, None).notes == ()
+    half = jnp.asarray(W, jnp.bfloat16)
+    assert target_of(mean, half, DATA, None).notes == (
+        "params of type bfloat16 are sampled, and given to the loss, in the precision of the run",
+    )
