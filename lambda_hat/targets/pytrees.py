@@ -176,7 +176,8 @@ def notes_on(params: Any, structure: Structure) -> tuple[str, ...]:
             )
     half = sorted({str(leaf.dtype) for _, leaf in moving if leaf.dtype.itemsize < 4})
     if half:
-        notes.append(f"params of type {' and '.join(half)} are sampled, and given to the loss, in the precision of the run")
+        kinds = " and ".join(half)
+        notes.append(f"params of type {kinds} are sampled, and given to the loss, in the precision of the run")
     floats = [path for path, leaf in leaves if type(leaf) is float]
     if floats:
         notes.append(
