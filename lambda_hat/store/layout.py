@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import platformdirs
+
 from lambda_hat.errors import StoreError
 from lambda_hat.store.checksums import Digests, Finding, findings_in_run, findings_in_target
 from lambda_hat.store.files import (
@@ -301,13 +303,14 @@ def programs_folder(directory: Path | None = None) -> Path | None:
     """The folder through which compiled programs are exchanged; None: there is none.
 
     Args:
-        directory: The folder of a target or run in a store; without a store, only CACHE_VARIABLE names a folder.
+        directory: The folder of a target or run. If it is in no store, or not given, the folder is the user's own.
     """
     told = os.environ.get(CACHE_VARIABLE)
     if told:
         return None if told == CACHE_OFF else Path(told).expanduser().absolute()
     above = () if directory is None else directory.absolute().parents[:2]
-    return next((Store(path.parent).cache_dir for path in above if path.name == "targets"), None)
+    of_store = (Store(path.parent).cache_dir for path in above if path.name == "targets")
+    return next(of_store, platformdirs.user_cache_path("lambda_hat"))
 
 
 def existing_store(root: Path) -> Store:

@@ -46,12 +46,13 @@ def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path):
     assert json.dumps(sorted(p.name for p in (tmp_path / "new" / "store").iterdir())) == '["packs", "targets"]'
 
 
-def test_programs_are_exchanged_through_the_store_or_the_folder_that_is_named(tmp_path, monkeypatch):
+def test_programs_are_exchanged_through_the_store_the_users_folder_or_the_one_that_is_named(tmp_path, monkeypatch):
     store = Store(tmp_path / "store")
     run_dir = store.run_dir("tgt_1", "run_1")
     monkeypatch.delenv("LAMBDA_HAT_CACHE", raising=False)
     assert programs_folder(run_dir) == store.cache_dir == tmp_path / "store" / "cache"
-    assert programs_folder(tmp_path / "mine" / "run") is None and programs_folder() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    assert programs_folder(tmp_path / "mine" / "run") == programs_folder() == tmp_path / "user" / "lambda_hat"
     monkeypatch.setenv("LAMBDA_HAT_CACHE", str(tmp_path / "other"))
     assert programs_folder(run_dir) == programs_folder() == tmp_path / "other"
     monkeypatch.setenv("LAMBDA_HAT_CACHE", "off")
