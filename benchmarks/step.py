@@ -87,7 +87,7 @@ def bare_loop(target, batch_size: int, num_chains: int, impl: str | None = None)
     return lambda steps: jax.block_until_ready(loop(data, w_star, keys, np.int32(steps)))
 
 
-def packed_loop(target, batch_size: int, num_lanes: int, thin: int) -> Callable[[int], None]:
+def packed_loop(target, batch_size: int, num_lanes: int, thin: int, gradient: str = "plain") -> Callable[[int], None]:
     """A function that makes steps of `num_lanes` runs, as a rank makes them."""
     import numpy as np
 
@@ -96,7 +96,13 @@ def packed_loop(target, batch_size: int, num_lanes: int, thin: int) -> Callable[
     from lambda_hat.samplers import make_lane, sampler_of
 
     cfg = SgldConfig(
-        batch_size=batch_size, num_chains=CHAINS, num_draws=50, thin=thin, num_burnin=0, step_size=STEP_SIZE
+        batch_size=batch_size,
+        num_chains=CHAINS,
+        num_draws=50,
+        thin=thin,
+        num_burnin=0,
+        step_size=STEP_SIZE,
+        gradient=gradient,
     )
     lanes = [make_lane(target, cfg, identity) for identity in range(num_lanes)]
     programs = Programs(sampler_of(cfg), lanes, Chunks(lanes=num_lanes))
@@ -137,6 +143,7 @@ def main() -> None:
                 "bare": bare_loop(target, network.batch_size, chains),
                 "rbg": bare_loop(target, network.batch_size, chains, "rbg"),
                 "packed": packed_loop(target, network.batch_size, lanes, steps + 1),
+                "controlled": packed_loop(target, network.batch_size, lanes, steps + 1, "control_variate"),
             }
             figures = alternate({name: timed(call, steps) for name, call in ways.items()}, repeat)
             micro = {
@@ -144,13 +151,16 @@ def main() -> None:
                 for name, seconds in figures.items()
             }
             packed, rbg = ratio(figures["packed"], figures["bare"]), ratio(figures["rbg"], figures["bare"])
-            rows.append([network, lanes, micro["bare"], micro["packed"], packed, rbg])
+            controlled = ratio(figures["controlled"], figures["packed"])
+            rows.append([network, lanes, micro["bare"], micro["packed"], packed, controlled, rbg])
             curves.setdefault(str(network), []).append((lanes, micro["bare"].median, micro["packed"].median))
-    head = ["network", "lanes", "bare, µs", "packed, µs", "packed / bare", "rbg / threefry, bare"]
+    head = ["network", "lanes", "bare, µs", "packed, µs", "packed / bare", "control variate / plain"]
+    head += ["rbg / threefry, bare"]
     section = f"""## The step beside a bare loop
 
 `python benchmarks/step.py`: microseconds of one step of one chain, {CHAINS} chains a lane, median (least to most) of
-{repeat} alternating runs on one core. The bar is 1.15.
+{repeat} alternating runs on one core. The bar is 1.15. Both take the plain gradient of a batch; a control variate, the
+default, takes a second gradient at `w_star`, and estimates the loss beside it.
 
 {table(head, rows)}
 
