@@ -116,7 +116,7 @@ def is_interruption(error: BaseException | None) -> bool:
     """Whether a Ctrl-C is behind `error`.
 
     Where a Ctrl-C cuts a library's step short, the clean-up of that step may fail in turn, and its exception is what
-    arrives: a Ctrl-C inside `OmegaConf.structured` arrives as AttributeError, once in forty times.
+    arrives: a Ctrl-C inside `OmegaConf.structured` arrives as AttributeError, once in thirty times.
     """
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
