@@ -9,6 +9,7 @@ of gradients, each as one of a batch.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def main() -> None:
     if unknown := set(args.names) - set(NAMES):
         parser.error(f"unknown network {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     bind_process(1)
+    # The programs of an earlier process would make it cheaper.
+    os.environ["LAMBDA_HAT_CACHE"] = "off"
     rows = []
     for name in args.names or NAMES[: 1 if args.quick else None]:
         made = make(name, args.quick)

@@ -164,8 +164,7 @@ def estimate_llc(
         n: number of data points. Default: the length of the arrays of `data`; required if `data` is None.
         seed: seed of all random numbers of the chains, an integer from 0 to 2^32 - 1. Default: 0.
         restrict: a glob pattern, or several, over parameter paths ("layers/0/*"), or with a part of an array
-            ("layers/0/weight[:, 0:64]"). Only what matches moves.
-            Default: all parameters move.
+            ("layers/0/weight[:, 0:64]"). Only what matches moves. Default: all parameters move.
         progress: whether to print the expected cost and the progress to stderr. Default: if stderr is a terminal and
             the estimate takes more than a few seconds. The cost of the loss is measured for this.
         **sampler_options: `step_size`, `batch_size`, `thin`, `jitter`, `precision`, `singular_fluctuation` and the

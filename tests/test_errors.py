@@ -43,7 +43,7 @@ def test_a_ctrl_c_behind_another_error_is_a_ctrl_c(capsys):
         guarded(a_failed_clean_up, lambda error: 0)
 
 
-def test_an_error_before_or_beside_a_ctrl_c_is_none():
+def test_an_error_beside_a_ctrl_c_is_none():
     try:
         raise KeyboardInterrupt
     except KeyboardInterrupt:

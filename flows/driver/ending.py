@@ -74,16 +74,17 @@ def _report_command(request: Request) -> str:
 
 def _say_failures(request: Request, screen: Screen, rows: Sequence[dict]) -> None:
     trouble = [row for row in rows if row["status"] in ("failed", "blocked")]
-    shown: set[Path | str] = set()
+    shown: set[str] = set()
     for row in trouble[:MOST_FAILURES]:
         blocked = row["status"] == "blocked"
         directory = request.store.target_dir(row["target_id"]) if blocked else Path(row["run_dir"])
         screen.say(f"{row['status']}: {row['target_id']}/{row['run_id']}: {row['reason']}")
         screen.say(f"    see {directory / 'error.json'}")
         log = log_of(request.store, directory)
-        # Neither a log nor the logs of one and the same defect are shown twice.
-        if not shown & {log, row["reason"]} and (tail := log_tail(log)):
-            shown |= {log, row["reason"]}
+        tail = log_tail(log)
+        # Logs of one defect end alike but for their path.
+        if tail and (end := tail.replace(str(log), "")) not in shown:
+            shown.add(end)
             screen.say(tail.lstrip("\n"))
     if len(trouble) > MOST_FAILURES:
         screen.say(f"... and {len(trouble) - MOST_FAILURES} more; the table has every reason")

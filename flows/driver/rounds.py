@@ -98,7 +98,7 @@ class Round:
         """What to call how often, and when next."""
         self._builds: dict[str, Future] = {}
         self._first_failure: dict[str, str] = {}
-        """The first target that was not built for a reason."""
+        """By a reason with the end of the log, without its path: the first target that was not built for it."""
 
     def submit_builds(self) -> None:
         """Submit one process per missing target; one for all the missing checkpoints of a training."""
@@ -197,11 +197,10 @@ class Round:
                 self.progress.say(f"warning: {target_id} ({label}): {warning}", style="yellow")
             return
         reason = explain(future, directory / "error.json", where / "build.err")
-        # A factory that fails for one target of a sweep fails for all of them, with a screen of its log each.
-        sentence = reason.partition("\n")[0]
-        first = self._first_failure.setdefault(sentence, target_id)
-        if first != target_id:
-            reason = f"{sentence}; its log ends like that of {first}"
+        # A defect of a factory often fails every target of a sweep. One screen of its log is enough.
+        first = self._first_failure.setdefault(reason.replace(str(where), ""), target_id)
+        if first != target_id and "\n" in reason:
+            reason = f"{reason.partition(chr(10))[0]}; its log ends like that of {first}"
         self.progress.finished("targets", f"target {target_id} ({label}) was not built: {reason}", failed=True)
 
     def run_ended(self, run: PlannedRun, sentence: str, *, failed: bool) -> None:

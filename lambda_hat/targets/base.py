@@ -16,8 +16,8 @@ from lambda_hat.config.parameter_paths import moving_parts
 
 Arrays = Mapping[str, Array | np.ndarray]
 """Parameters or data by name."""
-PART = "#"
-"""Stands before the number of a moving part in its name: the parts of "w" are "w#0", "w#1", ..."""
+PART = "\0"
+"""Stands before the number of a moving part in its name, because no path of a user has it."""
 SLICE_ROWS = 16384
 """Rows per slice when a build evaluates the loss on the full data. It bounds the memory of that evaluation."""
 

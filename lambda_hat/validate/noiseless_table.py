@@ -74,8 +74,8 @@ def print_table(results: Sequence[dict[str, Any]], seconds: float, processes: in
     programs = sum(r["programs_compiled"] + r["programs_loaded"] > 0 for r in results)
     console.print(
         f"{len(results)} runs of {programs} programs in {seconds:.0f} s on {processes} "
-        f"{'process' if processes == 1 else 'processes'}; s: seconds of a row, including compilation if it was the "
-        "first of its program",
+        f"{'process' if processes == 1 else 'processes'}; s: seconds of a row; the first row of a program "
+        "compiles or loads it",
         soft_wrap=True,
     )
 

@@ -182,6 +182,18 @@ def test_what_does_not_move_stays(regression):
     np.testing.assert_allclose(difference, expected, atol=1e-6)
 
 
+def test_a_part_is_told_from_a_parameter_whose_name_looks_like_one():
+    arrays = {name: np.full(3, value) for name, value in [("w", 1.0), ("w#0", 2.0), ("w[0:1]", 3.0)]}
+    rows = np.arange(6.0)[:, None]
+    whole = target_of(lambda p, b: jnp.mean(b * sum(jnp.sum(w**2) for w in p.values())), arrays, rows, None)
+    target = whole.restricted(["w[[]0:1]", "w#0", "w[1:3]"])
+    assert target.dim == 3 + 3 + 2
+    found = all_parameters(target.w_star, target.held, target.starts)
+    assert {name: np.asarray(array).tolist() for name, array in found.items()} == {
+        name: array.tolist() for name, array in arrays.items()
+    }
+
+
 def test_parts_of_one_shape_share_their_programs(regression):
     loss, params, data, _ = regression
     whole = target_of(loss, params, data, None)

@@ -109,27 +109,29 @@ def test_a_process_per_run_and_a_rerun_give_the_same_numbers(tmp_path):
 @pytest.mark.mpi
 @pytest.mark.slow
 def test_a_failed_build_blocks_only_its_own_runs(tmp_path):
-    (tmp_path / "mine.py").write_text("def make(scale):\n    return nowhere(scale)\n")
-    defect = {"target": {"factory": "mine:make"}, "sweep": {"target.kwargs.scale": [1, 2]}}
+    # Two targets end alike. The third has the same last line, and another log.
+    make = "def make(scale):\n    if scale == 3:\n        return nowhere(3)\n    return nowhere(scale)\n"
+    (tmp_path / "mine.py").write_text(make)
+    defect = {"target": {"factory": "mine:make"}, "sweep": {"target.kwargs.scale": [1, 2, 3]}}
     path = study(tmp_path / "study.yaml", targets=[{"target": "quadratic"}, BAD_BUILD, defect])
     done = flow("packed.py", "--experiments", path, "--ranks", "1", cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     table = pd.read_parquet(tmp_path / "results" / "llc_runs.parquet")
-    assert sorted(table["status"]) == ["blocked"] * 9 + ["finished"] * 3
+    assert sorted(table["status"]) == ["blocked"] * 12 + ["finished"] * 3
     reasons = table.loc[table["status"] == "blocked", "reason"]
     assert sum(reasons.str.contains("BuildFailed")) == 3
-    assert sum(reasons.str.contains("NameError: name 'nowhere' is not defined")) == 6
+    assert sum(reasons.str.contains("NameError: name 'nowhere' is not defined")) == 9
     assert "BuildFailed" in done.stdout
     assert "--rerun failed" in done.stdout
     for error in (tmp_path / "runs" / "targets").glob("*/error.json"):
         assert str(error) in done.stdout
-    # Its log is on the screen twice: where the first of its targets failed, and at the end.
-    assert done.stdout.count("    return nowhere(scale)") == 2
-    assert "not defined; its log ends like that of tgt_" in done.stdout
+    # A log is on the screen twice: where the first of its targets failed, and at the end.
+    assert done.stdout.count("    return nowhere(scale)") == done.stdout.count("    return nowhere(3)") == 2
+    assert done.stdout.count("not defined; its log ends like that of tgt_") == 1
 
     again = flow("packed.py", "--experiments", path, cwd=tmp_path)
     assert again.returncode == 1
-    assert "9 runs wait for a target that failed earlier; --rerun failed tries them again" in again.stdout
+    assert "12 runs wait for a target that failed earlier; --rerun failed tries them again" in again.stdout
     assert list((tmp_path / "runs" / "packs").glob("pack_*")) != []
 
 
