@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lambda_hat.store.drain import Drain
-from mpi.dispatch import World, dispatch, start_mpi
+from mpi.dispatch import ANSWER, CLAIM, DRAIN, World, dispatch, start_mpi
 from mpi.handout import Item
 from mpi.launch import Launch, launch_line
 from mpi.launchers import LauncherChoice, find_launcher
@@ -39,7 +39,8 @@ class ThreadComm:
 
 def run_in_threads(size, items, do, drains=None):
     """`dispatch` on `size` ranks that are threads; what each returned. Only rank 0 knows the items."""
-    boxes = defaultdict(queue.Queue)
+    # All boxes exist before a thread looks: two threads that missed one in a defaultdict would each make their own.
+    boxes = {(rank, tag): queue.Queue() for rank in range(size) for tag in (CLAIM, ANSWER, DRAIN)}
     results = {}
 
     def rank_main(rank):
