@@ -30,7 +30,12 @@ def identity_payload(cfg: BuildConfig | SampleConfig) -> dict[str, Any]:
     payload = {key: value for key, value in content.items() if key not in NOT_IDENTITY}
     if isinstance(cfg, CustomBuild):
         # The hash of the file's content stays.
-        del payload["target"]["checkpoint"]
+        target = payload["target"]
+        del target["checkpoint"]
+        # Targets without them keep the ids that they had before these keys were there.
+        for key in ("step", "trajectory"):
+            if target[key] is None:
+                del target[key]
     return payload
 
 
@@ -52,10 +57,12 @@ def target_id_for(cfg: BuildConfig) -> str:
 
 
 def trajectory_id(cfg: BuildConfig) -> str | None:
-    """One id for all checkpoints of a training; None for a target that is not a checkpoint."""
-    if not isinstance(cfg, MlpBuild) or cfg.step is None:
-        return None
-    return target_id_for(replace(cfg, step=None))
+    """One id for all checkpoints of a training; None for a target that is not one of its steps."""
+    if isinstance(cfg, CustomBuild) and cfg.step is not None:
+        return target_id_for(replace(cfg, target=replace(cfg.target, checkpoint_sha256=None, step=None)))
+    if isinstance(cfg, MlpBuild) and cfg.step is not None:
+        return target_id_for(replace(cfg, step=None))
+    return None
 
 
 def checkpoint_ids(cfg: MlpBuild) -> dict[str, MlpBuild]:

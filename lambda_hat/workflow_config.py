@@ -24,13 +24,13 @@ from lambda_hat.config import (
     SampleConfig,
     SgldConfig,
 )
-from lambda_hat.config.checkpoint_file import with_checkpoint_hash
+from lambda_hat.config.checkpoint_file import checkpoints_of, with_checkpoint, with_checkpoint_hash
 from lambda_hat.config.defaults import TARGET_ACCEPTANCE
 from lambda_hat.config.entries import SAMPLER_ENTRY_KEYS, TARGET_ENTRY_KEYS, Entry, check_entry, chosen_targets, expand
 from lambda_hat.config.parameter_paths import moving_dim
 from lambda_hat.config.study_settings import StudySettings
 from lambda_hat.errors import ConfigError, nearest
-from lambda_hat.id_utils import Run, config_digest, target_id_for
+from lambda_hat.id_utils import Run, config_digest, target_id_for, trajectory_id
 from lambda_hat.omegaconf_support import (
     apply_words,
     build_dataclass,
@@ -280,23 +280,49 @@ def _expand_targets(
         return compose_build_cfg(entry, store_root=study.store_root, conf_dir=conf_dir, source=where)
 
     targets: dict[str, BuildConfig] = {}
+    steps: dict[tuple[str, int], str] = {}
     composed = _Composer(compose, ("store", "target.kind", "target.checkpoint", "target.checkpoint_sha256"))
     for entry in expand(study.targets, f"{experiments}: targets", TARGET_ENTRY_KEYS):
-        where, cfg = entry.where, composed(entry)
-        for point in _points(cfg):
-            target_id = target_id_for(point)
+        for point in _points(entry, composed):
+            target_id, where = target_id_for(point), entry.where
             if target_id in targets:
                 _refuse_collision(target_id, config_digest(targets[target_id]), config_digest(point))
-                notes.append(f"{where} is the same target as an earlier entry ({target_id}); it is built once")
+                notes.append(_same(targets[target_id], point, target_id, where))
             targets[target_id] = point
+            if isinstance(point, CustomBuild) and point.step is not None:
+                _refuse_second_trajectory(steps, point, target_id, where)
     return targets
 
 
-def _points(cfg: BuildConfig) -> list[BuildConfig]:
-    """The targets of one configuration: itself, or every checkpoint of its training."""
+def _points(entry: Entry, composed: _Composer[BuildConfig]) -> list[BuildConfig]:
+    """The targets of one entry: one, or every checkpoint of a training."""
+    if (files := checkpoints_of(entry.content, entry.where)) is not None:
+        contents = [with_checkpoint(entry.content, step, path) for step, path in files.items()]
+        return [composed.whole(content, entry.where) for content in contents]
+    cfg = composed(entry)
     if not isinstance(cfg, MlpBuild) or cfg.checkpoints is None or cfg.step is not None:
         return [cfg]
     return [replace(cfg, step=step) for step in cfg.checkpoint_steps]
+
+
+def _same(first: BuildConfig, second: BuildConfig, target_id: str, where: str) -> str:
+    if isinstance(first, CustomBuild) and isinstance(second, CustomBuild):
+        one, other = first.target.checkpoint, second.target.checkpoint
+        if one != other:
+            return f"{where}: {other} has the content of {one}; the two are one target ({target_id})"
+    return f"{where} is the same target as an earlier entry ({target_id}); it is built once"
+
+
+def _refuse_second_trajectory(
+    steps: dict[tuple[str, int], str], point: CustomBuild, target_id: str, where: str
+) -> None:
+    trajectory, step = trajectory_id(point), point.step
+    assert trajectory is not None and step is not None
+    if steps.setdefault((trajectory, step), target_id) != target_id:
+        raise ConfigError(
+            f"{where}: target.checkpoint: an earlier entry has another file of step {step}, and nothing tells the two "
+            "trainings apart; give each a name, target.trajectory: ..."
+        )
 
 
 def _expand_runs(
@@ -364,7 +390,11 @@ class _Composer(Generic[Config]):
             cfg = with_values(template, entry.swept)
             if cfg is not None:
                 return cfg
-        return self._compose(entry.content, entry.where)
+        return self.whole(entry.content, entry.where)
+
+    def whole(self, content: dict[str, Any], where: str) -> Config:
+        """The configuration of the content of an entry, merged anew. Raises what `compose` raises."""
+        return self._compose(content, where)
 
     def _template_for(self, entry: Entry) -> Config | None:
         if self._bare is not entry.bare:

@@ -16,6 +16,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, cast
 
+from lambda_hat.config import BuildConfig, CustomBuild
 from lambda_hat.config.study_settings import AUTO
 from lambda_hat.errors import CorruptArtifact, LambdaHatError, Paused, StoreError, StoreUnwritable, guarded
 from lambda_hat.id_utils import Run
@@ -28,7 +29,7 @@ from mpi.devices import check_gpu
 from mpi.dispatch import World
 from mpi.handout import LEFT
 from mpi.launcher_variables import launcher_local_size
-from mpi.pack import Pack, bundles_of, key_of
+from mpi.pack import Pack, builders_of, bundles_of, key_of
 
 
 class Console:
@@ -102,6 +103,7 @@ class Rank:
         self._heartbeat = None if pack["lease"] is None else Path(pack["lease"])
         self._builds, self._runs = pack["builds"], {key_of(run): run for run in pack["runs"]}
         self._bundles, self._lanes = bundles_of(pack, world.size), pack["lanes"]
+        self._builders = builders_of(pack)
         self._ranks_on_node = launcher_local_size(os.environ) or 1
         self._context = {"rank": world.rank, "pack_id": pack["pack_id"]}
         self._busy = 0.0
@@ -158,10 +160,17 @@ class Rank:
             return end("finished", cached=True)
 
         def build() -> str:
-            self._build_into(directory, self._builds[target_id])
+            self._build_into(directory, self._builds[target_id], self._checkpoints_beside(target_id))
             return end("finished")
 
         return guarded(build, lambda error: self._failed(end, directory, error))
+
+    def _checkpoints_beside(self, target_id: str) -> dict[str, BuildConfig]:
+        """The other targets that the build of a custom target makes, by id."""
+        if not isinstance(self._builds[target_id], CustomBuild):
+            return {}
+        others = [t for t, builder in self._builders.items() if builder == target_id != t]
+        return {t: self._builds[t] for t in others if self._store.target_status(t) != "built"}
 
     def _do_runs(self, keys: Sequence[str]) -> list[str]:
         """Sample runs that are expected to share a program, together where they do, and return their outcomes."""

@@ -20,6 +20,7 @@ from flows.driver.screen import StudyProgress
 from flows.driver.single_processes import SingleProcesses
 from flows.driver.stopping import OutOfTime, Stop
 from flows.driver.workers import Workers
+from lambda_hat.config import CustomBuild
 from lambda_hat.id_utils import trajectory_id
 from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.store.drain import DEADLINE_VARIABLE
@@ -112,6 +113,8 @@ class Round:
                 (store.target_dir(target_id) / "error.json").unlink(missing_ok=True)
             directory = store.target_dir(target_ids[0])
             words = ["--target-id", target_ids[0], "--target-dir", str(directory)]
+            if isinstance(targets[target_ids[0]], CustomBuild):
+                words += [word for other in target_ids[1:] for word in ("--other", other)]
             future = self.processes.start("lambda_hat.entrypoints.build_target", words, directory, "build")
             self._builds |= dict.fromkeys(target_ids, future)
             self.on_done(future, partial(self._builds_ended, target_ids))

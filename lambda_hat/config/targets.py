@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from omegaconf import MISSING
@@ -203,9 +204,15 @@ class CustomTarget:
     """Raise it when a change of the factory's code changes what it returns: no id depends on the code itself."""
     checkpoint: str | None = None
     """A .npz or .safetensors file with arrays by parameter path, which replace those of the factory. No id depends on
-    the path."""
+    the path. A study takes several, and makes a target of each: a pattern such as `run/step_*.npz`, a list, or a
+    mapping from steps to files."""
     checkpoint_sha256: str | None = None
     """Hash of the file's content, part of the id. Filled in when a study is composed."""
+    step: int | None = None
+    """Training step of the checkpoint. Targets that differ in nothing but checkpoint and step are one trajectory. Of
+    several checkpoints, it is the number in the name of each."""
+    trajectory: str | None = None
+    """Name of the trajectory, for trainings that nothing else tells apart. Part of the id."""
     n: int | None = None
     """Number of data points. Null: the rows of the data. It is needed if the factory returns no data."""
 
@@ -228,6 +235,13 @@ class CustomTarget:
             "target.checkpoint",
             self.checkpoint,
             "a .npz or .safetensors file",
+        )
+        require(self.step is None or self.step >= 0, "target.step", self.step, "an integer of at least 0")
+        require(
+            self.step is None or self.checkpoint is not None or self.checkpoint_sha256 is not None,
+            "target.step",
+            self.step,
+            "null, because there is no target.checkpoint",
         )
 
 
@@ -590,8 +604,18 @@ class CustomBuild(BuildConfig):
 
     @property
     def label(self) -> str:
-        words = ", ".join(f"{key}={value}" for key, value in self.target.kwargs.items())
-        return f"{self.target.factory}({words})"
+        target = self.target
+        label = f"{target.factory}({', '.join(f'{key}={value}' for key, value in target.kwargs.items())})"
+        if target.trajectory is not None:
+            label += f" {target.trajectory}"
+        if target.step is not None:
+            return f"{label} step {target.step}"
+        return label if target.checkpoint is None else f"{label} at {'/'.join(PurePath(target.checkpoint).parts[-2:])}"
+
+    @property
+    def step(self) -> int | None:
+        """The training step of the checkpoint; None if it is no point of a trajectory."""
+        return self.target.step
 
 
 @dataclass(frozen=True)

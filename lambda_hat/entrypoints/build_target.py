@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from lambda_hat.config import BuildConfig
 from lambda_hat.config.checkpoint_file import with_checkpoint_hash
 from lambda_hat.errors import ConfigError, StoreError, run_command
 from lambda_hat.id_utils import target_id_for
@@ -23,6 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-id", metavar="ID", help="refuse to build anything else")
     parser.add_argument(
         "--target-dir", type=Path, metavar="D", help="where to build; default: its folder in the configured store"
+    )
+    parser.add_argument(
+        "--other",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="build this one too, another checkpoint of the trajectory, from its config.yaml beside --target-dir",
     )
 
 
@@ -45,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.monotonic()
     with recording_failure(directory):
-        target, warnings = build_into(directory, cfg)
+        target, warnings = build_into(directory, cfg, _others(args.other, directory.parent))
     exact = "" if target.true_llc is None else f", lambda = {target.true_llc:g}"
     print(
         f"built {target_id} ({cfg.label}) in {time.monotonic() - started:.1f} s: dim = {target.dim}, n = {target.n}, "
@@ -54,6 +62,12 @@ def run(args: argparse.Namespace) -> int:
     for warning in warnings:
         print(f"warning: {warning}")
     return 0
+
+
+def _others(target_ids: Sequence[str], folder: Path) -> dict[str, BuildConfig]:
+    """The configurations of those targets that are not built yet, by id."""
+    missing = [target_id for target_id in target_ids if not (folder / target_id / "meta.json").is_file()]
+    return {target_id: load_build_config(folder / target_id / "config.yaml") for target_id in missing}
 
 
 def make_folder(directory: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable, Hashable
@@ -99,7 +101,7 @@ def make(cfg: CustomBuild, programs: Path | None = None) -> Made:
             target. Exceptions of the factory itself are not caught.
     """
     target = cfg.target
-    loss_fn, params, data = _call_factory(target)
+    loss_fn, params, data = _made_by(*_identity(target))
     try:
         if target.checkpoint is not None:
             params = with_checkpoint(params, Path(target.checkpoint), target.checkpoint_sha256)
@@ -111,10 +113,22 @@ def make(cfg: CustomBuild, programs: Path | None = None) -> Made:
 
 def make_loss(cfg: CustomBuild) -> CustomLoss:
     """The loss of a target that is already built. The factory is called again; only its loss is used."""
-    loss_fn, params, data = _call_factory(cfg.target)
+    return _loss_of(*_identity(cfg.target))
+
+
+@functools.lru_cache(maxsize=8)
+def _loss_of(factory: str, kwargs: str, version: int) -> CustomLoss:
+    # Its data may be large, and are not kept.
+    loss_fn, params, data = _call_factory(factory, json.loads(kwargs))
     structure = split_params(params)[1]
     data_structure = None if data is None else split_data(data)[1]
-    return CustomLoss(_identity(cfg.target), loss_fn, structure, data_structure, _keyed(loss_fn))
+    return CustomLoss((factory, kwargs, version), loss_fn, structure, data_structure, _keyed(loss_fn))
+
+
+@functools.lru_cache(maxsize=1)
+def _made_by(factory: str, kwargs: str, version: int) -> tuple[Any, Any, Any]:
+    """What the factory returns. The checkpoints of a trajectory are built one after the other from the same."""
+    return _call_factory(factory, json.loads(kwargs))
 
 
 def with_checkpoint(params: Any, path: Path, sha256: str | None) -> Any:
@@ -163,12 +177,12 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise BuildFailed(f"target.checkpoint: {path} cannot be read as {path.suffix[1:]}: {error}") from None
 
 
-def _identity(target: CustomTarget) -> Hashable:
+def _identity(target: CustomTarget) -> tuple[str, str, int]:
     return target.factory, canonical_json(target.kwargs), target.version
 
 
-def _call_factory(target: CustomTarget) -> tuple[Any, Any, Any]:
-    module_name, _, function_name = target.factory.partition(":")
+def _call_factory(factory: str, kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    module_name, _, function_name = factory.partition(":")
     if os.getcwd() not in sys.path:
         # Last, so that no file in that folder shadows an installed package.
         sys.path.append(os.getcwd())
@@ -178,15 +192,15 @@ def _call_factory(target: CustomTarget) -> tuple[Any, Any, Any]:
             function = getattr(function, word)
     except (ImportError, AttributeError) as error:
         raise BuildFailed(
-            f"target.factory: {target.factory} cannot be imported: {type(error).__name__}: {error}; modules are looked "
+            f"target.factory: {factory} cannot be imported: {type(error).__name__}: {error}; modules are looked "
             f"for among the installed packages, on PYTHONPATH and in {os.getcwd()}"
         ) from error
     # A build computes in float64; the factory runs with JAX's default, as in the user's own process.
     with jax.enable_x64(False):
-        made = function(**target.kwargs)
+        made = function(**kwargs)
     if not isinstance(made, tuple) or len(made) != 3 or not callable(made[0]):
         raise BuildFailed(
-            f"target.factory: {target.factory} returned {_describe(made)}, expected a tuple (loss, parameters, data)"
+            f"target.factory: {factory} returned {_describe(made)}, expected a tuple (loss, parameters, data)"
         )
     return made
 
