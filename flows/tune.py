@@ -55,6 +55,11 @@ def options_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="no reference: a ladder of step sizes, judged by stability and acceptance"
     )
+    parser.add_argument(
+        "--shared",
+        action="store_true",
+        help="no reference: one setting for all targets, over a grid of gamma and beta, judged by the verdicts",
+    )
     parser.add_argument("--pack", type=int, metavar="N", help="at most N runs in one MPI launch (default 32)")
     parser.add_argument("--ranks", type=int, metavar="R", help="MPI ranks per node (default: one per core)")
     parser.add_argument("--site", metavar="S", help="a name in conf/site, or a .yaml or .py file (default local)")
@@ -78,9 +83,13 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
             raise ConfigError(f"--{option}: got {value}, expected an integer of at least {least}")
     if not 0 < args.tolerance < 1:
         raise ConfigError(f"--tolerance: got {args.tolerance}, expected a relative error between 0 and 1, such as 0.05")
+    if args.quick and args.shared:
+        raise ConfigError("--quick and --shared: give one of them; each tries its own settings once")
     for option in ("trials", "batch"):
         if args.quick and getattr(args, option) is not None:
             raise ConfigError(f"--{option}: goes without --quick, which tries every step of its ladder once")
+        if args.shared and getattr(args, option) is not None:
+            raise ConfigError(f"--{option}: goes without --shared, which tries every setting of its grid once")
     args.trials = TRIALS if args.trials is None else args.trials
     for name in args.samplers or ():
         if name not in SAMPLE_SCHEMAS:

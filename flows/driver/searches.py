@@ -28,6 +28,7 @@ from lambda_hat.workflow_config import Study, with_runs
 if TYPE_CHECKING:
     from lambda_hat.tuning.rungs import RungSearch
     from lambda_hat.tuning.search import Search
+    from lambda_hat.tuning.surface import SharedSearch
     from lambda_hat.tuning.wanted import Start
 
 LEAST_BATCH, LEAST_ROUNDS = 2, 4
@@ -47,7 +48,9 @@ class Tuning:
     """
 
     def __init__(self, request: Request, args: argparse.Namespace, starts: Sequence[Start]):
-        self._request, self._quick, self._started = request, args.quick, time.monotonic()
+        self._request, self._started = request, time.monotonic()
+        self._shared, self._at_once = args.shared, args.quick or args.shared
+        """Whether one setting is wanted for all targets; whether all settings are tried at once."""
         self._screen, self._stop = Screen(), Stop()
         self._base = request.study
         """The study whose targets are tuned for."""
@@ -59,8 +62,13 @@ class Tuning:
         self._batches = 0
         self._ended = False
         """Whether no search wants another run."""
-        search = self._quick_searches if args.quick else self._searches
+        search = self._shared_searches if args.shared else self._quick_searches if args.quick else self._searches
         self.searches: Sequence[Any] = search(args, starts)
+
+    def _shared_searches(self, args: argparse.Namespace, starts: Sequence[Start]) -> list[SharedSearch]:
+        from lambda_hat.tuning.surface import SharedSearch, by_sampler
+
+        return [SharedSearch(own) for own in by_sampler(starts)]
 
     def _quick_searches(self, args: argparse.Namespace, starts: Sequence[Start]) -> list[RungSearch]:
         from lambda_hat.tuning.rungs import RungSearch
@@ -172,7 +180,7 @@ class Tuning:
         if self._request.quiet:
             return
         told = f"batch {self._batches}: {runs} runs"
-        if not self._quick:
+        if not self._at_once:
             tried = sum(len(search.settings) for search in self.searches)
             within = sum(search.is_within for search in self.searches)
             told += (
@@ -186,20 +194,25 @@ class Tuning:
 
     def _report(self) -> int:
         """Write the experiments file and the picture, print the table. Returns the exit status."""
-        from lambda_hat.tuning import picture
-        from lambda_hat.tuning.findings import EXPERIMENTS_NAME, print_rungs, print_searches
+        from lambda_hat.tuning import findings, picture, surface_picture
 
         say, results_root = self._screen.say, self._request.results_root
         self._learn_costs()
-        (print_rungs if self._quick else print_searches)(self.searches, self._screen.console)
-        draw = picture.draw_rungs if self._quick else picture.draw_searches
+        print_all, draw = (
+            (findings.print_shared, surface_picture.draw_shared)
+            if self._shared
+            else (findings.print_rungs, picture.draw_rungs)
+            if self._at_once
+            else (findings.print_searches, picture.draw_searches)
+        )
+        print_all(self.searches, self._screen.console)
         drawn = draw(self.searches, results_root / picture.NAME)
-        written = self._write(results_root / EXPERIMENTS_NAME)
+        written = self._write(results_root / findings.EXPERIMENTS_NAME)
         lost = [
             search for search in self.searches if search.lost is not None or (self._ended and search.winner is None)
         ]
         for search in lost:
-            say(f"no settings for {search.start.label} ({search.start.target_id}): {search.why_none}")
+            say(f"no settings for {search.label}: {search.why_none}")
         if self._tally is not None:
             say(f"tries     {self._tally}")
         say(f"time      {time.monotonic() - self._started:.1f} s")
@@ -214,7 +227,7 @@ class Tuning:
         off = [search for search in self.searches if search.winner is not None and not search.is_within]
         for search in off:
             say(
-                f"nothing within {search.tolerance:.0%} was found for {search.start.label}: the most accurate setting "
+                f"nothing within {search.tolerance:.0%} was found for {search.label}: the most accurate setting "
                 "was taken; more --trials go on from here"
             )
         return EXIT_FAILED if lost or off else EXIT_OK
@@ -226,7 +239,7 @@ class Tuning:
         if not taken:
             return None
         how = f"{len(taken)} of {len(self.searches)} searches, by flows/tune.py"
-        if not self._quick:
+        if not self._at_once:
             how += f"; the cheapest settings with an error of at most {percent(self.searches[0].tolerance)}"
         write_experiments(path, self._base, taken, how)
         return path
@@ -246,20 +259,13 @@ class Tuning:
 
         Returns the exit status.
         """
-        from lambda_hat.tuning.findings import span, words
-
         say, first = self._screen.say, []
         for search in self.searches:
-            start, tried = search.start, 0 if self._quick else search.num_tried(self._look)
-            say(f"search {start.target_id}  {start.label}, from {words(search.start_values)}")
-            if self._quick:
-                say(f"    {search.key} from {search.steps[0]:g} to {search.steps[-1]:g}, {len(search.steps)} rungs")
-            else:
-                say(f"    {tried} of {search.trials_wanted} settings tried")
-                say(f"    {span(search.space)}")
+            tried = 0 if self._at_once else search.num_tried(self._look)
+            self._screen.say_all(search.plan(tried))
             if not tried:
                 first += search.first_runs()
-        if not self._quick:
+        if not self._at_once:
             self._say_cost()
         if not first:
             say("the next batch depends on what was tried; dry run: nothing was started")

@@ -75,9 +75,9 @@ def checkpoints_of(entry: dict[str, Any], source: str) -> dict[int, str] | None:
         steps = [(_step_in(one, one, where), one) for one in files]
     elif isinstance(named, dict):
         for step in named:
-            if type(step) is not int or step < 0:
+            if not str(step).isdecimal():
                 raise ConfigError(f"{where}: got the step {step!r}, expected whole numbers of at least 0")
-        steps = [(step, _file(one, where)) for step, one in named.items()]
+        steps = [(int(step), _file(one, where)) for step, one in named.items()]
     else:
         return None
     return _ordered(steps, where)

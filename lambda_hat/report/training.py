@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 import pandas as pd
 
 from lambda_hat.report.drawing import (
@@ -19,6 +22,9 @@ from lambda_hat.report.drawing import (
     setting_labels,
     tame,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 NAME = "llc_training"
 
@@ -50,7 +56,7 @@ def draw_training(frame: pd.DataFrame) -> Drawn | None:
             doubtful = part[part["verdict"] != "ok"]
             if len(doubtful):
                 axis.plot(doubtful["step"].astype(float), doubtful["llc_mean"], "x", color="black", label=NOT_OK)
-        tame(axis, group["llc_mean"])
+        _scale(axis, group)
         loss = group.drop_duplicates("step").sort_values("step")
         beside = axis.twinx()
         beside.plot(loss["step"].astype(float), loss["loss_at_w_star"], color="grey", linewidth=1, linestyle=":")
@@ -64,8 +70,26 @@ def draw_training(frame: pd.DataFrame) -> Drawn | None:
         axis.set_ylabel("λ̂ ± 2 s.e.", fontsize=9)
     legend(figure, axes, MARGIN._replace(right=0.75))
     caption = (
-        "The band is two standard errors. A cross marks a verdict other than ok. The dotted line is the training loss."
+        "The band is two standard errors. A cross marks a verdict other than ok, an arrow one that lies far outside of "
+        "the picture. The dotted line is the training loss."
     )
     if len(trainings) > len(shown):
         caption += f" Shown are the first {len(shown)} of {len(trainings)} trainings. The table has all."
     return drawn(figure, NAME, "Along training", caption)
+
+
+def _scale(axis: Axes, group: pd.DataFrame) -> None:
+    """Fit the scale to the estimates that are ok, if others are so far away that they would hide the rest."""
+    steps, llc, error = (group[name].to_numpy(float) for name in ("step", "llc_mean", "llc_std_error"))
+    ok = (group["verdict"] == "ok").to_numpy()
+    if np.count_nonzero(ok) < 2:
+        tame(axis, group.loc[:, "llc_mean"])
+        return
+    bottom, top = float(np.min((llc - 2 * error)[ok])), float(np.max((llc + 2 * error)[ok]))
+    margin = (top - bottom) / 10
+    below, above = llc < bottom - 10 * margin, llc > top + 10 * margin
+    if not np.any(below | above):
+        return
+    axis.set_ylim(bottom - margin, top + margin)
+    for there, edge, marker in ((below, bottom - margin, "v"), (above, top + margin, "^")):
+        axis.plot(steps[there], np.full(np.count_nonzero(there), edge), marker, color="black", clip_on=False)

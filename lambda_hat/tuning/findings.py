@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,11 @@ from lambda_hat.config.plain_yaml import dump_line
 from lambda_hat.store.files import write_bytes_atomic
 from lambda_hat.tuning.rungs import RungSearch
 from lambda_hat.tuning.search import Search
-from lambda_hat.tuning.space import Range, Space, Value
+from lambda_hat.tuning.space import words
+from lambda_hat.tuning.surface import SharedSearch
 from lambda_hat.workflow_config import Study
 
 EXPERIMENTS_NAME = "tuned.yaml"
-
-
-def words(values: Mapping[str, Value]) -> str:
-    """Such as `step_size 0.0001, thin 20`."""
-    return ", ".join(f"{key} {value:g}" for key, value in values.items())
-
-
-def span(space: Space) -> str:
-    """Such as `step_size 1e-06 to 1; thin 1 to 40`."""
-    parts = []
-    for key, values in space.items():
-        if isinstance(values, Range):
-            parts.append(f"{key} {values.low:g} to {values.high:g}")
-        else:
-            parts.append(f"{key} {', '.join(map(str, values.values))}")
-    return "; ".join(parts)
 
 
 def percent(share: float) -> str:
@@ -40,9 +25,13 @@ def percent(share: float) -> str:
     return f"{share:.1%}" if share < 10 else f"{share:.0f}×"
 
 
-def comment_of(search: Search | RungSearch) -> str:
+def comment_of(search: Search | RungSearch | SharedSearch) -> str:
     """What the settings that are taken came to, in one line. The search has a winner."""
     assert search.winner is not None
+    if isinstance(search, SharedSearch):
+        failed = "".join(f"; on {label}: {verdict}" for label, verdict in search.failures(search.winner).items())
+        held = f"ok on {search.num_ok(search.winner)} of {len(search.targets)} targets"
+        return f"{search.name}, {search.words(search.winner)}: {held}{failed}"
     if isinstance(search, RungSearch):
         acceptance = search.rows[search.winner]["mala_acceptance"]
         found = f"{words({search.key: search.steps[search.winner]})}, acceptance {acceptance:.3f}"
@@ -122,6 +111,32 @@ def print_rungs(searches: Sequence[RungSearch], console: Console) -> None:
             ]
         table.add_row(*cells)
     console.print(table)
+
+
+def print_shared(searches: Sequence[SharedSearch], console: Console) -> None:
+    """Print a row per setting of each shared search, and where the setting that is taken does not hold."""
+    table = _table("", "sampler", "setting", "ok", "λ̂", "T", "degree", "localisation")
+    for search in searches:
+        for index in range(len(search.rows)):
+            table.add_row(
+                "[bold]*[/bold]" if index == search.winner else "",
+                search.name,
+                search.words(index),
+                f"{search.num_ok(index)} of {len(search.targets)}",
+                *(f"{search.middle(index, column):.3g}" for column in ("llc_mean", "temperature", "degree")),
+                f"{search.share_of_localisation(index):.0%}",
+            )
+    console.print(table)
+    console.print(
+        "medians over the targets with the verdict ok, or over all where there are none; * is taken: ok on the most "
+        "targets, with the least share of localisation in the temperature",
+        soft_wrap=True,
+        highlight=False,
+    )
+    for search in searches:
+        if search.winner is not None:
+            for label, verdict in search.failures(search.winner).items():
+                console.print(f"it does not hold on {label}: {verdict}", soft_wrap=True, highlight=False)
 
 
 def _names(searches: Sequence[Search] | Sequence[RungSearch]) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from lambda_hat.id_utils import Run
 from lambda_hat.tuning.objective import Row, diverged, is_decided
-from lambda_hat.tuning.space import Value, ladder, step_key
+from lambda_hat.tuning.space import Value, ladder, step_key, words
 from lambda_hat.tuning.wanted import Look, Start, blocked, want
 
 PER_DECADE = 3
@@ -94,6 +94,18 @@ class RungSearch:
         self.required = LEAST_ACCEPTANCE
         self.lost: str | None = None
         self._runs = [want(start, {key: step, "seed": 0, "mala_checks": True}) for step in self.steps]
+
+    @property
+    def label(self) -> str:
+        """Target and sampler, for a person."""
+        return f"{self.start.label} ({self.start.target_id})"
+
+    def plan(self, tried: int) -> list[str]:
+        """What a dry run says. tried: is 0, because all rungs are tried at once."""
+        return [
+            f"search {self.start.target_id}  {self.start.label}, from {words(self.start_values)}",
+            f"    {self.key} from {self.steps[0]:g} to {self.steps[-1]:g}, {len(self.steps)} rungs",
+        ]
 
     @property
     def start_values(self) -> dict[str, Value]:

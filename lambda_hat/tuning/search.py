@@ -18,7 +18,7 @@ from lambda_hat.id_utils import Run, canonical_json, identity_payload
 from lambda_hat.tuning.history import History, Trial, settings_tried
 from lambda_hat.tuning.objective import Outcome, Row, cost_to, diverged, is_decided, outcome_of, winner
 from lambda_hat.tuning.reference import Reference
-from lambda_hat.tuning.space import Value, first_settings, space_of, step_key
+from lambda_hat.tuning.space import Value, first_settings, space_of, span, step_key, words
 from lambda_hat.tuning.wanted import Look, Start, blocked, want
 
 SEARCH_FORMAT = 1
@@ -75,6 +75,19 @@ class Search:
         self.settings: dict[int, dict[str, Value]] = {}
         self._fresh: dict[int, Outcome | None] = {}
         """What trials that were sampled again came to with their fresh seeds alone; None if that was no estimate."""
+
+    @property
+    def label(self) -> str:
+        """Target and sampler, for a person."""
+        return f"{self.start.label} ({self.start.target_id})"
+
+    def plan(self, tried: int) -> list[str]:
+        """What a dry run says. tried: settings that earlier commands have tried."""
+        return [
+            f"search {self.start.target_id}  {self.start.label}, from {words(self.start_values)}",
+            f"    {tried} of {self.trials_wanted} settings tried",
+            f"    {span(self.space)}",
+        ]
 
     @property
     def start_values(self) -> dict[str, Value]:

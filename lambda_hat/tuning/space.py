@@ -77,6 +77,22 @@ class Choice:
 Space = Mapping[str, Range | Choice]
 
 
+def words(values: Mapping[str, Value]) -> str:
+    """Such as `step_size 0.0001, thin 20`."""
+    return ", ".join(f"{key} {value:g}" for key, value in values.items())
+
+
+def span(space: Space) -> str:
+    """Such as `step_size 1e-06 to 1; thin 1 to 40`."""
+    parts = []
+    for key, values in space.items():
+        if isinstance(values, Range):
+            parts.append(f"{key} {values.low:g} to {values.high:g}")
+        else:
+            parts.append(f"{key} {', '.join(map(str, values.values))}")
+    return "; ".join(parts)
+
+
 def rounded(value: Value) -> Value:
     """A fraction to `DIGITS` digits; a whole number as it is."""
     return value if isinstance(value, int) else float(f"{value:.{DIGITS}g}")

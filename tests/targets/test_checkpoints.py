@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from lambda_hat.config import CheckpointsConfig, DataConfig, HmcConfig, MlpBuild, ModelConfig, TrainingConfig
 from lambda_hat.errors import BuildFailed, ConfigError
@@ -16,6 +17,7 @@ from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.report.drawing import setting_labels
 from lambda_hat.report.results import collect, runs_in_store
 from lambda_hat.report.study_report import draw_pictures
+from lambda_hat.report.training import _scale, draw_training
 from lambda_hat.store.layout import Store, read_json
 from lambda_hat.targets import build_checkpoints, build_target, load_target
 from lambda_hat.workflow_config import compose_study
@@ -130,6 +132,28 @@ def test_the_table_and_the_picture_show_the_training(tmp_path):
     pictures = draw_pictures(table)
     assert set(pictures) == {"training"}
     assert pictures["training"].png.startswith(b"\x89PNG")
+
+
+def test_a_far_estimate_does_not_hide_the_others():
+    """Along a training the first checkpoints are often hugely negative, and never ok."""
+    steps = np.arange(5)
+    frame = pd.DataFrame(
+        {
+            "status": "finished", "trajectory": "one", "target": "net step 0", "sampler": "sgld", "step": steps,
+            "llc_mean": [-400.0, 3.0, 3.2, 3.4, 5.0], "llc_std_error": 0.1, "loss_at_w_star": 1.0 / (1 + steps),
+            "verdict": ["not_a_minimum", "ok", "ok", "ok", "heated"],
+        }
+    )  # fmt: skip
+    axis = Figure().subplots()
+    _scale(axis, frame)
+    low, high = axis.get_ylim()
+    assert 2.6 < low < 2.8 and 3.6 < high < 3.8
+    arrows = {line.get_marker(): list(line.get_xdata()) for line in axis.lines}
+    assert arrows == {"v": [0.0], "^": [4.0]}
+    whole = Figure().subplots()
+    _scale(whole, frame[1:4])
+    assert not whole.lines, "nothing lies far outside"
+    assert draw_training(frame).png.startswith(b"\x89PNG")
 
 
 def test_settings_are_told_apart_by_what_differs():
