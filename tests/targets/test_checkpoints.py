@@ -14,7 +14,7 @@ from lambda_hat.execute.build import build_into
 from lambda_hat.execute.sampling import sample_into
 from lambda_hat.id_utils import Run, checkpoint_ids, target_id_for, trajectory_id
 from lambda_hat.omegaconf_support import load_build_config
-from lambda_hat.report.drawing import setting_labels
+from lambda_hat.report.drawing import DRAWN, setting_labels
 from lambda_hat.report.results import collect, runs_in_store
 from lambda_hat.report.study_report import draw_pictures
 from lambda_hat.report.training import _scale, draw_training
@@ -153,7 +153,8 @@ def test_a_far_estimate_does_not_hide_the_others():
     whole = Figure().subplots()
     _scale(whole, frame[1:4])
     assert not whole.lines, "nothing lies far outside"
-    assert draw_training(frame).png.startswith(b"\x89PNG")
+    blank = {name: 1.0 for name in DRAWN if name not in frame}
+    assert draw_training(frame.assign(**blank)).png.startswith(b"\x89PNG")
 
 
 def test_settings_are_told_apart_by_what_differs():
