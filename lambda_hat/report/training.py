@@ -86,10 +86,12 @@ def _scale(axis: Axes, group: pd.DataFrame) -> None:
         tame(axis, group.loc[:, "llc_mean"])
         return
     bottom, top = float(np.min((llc - 2 * error)[ok])), float(np.max((llc + 2 * error)[ok]))
-    margin = (top - bottom) / 10
-    below, above = llc < bottom - 10 * margin, llc > top + 10 * margin
+    below, above = llc < bottom - (top - bottom), llc > top + (top - bottom)
     if not np.any(below | above):
         return
+    near = llc[~below & ~above]
+    bottom, top = min(bottom, float(near.min())), max(top, float(near.max()))
+    margin = (top - bottom) / 10
     axis.set_ylim(bottom - margin, top + margin)
     for there, edge, marker in ((below, bottom - margin, "v"), (above, top + margin, "^")):
         axis.plot(steps[there], np.full(np.count_nonzero(there), edge), marker, color="black", clip_on=False)
