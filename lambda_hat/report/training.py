@@ -86,7 +86,8 @@ def _scale(axis: Axes, group: pd.DataFrame) -> None:
         tame(axis, group.loc[:, "llc_mean"])
         return
     bottom, top = float(np.min((llc - 2 * error)[ok])), float(np.max((llc + 2 * error)[ok]))
-    below, above = llc < bottom - (top - bottom), llc > top + (top - bottom)
+    reach = max(top - bottom, abs(bottom), abs(top))
+    below, above = llc < bottom - reach, llc > top + reach
     if not np.any(below | above):
         return
     near = llc[~below & ~above]

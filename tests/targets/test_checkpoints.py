@@ -140,7 +140,7 @@ def test_a_far_estimate_does_not_hide_the_others():
     frame = pd.DataFrame(
         {
             "status": "finished", "trajectory": "one", "target": "net step 0", "sampler": "sgld", "step": steps,
-            "llc_mean": [-400.0, 3.0, 3.2, 3.4, 5.0], "llc_std_error": 0.1, "loss_at_w_star": 1.0 / (1 + steps),
+            "llc_mean": [-400.0, 3.0, 3.2, 3.4, 50.0], "llc_std_error": 0.1, "loss_at_w_star": 1.0 / (1 + steps),
             "verdict": ["not_a_minimum", "ok", "ok", "ok", "heated"],
         }
     )  # fmt: skip
