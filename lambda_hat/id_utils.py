@@ -29,8 +29,11 @@ def identity_payload(cfg: BuildConfig | SampleConfig) -> dict[str, Any]:
     content = vars(cfg) if isinstance(cfg, SampleConfig) else asdict(cfg)
     payload = {key: value for key, value in content.items() if key not in NOT_IDENTITY}
     if isinstance(cfg, CustomBuild):
-        # The hash of the file's content stays.
+        # The hash of the content stays.
         del payload["target"]["checkpoint"]
+        if cfg.target.torch is None:
+            # Ids are those of configurations that have no such key.
+            del payload["target"]["torch"]
     return payload
 
 
