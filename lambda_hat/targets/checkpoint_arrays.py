@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from lambda_hat.config.checkpoint_file import INDEX, shards_of
 from lambda_hat.errors import BuildFailed, ConfigError
 from lambda_hat.store.files import DAMAGED_NPZ
-from lambda_hat.torch import read_state_dict
+from lambda_hat.torch.state_dicts import read_state_dict
 
 ORBAX_ITEM = "default"
 """The folder inside a step in which Orbax's `CheckpointManager` puts a checkpoint that has no other name."""

@@ -23,7 +23,8 @@ from lambda_hat.targets.checkpoint_arrays import read_arrays
 from lambda_hat.targets.custom_loss import MEAN_WEIGHT, CustomLoss, digest, state_of
 from lambda_hat.targets.loss_checks import examine
 from lambda_hat.targets.pytrees import ById, Structure, notes_on, split_data, split_params
-from lambda_hat.torch import from_torch, load_state
+from lambda_hat.torch import from_torch
+from lambda_hat.torch.state_dicts import load_state
 
 
 def target_of(

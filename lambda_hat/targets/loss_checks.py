@@ -317,22 +317,24 @@ def _check_pair(seen: Seen, tolerance: float) -> None:
 
 
 def _try_extremes(loss: CustomLoss, params: dict, data: dict[str, np.ndarray]) -> None:
-    """Show the rows with the least and greatest integers to the framework of the loss.
+    """Show rows, those with the least and greatest integers among them, to the framework of the loss.
 
-    It refuses tokens outside a vocabulary and classes that there are not, of which JAX makes other numbers.
+    It refuses what is wrong in its own words, and tokens outside a vocabulary and classes that there are not, of which
+    JAX makes other numbers.
 
     Raises:
         ConfigError: if it refuses them.
     """
-    chosen = set()
+    if not data:
+        return
+    # Two at least: a loss may squeeze an axis of length 1.
+    chosen = {0, len(next(iter(data.values()))) - 1}
     for array in data.values():
-        if array.dtype.kind in "iu" and array.ndim and array.size:
+        if array.dtype.kind in "iu" and array.size:
             flat = array.reshape(len(array), -1)
             chosen |= {int(np.argmin(flat.min(axis=1))), int(np.argmax(flat.max(axis=1)))}
-    if chosen:
-        # A loss may squeeze an axis of length 1.
-        rows = sorted(chosen | {0, len(next(iter(data.values()))) - 1})
-        loss.reference(params, {name: array[rows] for name, array in data.items()})
+    rows = sorted(chosen)
+    loss.reference(params, {name: array[rows] for name, array in data.items()})
 
 
 def _check_reference(loss: CustomLoss, params: dict, rows: dict, seen: Seen, tolerance: float) -> None:
