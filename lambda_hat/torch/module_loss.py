@@ -128,15 +128,13 @@ class TorchLoss:
         kit = tools()
         dtype = next(iter(params.values())).dtype
 
-        def tensor(array: Any, dtype: Any = None) -> Any:
+        def tensor(array: Any) -> Any:
             array = jnp.asarray(array)
-            return kit.tensor(array if dtype is None else array.astype(dtype), kit.env)
+            # Some of torch's functions take no mixture.
+            is_float = jnp.issubdtype(array.dtype, jnp.floating)
+            return kit.tensor(array.astype(dtype) if is_float else array, kit.env)
 
-        def held(array: np.ndarray) -> Any:
-            return tensor(array, dtype if jnp.issubdtype(array.dtype, jnp.floating) else None)
-
-        tensors = {path: held(array) for path, array in self.state.items()}
-        tensors |= {path: tensor(array) for path, array in params.items()}
+        tensors = {path: tensor(array) for path, array in {**self.state, **params}.items()}
         with _LOCK, sentences(), kit.env, warnings.catch_warnings():
             # Torch's integers have 64 bits, and in a float32 run JAX's have 32.
             warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
