@@ -158,7 +158,7 @@ def test_buffers_and_frozen_parameters_are_held_and_said_and_the_mode_is_the_use
     batch = {name: torch.from_numpy(array) for name, array in IMAGES.items()}
     assert target.loss_at_w_star == pytest.approx(cross_entropy(module.eval(), batch).item(), rel=1e-5)
     module.requires_grad_(False)
-    with pytest.raises(ConfigError, match=r"module: none of its 6 parameters has requires_grad; nothing could be"):
+    with pytest.raises(ConfigError, match=r"module: none of its 8 parameters has requires_grad; nothing could be"):
         from_torch(module, cross_entropy)
 
 
