@@ -166,7 +166,5 @@ def test_without_its_package_a_checkpoint_says_what_to_install(tmp_path, monkeyp
     tools.cache_clear()
     with pytest.raises(BuildFailed, match=r"is a folder, which Orbax reads, .*; pip install orbax-checkpoint"):
         read_arrays(tmp_path)
-    with pytest.raises(
-        BuildFailed, match=r"torch and torchax cannot be imported .*; pip install 'lambda-hat\[torch\]'"
-    ):
+    with pytest.raises(BuildFailed, match=r"torch and torchax cannot be imported .*pip install 'lambda-hat\[torch\]'"):
         read_arrays(tmp_path / "w.pt")
