@@ -29,11 +29,11 @@ def identity_payload(cfg: BuildConfig | SampleConfig) -> dict[str, Any]:
     content = vars(cfg) if isinstance(cfg, SampleConfig) else asdict(cfg)
     payload = {key: value for key, value in content.items() if key not in NOT_IDENTITY}
     if isinstance(cfg, CustomBuild):
-        # The hash of the file's content stays.
+        # The hash of the content stays.
         target = payload["target"]
         del target["checkpoint"]
         # Targets without them keep the ids that they had before these keys were there.
-        for key in ("step", "trajectory"):
+        for key in ("torch", "step", "trajectory"):
             if target[key] is None:
                 del target[key]
     return payload

@@ -232,7 +232,7 @@ def load_build_config(path: Path | str) -> BuildConfig:
     """The configuration of a target in a file that `to_yaml` wrote. Raises ConfigError."""
     content = load_yaml(path)
     target = content.get("target")
-    if isinstance(target, dict) and "kind" not in target and "factory" in target:
+    if isinstance(target, dict) and "kind" not in target and {"factory", "torch"} & target.keys():
         content["target"] = custom_target(target, str(path))
     return build_dataclass(build_schema(content, str(path)), [(str(path), content)])
 
@@ -245,11 +245,11 @@ def build_schema(content: dict[str, Any], where: str) -> type[BuildConfig]:
 
 
 def custom_target(target: dict[str, Any], source: str) -> dict[str, Any]:
-    """`target`, which must name a factory, with its `kind`. Raises ConfigError if it names none."""
-    if "factory" not in target:
+    """`target`, which must name a function, with its `kind`. Raises ConfigError if it names none."""
+    if not {"factory", "torch"} & target.keys():
         raise ConfigError(
             f"{source}: target: got {target!r}, expected a name in conf/target, or factory: package.module:function "
-            "with kwargs and version"
+            "(of PyTorch, torch: package.module:function) with kwargs and version"
         )
     return {"kind": "custom", **target}
 

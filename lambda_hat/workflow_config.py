@@ -24,11 +24,12 @@ from lambda_hat.config import (
     SampleConfig,
     SgldConfig,
 )
-from lambda_hat.config.checkpoint_file import checkpoints_of, with_checkpoint, with_checkpoint_hash
+from lambda_hat.config.checkpoint_file import with_checkpoint_hash
 from lambda_hat.config.defaults import TARGET_ACCEPTANCE
 from lambda_hat.config.entries import SAMPLER_ENTRY_KEYS, TARGET_ENTRY_KEYS, Entry, check_entry, chosen_targets, expand
 from lambda_hat.config.parameter_paths import moving_dim
 from lambda_hat.config.study_settings import StudySettings
+from lambda_hat.config.trajectories import checkpoints_of, with_checkpoint
 from lambda_hat.errors import ConfigError, nearest
 from lambda_hat.id_utils import Run, config_digest, target_id_for, trajectory_id
 from lambda_hat.omegaconf_support import (

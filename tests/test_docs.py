@@ -4,6 +4,7 @@ that the code has, and the site can be built and read without a network."""
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -33,6 +34,8 @@ GALLERY = ROOT / "docs" / "gallery.md"
 RUN_ON_SLURM = ROOT / "docs" / "clusters.md"
 """Its commands are those of tests/cluster/test_documents.py."""
 TUTORIAL = ROOT / "docs" / "tutorial.md"
+NEEDED = {"pytorch": ("torch", "torchax", "transformers")}
+"""Packages that pages need beside those that every installation has."""
 FILE_NAME = re.compile(r"# (\S+\.(?:yaml|py))\n")
 """First line of a block that is a file."""
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)")
@@ -92,10 +95,14 @@ def checkout(tmp_path_factory) -> Path:
 @pytest.mark.mpi
 @pytest.mark.parsl
 @pytest.mark.parametrize(
-    "page", [p for p in (ROOT / "README.md", *PAGES) if p not in (RUN_ON_SLURM, GALLERY) and (commands(p) or snippets(p))],
+    "page",
+    [p for p in (ROOT / "README.md", *PAGES) if p not in (RUN_ON_SLURM, GALLERY) and (commands(p) or snippets(p))],
     ids=lambda p: p.stem,
 )  # fmt: skip
 def test_every_command_and_snippet_of_a_page_runs_in_its_order(page, checkout):
+    for package in NEEDED.get(page.stem, ()):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is missing: pip install -e '.[torch]' transformers")
     for command in commands(page):
         if command not in RUN_BY_CI:
             run(command, checkout)

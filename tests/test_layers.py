@@ -16,8 +16,8 @@ from flows.driver.check import NEEDS
 ROOT = Path(__file__).resolve().parents[1]
 THIRD_PARTY = {
     "arviz", "arviz_stats", "blackjax", "equinox", "h5netcdf", "itables", "jax", "jaxtyping", "jinja2", "markupsafe",
-    "matplotlib", "mpi4py", "numpy", "omegaconf", "optax", "optuna", "pandas", "parsl", "plotille", "pyarrow", "rich",
-    "safetensors", "scipy", "selenium", "xarray", "yaml",
+    "matplotlib", "mpi4py", "numpy", "omegaconf", "optax", "optuna", "orbax", "pandas", "parsl", "plotille", "pyarrow",
+    "rich", "safetensors", "scipy", "selenium", "torch", "torchax", "xarray", "yaml",
 }  # fmt: skip
 COMMANDS = ("lambda_hat/entrypoints/", "flows/")
 """Files here are named as the command that they are."""
@@ -43,6 +43,9 @@ def _imports(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: relative import"
             found.add(node.module)
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            # A package that is not always there is imported by its name, on first use.
+            found |= {word.value for word in node.args[:1] if isinstance(word, ast.Constant)}
     return found
 
 

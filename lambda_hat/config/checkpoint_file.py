@@ -1,34 +1,34 @@
-"""The checkpoint files of custom targets, which count by their content, and the steps of a trajectory of them."""
+"""The checkpoint of a custom target, a file, several, or a folder, which counts by its content."""
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import re
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from lambda_hat.config.targets import MOST_CHECKPOINTS, BuildConfig, CustomBuild
+from lambda_hat.config.targets import BuildConfig, CustomBuild
 from lambda_hat.errors import ConfigError
 
-_MAGIC = re.compile(r"\*|\?|\[.*?\]")
+INDEX = ".index.json"
+"""How the name of the file ends that lists the files of a checkpoint in several files."""
 
 
 def with_checkpoint_hash(cfg: BuildConfig, source: str) -> BuildConfig:
-    """`cfg` with the absolute path of its checkpoint file, and the hash of the file's content.
+    """`cfg` with the absolute path of its checkpoint, and the hash of the content.
 
     Raises:
-        ConfigError: the file cannot be read, or `cfg` gives another hash.
+        ConfigError: the checkpoint cannot be read, or `cfg` gives another hash.
     """
     if not isinstance(cfg, CustomBuild) or cfg.target.checkpoint is None:
         return cfg
     path = Path(cfg.target.checkpoint).expanduser().absolute()
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{source}: target.checkpoint: {path} cannot be read: {error.strerror or error}") from None
+        digest = content_hash(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{source}: target.checkpoint: {path} cannot be read: {reason}") from None
     if cfg.target.checkpoint_sha256 not in (None, digest):
         raise ConfigError(
             f"{source}: target.checkpoint_sha256: got {cfg.target.checkpoint_sha256}, but the hash of {path} is "
@@ -37,81 +37,44 @@ def with_checkpoint_hash(cfg: BuildConfig, source: str) -> BuildConfig:
     return replace(cfg, target=replace(cfg.target, checkpoint=str(path), checkpoint_sha256=digest))
 
 
-def checkpoints_of(entry: dict[str, Any], source: str) -> dict[int, str] | None:
-    """The files of a target entry that names several checkpoints, by their steps in ascending order.
-
-    `target.checkpoint` is a pattern, a list of files, or a mapping from steps to files. The step is the last
-    whole number in what the wildcards match, or in the path of a list.
-
-    Args:
-        entry: an entry of a study's targets without `sweep`.
-        source: what messages call the entry.
-
-    Returns:
-        None if it names one checkpoint or none.
+def content_hash(path: Path) -> str:
+    """The sha256 of a file, of an index with the files that it lists, or of all files in a folder with their names.
 
     Raises:
-        ConfigError: nothing matches, a name has no step, or two files have the same one.
+        OSError: a file cannot be read.
+        ValueError: an index is none.
     """
-    target, overrides = entry.get("target"), entry.get("overrides")
-    if not isinstance(target, dict):
-        return None
-    named = target.get("checkpoint")
-    if isinstance(overrides, dict) and isinstance(overrides.get("target"), dict):
-        named = overrides["target"].get("checkpoint", named)
-    where = f"{source}: target.checkpoint"
-    if isinstance(named, str):
-        path = Path(named).expanduser()
-        if not glob.has_magic(named) or path.exists():
-            return None
-        found = sorted(glob.glob(str(path), recursive=True))
-        if not found:
-            raise ConfigError(f"{where}: no file matches {named} in {Path.cwd()}")
-        # What the wildcards match lies between the text before the first and the text after the last of them.
-        before, after = _MAGIC.split(str(path))[0], _MAGIC.split(str(path))[-1]
-        steps = [(_step_in(one[len(before) : len(one) - len(after)], one, where), one) for one in found]
-    elif isinstance(named, list):
-        files = [_file(one, where) for one in named]
-        steps = [(_step_in(one, one, where), one) for one in files]
-    elif isinstance(named, dict):
-        for step in named:
-            if not str(step).isdecimal():
-                raise ConfigError(f"{where}: got the step {step!r}, expected whole numbers of at least 0")
-        steps = [(int(step), _file(one, where)) for step, one in named.items()]
-    else:
-        return None
-    return _ordered(steps, where)
+    if path.is_dir():
+        return _hash_of_files(path, (file for file in sorted(path.rglob("*")) if file.is_file()))
+    if path.name.endswith(INDEX):
+        return _hash_of_files(path.parent, [path, *shards_of(path)])
+    return _hash_of_file(path)
 
 
-def with_checkpoint(entry: dict[str, Any], step: int, path: str) -> dict[str, Any]:
-    """The entry of one of the checkpoints of `entry`."""
-    overrides = entry.get("overrides") or {}
-    target = {**(overrides.get("target") or {}), "checkpoint": path, "step": step}
-    bare = {key: value for key, value in entry["target"].items() if key != "checkpoint"}
-    return {**entry, "target": bare, "overrides": {**overrides, "target": target}}
+def shards_of(index: Path) -> list[Path]:
+    """The files of a checkpoint in several files, which lie beside the `index` that lists them.
+
+    Raises:
+        OSError: the index cannot be read.
+        ValueError: it is none.
+    """
+    expected = "expected {weight_map: {name: file}} with files that lie beside it"
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise ValueError(f"it is no index of a checkpoint, {expected}") from None
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ValueError(f"its weight_map names {sorted(map(str, names))[:3]}, {expected}")
+    return [index.parent / name for name in sorted(names)]
 
 
-def _step_in(text: str, path: str, where: str) -> int:
-    numbers = re.findall(r"\d+", text)
-    if not numbers:
-        raise ConfigError(f"{where}: the name of {path} has no step; write a mapping from steps to files")
-    return int(numbers[-1])
+def _hash_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _file(named: Any, where: str) -> str:
-    if not isinstance(named, str):
-        raise ConfigError(f"{where}: got {named!r}, expected the name of a file")
-    return named
-
-
-def _ordered(steps: Sequence[tuple[int, str]], where: str) -> dict[int, str]:
-    if not 0 < len(steps) <= MOST_CHECKPOINTS:
-        raise ConfigError(f"{where}: got {len(steps)} files, expected 1 to {MOST_CHECKPOINTS}")
-    ordered: dict[int, str] = {}
-    for step, path in sorted(steps):
-        if step in ordered:
-            raise ConfigError(
-                f"{where}: {ordered[step]} and {path} both have the step {step}; write a mapping from steps to files"
-            )
-        ordered[step] = path
-    return ordered
+def _hash_of_files(folder: Path, paths: Iterable[Path]) -> str:
+    lines = [f"{_hash_of_file(path)} {path.relative_to(folder).as_posix()}\n" for path in paths]
+    if not lines:
+        raise ValueError("the folder is empty")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

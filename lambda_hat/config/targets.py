@@ -7,10 +7,8 @@ import itertools
 import json
 import math
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
-
-from omegaconf import MISSING
 
 from lambda_hat.config.common import (
     NO_ROWS,
@@ -36,6 +34,7 @@ MOST_CHECKPOINTS = 1000
 MOST_PARAMETERS = 2**40
 """Bounds far above any use: a mistyped number is refused at once, before it fills the memory."""
 DLN_DATA = ("population", "empirical")
+CHECKPOINT_SUFFIXES = (".npz", ".safetensors", ".json", ".pt", ".pth", ".bin")
 
 
 @dataclass(frozen=True)
@@ -195,19 +194,23 @@ class CustomTarget:
     """
 
     kind: str = "custom"
-    factory: str = MISSING
+    factory: str | None = None
     """`package.module:function`, which must be importable wherever targets are built and sampled. It is called with
-    `kwargs` and returns `(loss, params, data)`."""
+    `kwargs` and returns `(loss, params, data)`. Either this or `torch`."""
+    torch: str | None = None
+    """In place of `factory`, a function that returns `(module, loss_fn, data)` with a `torch.nn.Module` and its loss
+    `loss_fn(module, batch)` in torch."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the factory: numbers, texts, booleans, lists and mappings of them. Part of the id."""
     version: int = 1
     """Raise it when a change of the factory's code changes what it returns: no id depends on the code itself."""
     checkpoint: str | None = None
-    """A .npz or .safetensors file with arrays by parameter path, which replace those of the factory. No id depends on
-    the path. A study takes several, and makes a target of each: a pattern such as `run/step_*.npz`, a list, or a
-    mapping from steps to files."""
+    """A .npz, .safetensors, .index.json, .pt, .pth or .bin file, or a folder of Orbax, with arrays by parameter path,
+    which replace those of the factory, and with `torch` the module's buffers too. No id depends on the path. A study
+    takes several, and makes a target of each: a pattern such as `run/step_*.npz`, a list, or a mapping from steps to
+    files."""
     checkpoint_sha256: str | None = None
-    """Hash of the file's content, part of the id. Filled in when a study is composed."""
+    """Hash of the content, part of the id. Filled in when a study is composed."""
     step: int | None = None
     """Training step of the checkpoint. Targets that differ in nothing but checkpoint and step are one trajectory. Of
     several checkpoints, it is the number in the name of each."""
@@ -217,24 +220,21 @@ class CustomTarget:
     """Number of data points. Null: the rows of the data. It is needed if the factory returns no data."""
 
     def __post_init__(self):
-        module, colon, function = self.factory.partition(":")
-        words = [*module.split("."), *function.split(".")]
-        require(
-            self.factory == MISSING or (bool(colon) and all(word.isidentifier() for word in words)),
-            "target.factory",
-            self.factory,
-            "package.module:function",
-        )
+        for key, name in (("factory", self.factory), ("torch", self.torch)):
+            module, colon, function = (name or "").partition(":")
+            words = [*module.split("."), *function.split(".")]
+            is_name = bool(colon) and all(word.isidentifier() for word in words)
+            require(name is None or is_name, f"target.{key}", name, "package.module:function")
         positive_int("target.version", self.version, 0)
         require(
             _is_plain(self.kwargs), "target.kwargs", self.kwargs, "finite numbers, texts, booleans, lists, mappings"
         )
         positive_int("target.n", self.n, 3)
         require(
-            self.checkpoint is None or self.checkpoint.endswith((".npz", ".safetensors")),
+            self.checkpoint is None or Path(self.checkpoint).suffix in ("", ".orbax", *CHECKPOINT_SUFFIXES),
             "target.checkpoint",
             self.checkpoint,
-            "a .npz or .safetensors file",
+            f"a file with one of the endings {', '.join(CHECKPOINT_SUFFIXES)}, or a folder of Orbax",
         )
         require(self.step is None or self.step >= 0, "target.step", self.step, "an integer of at least 0")
         require(
@@ -243,6 +243,11 @@ class CustomTarget:
             self.step,
             "null, because there is no target.checkpoint",
         )
+
+    @property
+    def function(self) -> str:
+        """The function that makes the target, which `factory` or `torch` names."""
+        return self.factory or self.torch or ""
 
 
 @dataclass(frozen=True)
@@ -594,6 +599,12 @@ class CustomBuild(BuildConfig):
 
     analytic: ClassVar[bool] = False
 
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.target.factory is None) == (self.target.torch is None):
+            both = "both factory and torch" if self.target.factory is not None else "neither factory nor torch"
+            raise ConfigError(f"target: got {both}, expected one of them, for example factory: package.module:function")
+
     @property
     def param_shapes(self) -> None:
         return None
@@ -605,7 +616,7 @@ class CustomBuild(BuildConfig):
     @property
     def label(self) -> str:
         target = self.target
-        label = f"{target.factory}({', '.join(f'{key}={value}' for key, value in target.kwargs.items())})"
+        label = f"{target.function}({', '.join(f'{key}={value}' for key, value in target.kwargs.items())})"
         if target.trajectory is not None:
             label += f" {target.trajectory}"
         if target.step is not None:

@@ -144,11 +144,12 @@ def save_target(
         "true_llc": target.true_llc,
         "true_multiplicity": target.true_multiplicity,
         "notes": list(target.notes),
+        "state": list(target.loss.state),
         "measured": info.get("measured"),
         "build": {key: value for key, value in info.items() if key != "measured"},
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
     }
-    arrays = {"params.npz": _npz_bytes(target.w_star), "data.npz": _npz_bytes(target.data)}
+    arrays = {"params.npz": _npz_bytes(target.w_star | target.loss.state), "data.npz": _npz_bytes(target.data)}
     publish_target(directory, cfg, meta, arrays, data_of)
 
 
@@ -177,9 +178,11 @@ def load_target(directory: Path) -> tuple[Target, BuildConfig]:
         )
     try:
         cfg = _read_config(directory, meta)
+        w_star = _read_npz(directory, "params.npz", meta)
+        state = {path: w_star.pop(path) for path in meta.get("state", ())}
         target = Target(
-            loss=_module(meta["kind"]).make_loss(cfg),
-            w_star=_read_npz(directory, "params.npz", meta),
+            loss=_module(meta["kind"]).make_loss(cfg).with_state(state),
+            w_star=w_star,
             data=_read_npz(_data_folder(directory, meta), "data.npz", meta),
             population=meta["population"],
             n=meta["n"],

@@ -34,6 +34,15 @@ class Loss:
     """Whether the loss takes a random key as third argument."""
 
     @property
+    def state(self) -> dict[str, np.ndarray]:
+        """Arrays by path that the loss holds beside the parameters, as BatchNorm's statistics. They never move."""
+        return {}
+
+    def with_state(self, state: Mapping[str, np.ndarray]) -> Loss:
+        """The same loss, holding other arrays."""
+        return self
+
+    @property
     def no_likelihood(self) -> str | None:
         """The reason why the loss of a row is no negative log likelihood; None if it is one."""
         return NO_ROWS["stochastic"] if self.stochastic else None

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from lambda_hat.config import CustomBuild, CustomTarget
+from lambda_hat.config.checkpoint_file import content_hash
 from lambda_hat.errors import BuildFailed, ConfigError, LambdaHatError
 from lambda_hat.id_utils import canonical_json
-from lambda_hat.store.files import DAMAGED_NPZ
 from lambda_hat.targets.base import Made, Target
-from lambda_hat.targets.custom_loss import MEAN_WEIGHT, CustomLoss
+from lambda_hat.targets.checkpoint_arrays import read_arrays
+from lambda_hat.targets.custom_loss import MEAN_WEIGHT, CustomLoss, digest, state_of
 from lambda_hat.targets.loss_checks import examine
-from lambda_hat.targets.pytrees import ById, notes_on, split_data, split_params
+from lambda_hat.targets.pytrees import ById, Structure, notes_on, split_data, split_params
+from lambda_hat.torch import from_torch
+from lambda_hat.torch.state_dicts import load_state
 
 
 def target_of(
@@ -40,7 +41,8 @@ def target_of(
 
     Args:
         loss_fn: `(params, batch) -> mean loss`, or the pair (sum of the losses of the rows, sum of their weights). If
-            it has a parameter called `key`, it is given a random key.
+            it has a parameter called `key`, it is given a random key. Of its attributes, `state` are arrays that it
+            holds beside the parameters, and `notes` sentences about them, as of `lambda_hat.torch.TorchLoss`.
         params: any pytree; its floating-point arrays are sampled.
         data: any pytree of arrays with one entry per data point; None for a loss without data.
         n: number of data points; default: the length of the arrays of `data`. Required if `data` is None.
@@ -62,9 +64,7 @@ def target_of(
         n = len(next(iter(arrays.values())))
     if n < 3 or n != int(n):
         raise ConfigError(f"n: got {n}, expected at least 3 data points, a whole number")
-    loss = CustomLoss(
-        ById(loss_fn) if identity is None else identity, loss_fn, structure, data_structure, _keyed(loss_fn)
-    )
+    loss = _loss(ById(loss_fn) if identity is None else identity, loss_fn, structure, data_structure)
     with jax.enable_x64(True):
         at_w_star = examine(loss, w_star, arrays, programs)
     if at_w_star.mean_weight is not None:
@@ -78,8 +78,12 @@ def target_of(
         at_w_star.loss,
         None,
         None,
-        notes=notes_on(params, structure),
+        notes=(*notes_on(params, structure), *getattr(loss_fn, "notes", ())),
     )
+
+
+def _loss(identity: Hashable, loss_fn: Any, params: Structure, data: Structure | None) -> CustomLoss:
+    return CustomLoss(identity, loss_fn, params, data, _keyed(loss_fn), digest(state_of(loss_fn)))
 
 
 def _keyed(function: Callable[..., Any]) -> bool:
@@ -94,72 +98,96 @@ def _keyed(function: Callable[..., Any]) -> bool:
 
 
 def make(cfg: CustomBuild, programs: Path | None = None) -> Made:
-    """Call the factory, and replace its parameters by the arrays of the checkpoint, if there is one.
+    """Call the function, and replace its parameters by the arrays of the checkpoint, if there is one.
 
     Raises:
-        BuildFailed: if the factory cannot be imported, or returns anything but a loss, parameters and data that make a
-            target. Exceptions of the factory itself are not caught.
+        BuildFailed: if the function cannot be imported, or returns anything but a loss, parameters and data that make a
+            target. Exceptions of the function itself are not caught.
     """
     target = cfg.target
-    loss_fn, params, data = _made_by(*_identity(target))
+    made = _made_by(*_identity(target))
+    said: list[str] = []
     try:
+        stored = None
         if target.checkpoint is not None:
-            params = with_checkpoint(params, Path(target.checkpoint), target.checkpoint_sha256)
+            stored = _read_checkpoint(Path(target.checkpoint), target.checkpoint_sha256, said)
+        loss_fn, params, data = _as_jax(target.torch is not None, made, stored, str(target.checkpoint))
         built = target_of(loss_fn, params, data, target.n, _identity(target), programs)
     except LambdaHatError as error:
-        raise BuildFailed(f"{target.factory}: {error}") from error
-    return Made(built.w_star, built.data, {}, built)
+        raise BuildFailed(f"{target.function}: {error}") from error
+    return Made(built.w_star, built.data, {}, replace(built, notes=(*built.notes, *said)))
 
 
 def make_loss(cfg: CustomBuild) -> CustomLoss:
-    """The loss of a target that is already built. The factory is called again; only its loss is used."""
+    """The loss of a target that is already built. The function is called again; only its loss is used."""
     return _loss_of(*_identity(cfg.target))
 
 
 @functools.lru_cache(maxsize=8)
-def _loss_of(factory: str, kwargs: str, version: int) -> CustomLoss:
+def _loss_of(function: str, is_torch: bool, kwargs: str, version: int) -> CustomLoss:
     # Its data may be large, and are not kept.
-    loss_fn, params, data = _call_factory(factory, json.loads(kwargs))
+    loss_fn, params, data = _as_jax(is_torch, _call_function(function, is_torch, json.loads(kwargs)))
     structure = split_params(params)[1]
     data_structure = None if data is None else split_data(data)[1]
-    return CustomLoss((factory, kwargs, version), loss_fn, structure, data_structure, _keyed(loss_fn))
+    return _loss((function, is_torch, kwargs, version), loss_fn, structure, data_structure)
 
 
 @functools.lru_cache(maxsize=1)
-def _made_by(factory: str, kwargs: str, version: int) -> tuple[Any, Any, Any]:
-    """What the factory returns. The checkpoints of a trajectory are built one after the other from the same."""
-    return _call_factory(factory, json.loads(kwargs))
+def _made_by(function: str, is_torch: bool, kwargs: str, version: int) -> tuple[Any, Any, Any]:
+    """What the function returns. The checkpoints of a trajectory are built one after the other from the same."""
+    return _call_function(function, is_torch, json.loads(kwargs))
 
 
-def with_checkpoint(params: Any, path: Path, sha256: str | None) -> Any:
-    """Replace every floating-point array of `params` by the array of the same path in a file.
+def _as_jax(
+    is_torch: bool, made: tuple, stored: dict[str, np.ndarray] | None = None, path: str = ""
+) -> tuple[Any, Any, Any]:
+    """The loss, parameters and data that the function returned, with the arrays `stored` in the checkpoint at `path`.
+
+    Raises:
+        LambdaHatError: if the arrays do not fit, or a module of torch cannot be used.
+    """
+    first, second, data = made
+    if not is_torch:
+        return first, second if stored is None else with_arrays(second, stored, path), data
+    if stored is not None:
+        load_state(first, stored, f"target.checkpoint: {path}")
+    return *from_torch(first, second), data
+
+
+def _read_checkpoint(path: Path, sha256: str | None, said: list[str]) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint by name. Raises BuildFailed if it cannot be read, or its content has another hash."""
+    try:
+        found = content_hash(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BuildFailed(f"target.checkpoint: {path} cannot be read: {reason}") from None
+    if sha256 is not None and found != sha256:
+        raise BuildFailed(
+            f"target.checkpoint: {path} has changed: its sha256 is {found}, expected {sha256}; compose the study again"
+        )
+    return read_arrays(path, said)
+
+
+def with_arrays(params: Any, arrays: Mapping[str, np.ndarray], path: str) -> Any:
+    """Replace every floating-point array of `params` by the one of the same path.
 
     Args:
         params: any pytree.
-        path: a .safetensors or .npz file; a "." in its names stands for the "/" of a path.
-        sha256: the expected digest of the file; None: any.
+        arrays: arrays by name; a "." in a name stands for the "/" of a path.
+        path: the file from which they come.
 
     Raises:
-        BuildFailed: if the file cannot be read, has another digest, or its arrays do not fit `params`.
+        BuildFailed: if the arrays do not fit `params`.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BuildFailed(f"target.checkpoint: {path} cannot be read: {error.strerror or error}") from None
-    digest = hashlib.sha256(content).hexdigest()
-    if sha256 is not None and digest != sha256:
-        raise BuildFailed(
-            f"target.checkpoint: {path} has changed: its sha256 is {digest}, expected {sha256}; compose the study again"
-        )
-    stored = {name.replace(".", "/"): array for name, array in _read_arrays(path).items()}
-    arrays, structure = split_params(params)
-    missing, unexpected = sorted(arrays.keys() - stored.keys()), sorted(stored.keys() - arrays.keys())
+    stored = {name.replace(".", "/"): array for name, array in arrays.items()}
+    own, structure = split_params(params)
+    missing, unexpected = sorted(own.keys() - stored.keys()), sorted(stored.keys() - own.keys())
     if missing or unexpected:
         said = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"also has {', '.join(unexpected)}"] * bool(
             unexpected
         )
         raise BuildFailed(f"target.checkpoint: {path} {' and '.join(said)}; its arrays must be those of the parameters")
-    for name, array in arrays.items():
+    for name, array in own.items():
         if stored[name].shape != array.shape:
             raise BuildFailed(
                 f"target.checkpoint: {path}: {name} has the shape {stored[name].shape}, expected {array.shape}"
@@ -167,22 +195,13 @@ def with_checkpoint(params: Any, path: Path, sha256: str | None) -> Any:
     return structure.rebuild(stored)
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
-        return dict(load_file(path))
-    except (*DAMAGED_NPZ, SafetensorError) as error:
-        raise BuildFailed(f"target.checkpoint: {path} cannot be read as {path.suffix[1:]}: {error}") from None
+def _identity(target: CustomTarget) -> tuple[str, bool, str, int]:
+    return target.function, target.torch is not None, canonical_json(target.kwargs), target.version
 
 
-def _identity(target: CustomTarget) -> tuple[str, str, int]:
-    return target.factory, canonical_json(target.kwargs), target.version
-
-
-def _call_factory(factory: str, kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
-    module_name, _, function_name = factory.partition(":")
+def _call_function(named: str, is_torch: bool, kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    key, expected = ("torch", "(module, loss_fn, data)") if is_torch else ("factory", "(loss, parameters, data)")
+    module_name, _, function_name = named.partition(":")
     if os.getcwd() not in sys.path:
         # Last, so that no file in that folder shadows an installed package.
         sys.path.append(os.getcwd())
@@ -192,16 +211,14 @@ def _call_factory(factory: str, kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
             function = getattr(function, word)
     except (ImportError, AttributeError) as error:
         raise BuildFailed(
-            f"target.factory: {factory} cannot be imported: {type(error).__name__}: {error}; modules are looked "
+            f"target.{key}: {named} cannot be imported: {type(error).__name__}: {error}; modules are looked "
             f"for among the installed packages, on PYTHONPATH and in {os.getcwd()}"
         ) from error
     # A build computes in float64; the factory runs with JAX's default, as in the user's own process.
     with jax.enable_x64(False):
         made = function(**kwargs)
     if not isinstance(made, tuple) or len(made) != 3 or not callable(made[0]):
-        raise BuildFailed(
-            f"target.factory: {factory} returned {_describe(made)}, expected a tuple (loss, parameters, data)"
-        )
+        raise BuildFailed(f"target.{key}: {named} returned {_describe(made)}, expected a tuple {expected}")
     return made
 
 

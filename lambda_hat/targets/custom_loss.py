@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -36,8 +37,32 @@ class CustomLoss(Loss):
     """None if the function is called with None in place of data."""
     stochastic: bool
     """Whether the function has a parameter `key`."""
+    state_digest: str = ""
+    """Of `state`: losses that hold other arrays share no program."""
 
     strict = False
+
+    @property
+    def state(self) -> dict[str, np.ndarray]:
+        return state_of(self.function)
+
+    def with_state(self, state: Mapping[str, np.ndarray]) -> CustomLoss:
+        function: Any = self.function
+        return replace(self, function=function.with_state(state), state_digest=digest(state)) if state else self
+
+    def reference(self, params: Arrays, rows: Arrays) -> tuple[float, float] | None:
+        """The mean loss over `rows` as the framework computes it in which the function was written.
+
+        Returns:
+            The mean and the rounding unit of its precision; None if that framework is JAX.
+
+        Raises:
+            ConfigError: if the framework refuses the rows.
+        """
+        function: Any = self.function
+        if self.data is None or not hasattr(function, "reference"):
+            return None
+        return function.reference(self.params.rebuild(params), self.data.rebuild(rows))
 
     def __call__(self, params: Arrays, data: Arrays, *key: Key[Array, ""]) -> Float[Array, ""]:
         value = self.value(params, data, *key)
@@ -87,6 +112,20 @@ class CustomLoss(Loss):
                 raise ConfigError("loss: it returned a pair of numbers with data=None; without rows it is one number")
             return tuple(jnp.asarray(number).astype(dtype) for number in returned)
         return _one_number(returned).astype(dtype)
+
+
+def state_of(function: Any) -> dict[str, np.ndarray]:
+    """The arrays by path that a function takes beside its parameters and that do not move: its attribute `state`."""
+    return dict(getattr(function, "state", {}))
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """A digest of names, types and values; empty if there are none."""
+    found = hashlib.blake2b(digest_size=20)
+    for name, array in arrays.items():
+        found.update(f"{name} {array.dtype} {array.shape} ".encode())
+        found.update(array.tobytes())
+    return found.hexdigest() if arrays else ""
 
 
 def _is_numeric(leaf: Any) -> bool:
