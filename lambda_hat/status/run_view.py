@@ -210,6 +210,8 @@ def _shown(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return ", ".join(map(printable, value))
     return f"{value:g}" if isinstance(value, float) else printable(str(value))
 
 
