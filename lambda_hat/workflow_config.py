@@ -42,6 +42,7 @@ from lambda_hat.omegaconf_support import (
     with_values,
 )
 from lambda_hat.planning.cost import CostModel, shape_of
+from lambda_hat.planning.observed_size import check_observed, size_of_observed
 from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.planning.program_names import ProgramNames, of_target
 
@@ -264,6 +265,11 @@ def _on_target(setting: SampleConfig, target_id: str, facts: _Facts, source: str
             f"{source}: singular_fluctuation: target {target_id} ({facts.build.kind}) has none: "
             f"{facts.build.no_likelihood}; leave it out, or say under targets which ones the entry is for"
         )
+    try:
+        stores_rows = not isinstance(facts.build, DlnBuild)
+        check_observed(cfg, facts.num_data, stores_rows, f"target {target_id} ({facts.build.kind})")
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
     return cfg
 
 
@@ -342,6 +348,9 @@ def _expand_runs(
                     f"{target_id}; batches are drawn with replacement"
                 )
             runs[run.key] = run
+    watched = size_of_observed((run.cfg, targets[run.target_id].num_data) for run in runs.values() if run.cfg.observe)
+    if watched is not None:
+        note(watched)
     return runs
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from lambda_hat.config import SampleConfig
 from lambda_hat.engine.model import cast
 from lambda_hat.errors import ConfigError, TooLarge
+from lambda_hat.planning.observed_size import in_words
 from lambda_hat.targets.base import Target, all_parameters
 
 COPIES = 3
@@ -79,27 +80,19 @@ def require_room(
         return
     largest = max(sizes, key=lambda name: sizes[name])
     raise TooLarge(
-        f"observable {largest}: {in_words(cfg, shapes[largest])}, and while it samples the process needs "
-        f"{gib(COPIES * sum(sizes.values()))} for all observables, of {gib(memory)} that there are; lower its rows, "
-        "num_draws or num_chains, or watch the mean"
+        f"observable {largest}: {factors(cfg, shapes[largest])}, and while it samples the process needs "
+        f"{in_words(COPIES * sum(sizes.values()))} for all observables, of {in_words(memory)} that there are; lower "
+        "its rows, num_draws or num_chains, or watch the mean"
     )
 
 
-def in_words(cfg: SampleConfig, shape: jax.ShapeDtypeStruct) -> str:
+def factors(cfg: SampleConfig, shape: jax.ShapeDtypeStruct) -> str:
     """The size of an observable in a run, with its factors."""
     values = math.prod(shape.shape)
-    size = gib(bytes_recorded(cfg, shape, cfg.num_draws))
+    size = in_words(bytes_recorded(cfg, shape, cfg.num_draws))
     return f"{cfg.num_chains} chains of {cfg.num_draws:,} draws of {values:,} values are {size} a run"
-
-
-def gib(size: int) -> str:
-    """A size in the unit that suits it."""
-    for unit, length in (("GiB", 2**30), ("MiB", 2**20)):
-        if size >= length:
-            return f"{size / length:.3g} {unit}"
-    return f"{size / 2**10:.3g} KiB"
 
 
 def notes_on(cfg: SampleConfig, shapes: dict[str, jax.ShapeDtypeStruct]) -> tuple[str, ...]:
     """Sentences on the size of what is recorded, for observables that are more than one number."""
-    return tuple(f"observable {name}: {in_words(cfg, shape)}" for name, shape in shapes.items() if shape.shape)
+    return tuple(f"observable {name}: {factors(cfg, shape)}" for name, shape in shapes.items() if shape.shape)

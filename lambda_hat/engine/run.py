@@ -195,14 +195,13 @@ def _draws(sampler: Sampler, lane: Lane, end: End, chunks: Chunks, index: int) -
         weight_per_row=target.loss.weight_per_row(target.data),
         exact_losses=not sampler.estimates_losses(cfg, target),
         observed={
-            name: _observation(end.watched.draws[name][:, : cfg.num_draws], end.watched.at_w_star[name])
-            for name in target.observed
+            name: _observation(*(np.asarray(x[name]) for x in end.watched), cfg.num_draws) for name in target.observed
         },
     )
 
 
-def _observation(draws: Array | np.ndarray, at_w_star: Array | np.ndarray) -> Observation:
-    draws, at_w_star = np.asarray(draws), np.asarray(at_w_star)
+def _observation(draws: np.ndarray, at_w_star: np.ndarray, num_draws: int) -> Observation:
+    draws = draws[:, :num_draws]
     if at_w_star.ndim:
         return Observation(draws, at_w_star)
     return Observation(draws.astype(np.float64), at_w_star.astype(np.float64))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lambda_hat.errors import ConfigError
 from lambda_hat.estimate.convergence import mixing
 from lambda_hat.estimate.llc import llc_from_losses
-
-if TYPE_CHECKING:
-    import jaxtyping
 
 
 class Expectation(NamedTuple):
@@ -22,7 +20,7 @@ class Expectation(NamedTuple):
     """From the effective sample size, as that of the LLC. NaN, like `value`, if no chain stayed finite."""
 
 
-def expectation(draws: jaxtyping.Float[np.ndarray, "chains draws"]) -> Expectation:
+def expectation(draws: ArrayLike) -> Expectation:
     """The mean of an observable over the chains that stayed finite.
 
     Args:
@@ -40,9 +38,7 @@ def expectation(draws: jaxtyping.Float[np.ndarray, "chains draws"]) -> Expectati
     return Expectation(float(kept.mean()), mixing(kept).std_error)
 
 
-def refined_llc(
-    losses: jaxtyping.Float[np.ndarray, "chains draws"], loss_at_w_star: float, n_beta: float
-) -> Expectation:
+def refined_llc(losses: ArrayLike, loss_at_w_star: ArrayLike, n_beta: float) -> Expectation:
     """The data-refined LLC `n_beta (E[L'(w)] - L'(w_star))` (Wang et al. 2024, arXiv 2410.02984).
 
     L' is the mean loss on other data than those of the posterior of the chains. Of the chain's own data it is the LLC.
@@ -55,4 +51,4 @@ def refined_llc(
     Raises:
         ConfigError: a ValueError, if `losses` are of another shape.
     """
-    return expectation(llc_from_losses(np.asarray(losses), float(loss_at_w_star), n_beta))
+    return expectation(llc_from_losses(np.asarray(losses), float(np.asarray(loss_at_w_star)), n_beta))

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lambda_hat.errors import ConfigError
 
@@ -35,7 +36,8 @@ class Response(NamedTuple):
 
 
 def influence(
-    rows: jaxtyping.Float[np.ndarray, "chains draws ..."], observable: jaxtyping.Float[np.ndarray, "chains draws ..."]
+    rows: ArrayLike,
+    observable: ArrayLike,
 ) -> Response:
     """The Bayesian influence of rows of data on an observable (Kreer et al. 2025, arXiv 2509.26544).
 
@@ -58,9 +60,9 @@ def influence(
 
 
 def susceptibility(
-    observable: jaxtyping.Float[np.ndarray, "chains draws ..."],
-    losses: jaxtyping.Float[np.ndarray, "chains draws ..."],
-    loss: jaxtyping.Float[np.ndarray, "chains draws"],
+    observable: ArrayLike,
+    losses: ArrayLike,
+    loss: ArrayLike,
 ) -> Response:
     """The susceptibility of an observable to shifts of the data (Baker et al. 2025, arXiv 2504.18274).
 

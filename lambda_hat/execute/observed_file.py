@@ -13,10 +13,11 @@ import jax
 import numpy as np
 
 from lambda_hat.config import SampleConfig
-from lambda_hat.engine.observing import gib, in_words
+from lambda_hat.engine.observing import factors
 from lambda_hat.errors import TooLarge
 from lambda_hat.estimate.draws import Observation
 from lambda_hat.estimate.observed import expectation, refined_llc
+from lambda_hat.planning.observed_size import in_words
 from lambda_hat.targets.base import Target
 from lambda_hat.targets.observables import MeanLoss
 
@@ -85,8 +86,8 @@ def require_disk(directory: Path, cfg: SampleConfig, shapes: Mapping[str, jax.Sh
     if needed > free:
         name = max(sizes, key=lambda name: sizes[name])
         raise TooLarge(
-            f"observable {name}: {in_words(cfg, shapes[name])}, and {directory} has room for {gib(free)}, where "
-            f"{gib(needed)} would be written; lower its rows, num_draws or num_chains, or watch the mean"
+            f"observable {name}: {factors(cfg, shapes[name])}, and {directory} has room for {in_words(free)}, where "
+            f"{in_words(needed)} would be written; lower its rows, num_draws or num_chains, or watch the mean"
         )
 
 

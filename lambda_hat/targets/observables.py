@@ -51,7 +51,7 @@ class OfParams(Observable):
     function: Callable[..., Any] = field(compare=False)
     with_data: bool
 
-    def __call__(self, loss: Loss, params: Arrays, data: Arrays, slice_rows: int) -> Array:
+    def __call__(self, loss: Loss, params: Arrays, data: Arrays, slice_rows: int) -> Any:
         is_custom = isinstance(loss, CustomLoss)
         whole = loss.whole(params) if is_custom else params
         if not self.with_data:
@@ -61,7 +61,7 @@ class OfParams(Observable):
         return self.function(whole, None if loss.data is None else loss.data.rebuild(data))
 
 
-def with_functions(target: Target, observables: Mapping[str, Callable[[Any], Any]] | None) -> Target:
+def with_functions(target: Target, observables: Any) -> Target:
     """The target, at whose draws functions of its parameters are recorded.
 
     Args:
@@ -199,5 +199,5 @@ def _imported(where: str, name: str) -> Callable[..., Any]:
             f"installed packages, on PYTHONPATH and in {os.getcwd()}"
         ) from error
     if not callable(function):
-        raise ConfigError(f"{where}: {name} is {function!r:.60}, expected a function")
+        raise ConfigError(f"{where}: {name} is a {type(function).__name__}, expected a function")
     return function
