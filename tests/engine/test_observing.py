@@ -98,6 +98,7 @@ def in_pieces(target, cfg, path, pieces):
     raise AssertionError("the run never ended")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_again_and_again_has_the_same_rows(watched, tmp_path, monkeypatch):
     cfg = replace(RUNS["sgld"], step_size=1e-5)
     whole = sample(watched, cfg, 3)
@@ -145,6 +146,7 @@ def test_only_what_watches_the_same_shares_a_program(network, watched):
     assert lane_key(make_lane(with_observables(network, WATCHED), cfg, 0)) == keys[1]
 
 
+@pytest.mark.slow
 def test_chains_that_die_leave_nan_behind(target):
     dying = SgldConfig(num_chains=3, num_draws=40, num_burnin=0, step_size=1e3, thin=10)
     functions = {"square": lambda params: params["w"] ** 2, "whole": lambda params: jnp.int32(7)}
@@ -156,6 +158,7 @@ def test_chains_that_die_leave_nan_behind(target):
     np.testing.assert_array_equal(draws.observed["whole"].draws, np.where(gone, np.nan, 7))
 
 
+@pytest.mark.slow
 def test_a_restricted_run_watches_the_whole_model(watched):
     part = watched.restricted(["layers/0"])
     draws = sample(part, replace(RUNS["sgld"], step_size=1e-5), 3)

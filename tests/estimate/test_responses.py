@@ -12,7 +12,7 @@ from tests.linear_regression import Regression
 
 MODEL = Regression(rows=16, seed=0)
 """Its posterior at the least squares solution is a normal law, and the loss of a row is a quadratic form."""
-SEEDS = 250
+SEEDS = 150
 
 
 def draws_of_rows(seed: int, chains: int = 4, draws: int = 400, memory: float = 0.0) -> np.ndarray:
