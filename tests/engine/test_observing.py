@@ -60,11 +60,8 @@ def assert_same_observed(one, other):
         np.testing.assert_array_equal(mine.at_w_star, other.observed[name].at_w_star, err_msg=name)
 
 
-QUICK = {"sgld"}
-
-
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in sorted(RUNS)]
+    "name", ["sgld", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sghmc", "hmc", "mclmc"))]
 )
 def test_watching_changes_no_bit_of_the_chains(network, watched, name):
     cfg = replace(RUNS[name], **({"step_size": 1e-5} if getattr(RUNS[name], "step_size", None) else {}))
