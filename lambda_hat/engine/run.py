@@ -194,14 +194,12 @@ def _draws(sampler: Sampler, lane: Lane, end: End, chunks: Chunks, index: int) -
         row_moments=_moments(end.rows, max(num_draws, 1)),
         weight_per_row=target.loss.weight_per_row(target.data),
         exact_losses=not sampler.estimates_losses(cfg, target),
-        observed={
-            name: _observation(*(np.asarray(x[name]) for x in end.watched), cfg.num_draws) for name in target.observed
-        },
+        observed={name: _observation(end.watched, name, cfg.num_draws) for name in target.observed},
     )
 
 
-def _observation(draws: np.ndarray, at_w_star: np.ndarray, num_draws: int) -> Observation:
-    draws = draws[:, :num_draws]
+def _observation(watched: Watched, name: str, num_draws: int) -> Observation:
+    draws, at_w_star = np.asarray(watched.draws[name])[:, :num_draws], np.asarray(watched.at_w_star[name])
     if at_w_star.ndim:
         return Observation(draws, at_w_star)
     return Observation(draws.astype(np.float64), at_w_star.astype(np.float64))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections import namedtuple
 from dataclasses import replace
+from io import StringIO
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 import lambda_hat
 from lambda_hat.config import CustomBuild, CustomTarget, ObserveConfig, SgldConfig
@@ -18,6 +20,9 @@ from lambda_hat.estimate.convergence import mixing
 from lambda_hat.execute import observed_file
 from lambda_hat.execute.sampling import sample_into
 from lambda_hat.id_utils import Run, target_id_for
+from lambda_hat.report.results import collect, runs_in_store
+from lambda_hat.status.find_run import find_run
+from lambda_hat.status.run_view import view
 from lambda_hat.store.drain import Drain
 from lambda_hat.store.layout import Store
 from lambda_hat.targets import build_target, save_target
@@ -153,6 +158,20 @@ def test_a_damaged_file_is_found(store, cfg, tmp_path, finished):
         path.write_bytes(content)
     record = json.loads((finished[0] / "analysis.json").read_text())
     assert set(record["files"]) == {"config.yaml", "trace.nc", "observed.nc"}
+
+
+def test_the_table_and_the_screen_say_what_was_watched(store, cfg, finished):
+    table = collect(store, *runs_in_store(store)).to_pylist()
+    (row,) = (row for row in table if row["run_dir"] == str(finished[0]))
+    assert json.loads(row["cfg.observe"]).keys() == OBSERVE.keys()
+    assert json.loads(row["cfg.observe"])["rows"]["rows"] == 8
+    console = Console(width=200, file=StringIO())
+    console.print(*view(find_run(store.root, [str(finished[0])]), console))
+    shown = console.file.getvalue()
+    others = finished[1]["observed"]["others"]
+    assert f"others: λ̂ {others['llc']:.4g} ± {others['llc_std_error']:.4g}, mean {others['mean']:.4g}" in shown
+    assert "rows: [8] values per draw, in observed.nc" in shown
+    assert "observe = others, rows, table   (default null)" in shown
 
 
 def test_rows_for_which_the_disk_has_no_room_are_refused(store, cfg, tmp_path, monkeypatch):
