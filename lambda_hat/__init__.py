@@ -7,13 +7,33 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lambda_hat.api import LLCEstimate, estimate_llc
+    from lambda_hat.estimate.observed import refined_llc
+    from lambda_hat.estimate.responses import influence, susceptibility
     from lambda_hat.report.results import load_results
-    from lambda_hat.report.trace import load_trace
+    from lambda_hat.report.trace import load_observed, load_trace
 
 __version__ = "0.1.0"
-__all__ = ["LLCEstimate", "estimate_llc", "load_results", "load_trace"]
+__all__ = [
+    "LLCEstimate",
+    "estimate_llc",
+    "influence",
+    "load_observed",
+    "load_results",
+    "load_trace",
+    "refined_llc",
+    "susceptibility",
+]
 
-_WHERE = {"LLCEstimate": "api", "estimate_llc": "api", "load_results": "report.results", "load_trace": "report.trace"}
+_WHERE = {
+    "LLCEstimate": "api",
+    "estimate_llc": "api",
+    "influence": "estimate.responses",
+    "load_observed": "report.trace",
+    "load_results": "report.results",
+    "load_trace": "report.trace",
+    "refined_llc": "estimate.observed",
+    "susceptibility": "estimate.responses",
+}
 
 
 def __getattr__(name: str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +11,18 @@ import numpy as np
 
 from lambda_hat.config import SAMPLE_SCHEMAS, SampleConfig
 from lambda_hat.errors import ConfigError, nearest
+from lambda_hat.estimate.draws import Observation
 from lambda_hat.estimate.llc import llc_from_losses
 from lambda_hat.execute.progress import telling
 from lambda_hat.execute.sampling import Estimate, estimate
 from lambda_hat.omegaconf_support import build_dataclass, schema_for
 from lambda_hat.targets.custom import target_of
+from lambda_hat.targets.observables import with_functions
 
 if TYPE_CHECKING:
     import xarray
 
-NOT_OPTIONS = ("target_id", "name", "format", "runtime", "prior_radius")
+NOT_OPTIONS = ("target_id", "name", "format", "runtime", "prior_radius", "observe")
 """Fields of a sampler's configuration that only a study sets."""
 
 
@@ -87,9 +89,15 @@ class LLCEstimate:
     """Sentences about how the run went."""
     losses: np.ndarray = field(repr=False)
     """(c, d) float64, the mean losses L_n(w) at the recorded draws, in the units of the loss."""
+    observed: dict[str, Observation] = field(default_factory=dict, repr=False)
+    """The `observables` by name: `observed["name"].draws`, shape (c, d, ...), and `observed["name"].at_w_star`, shape
+    (...)."""
 
     def to_xarray(self) -> xarray.Dataset:
-        """The variables `loss` and `llc`, shape (chain, draw), with the numbers of the estimate as attributes."""
+        """The variables `loss` and `llc`, shape (chain, draw), with the numbers of the estimate as attributes.
+
+        An observable `name` has the axes (chain, draw, name_0, ...), and `name_at_w_star` the last of them.
+        """
         import xarray
 
         llc = llc_from_losses(self.losses, self.loss_at_w_star, self.n_beta)
@@ -98,8 +106,12 @@ class LLCEstimate:
             "llc", "std_error", "verdict", "sampler", "n", "dim", "n_beta", "gamma", "loss_at_w_star", "temperature",
             "degree",
         )  # fmt: skip
+        watched = {}
+        for name, one in self.observed.items():
+            axes = tuple(f"{name}_{axis}" for axis in range(one.at_w_star.ndim))
+            watched |= {name: ((*dims, *axes), one.draws), f"{name}_at_w_star": (axes, one.at_w_star)}
         return xarray.Dataset(
-            {"loss": (dims, self.losses), "llc": (dims, llc)},
+            {"loss": (dims, self.losses), "llc": (dims, llc), **watched},
             coords={axis: np.arange(size) for axis, size in zip(dims, self.losses.shape, strict=True)},
             attrs={name: getattr(self, name) for name in attributes},
         )
@@ -134,6 +146,7 @@ def estimate_llc(
     n: int | None = None,
     seed: int = 0,
     restrict: Sequence[str] | str | None = None,
+    observables: Mapping[str, Callable[[Any], Any]] | None = None,
     progress: bool | None = None,
     **sampler_options: Any,
 ) -> LLCEstimate:
@@ -165,6 +178,8 @@ def estimate_llc(
         seed: seed of all random numbers of the chains, an integer from 0 to 2^32 - 1. Default: 0.
         restrict: a glob pattern, or several, over parameter paths ("layers/0/*"), or with a part of an array
             ("layers/0/weight[:, 0:64]"). Only what matches moves. Default: all parameters move.
+        observables: by name, functions `params -> array` that are recorded at every draw and at `params`: other losses,
+            or the losses of single rows. They change neither the chains nor the estimate. Default: none.
         progress: whether to print the expected cost and the progress to stderr. Default: if stderr is a terminal and
             the estimate takes more than a few seconds. The cost of the loss is measured for this.
         **sampler_options: `step_size`, `batch_size`, `thin`, `jitter`, `precision`, `singular_fluctuation` and the
@@ -184,7 +199,7 @@ def estimate_llc(
         raise ConfigError(f"beta: got both beta = {beta} and n_beta = {n_beta}, which is n times it; give one of them")
     if data is None and options.get("batch_size") is not None:
         raise ConfigError(f"batch_size: got {options['batch_size']} with data=None; a loss without data has no batches")
-    target = target_of(loss_fn, params, data, n)
+    target = with_functions(target_of(loss_fn, params, data, n), observables)
     options |= {
         "name": sampler,
         "num_chains": num_chains,
@@ -244,4 +259,5 @@ def _result(cfg: SampleConfig, found: Estimate) -> LLCEstimate:
         num_gradients=draws.num_gradients,
         notes=draws.notes,
         losses=draws.loss,
+        observed=dict(draws.observed),
     )

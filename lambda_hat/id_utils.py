@@ -28,6 +28,11 @@ def identity_payload(cfg: BuildConfig | SampleConfig) -> dict[str, Any]:
     # Apart from `runtime` a run's configuration is flat, and `asdict` is slow for the 100,000 runs of a large study.
     content = vars(cfg) if isinstance(cfg, SampleConfig) else asdict(cfg)
     payload = {key: value for key, value in content.items() if key not in NOT_IDENTITY}
+    if isinstance(cfg, SampleConfig):
+        # A run that watches nothing keeps the id that it had before there was anything to watch.
+        watched = payload.pop("observe")
+        if watched is not None:
+            payload["observe"] = {name: asdict(what) for name, what in watched.items()}
     if isinstance(cfg, CustomBuild):
         # The hash of the content stays.
         target = payload["target"]
@@ -87,7 +92,8 @@ class Run:
     def of(cls, cfg: SampleConfig, **more: Any) -> Self:
         """The run of a configuration.
 
-        Its id is `run_<sampler>_` and 8 hex digits of sha1 over the canonical JSON of `cfg`.
+        Its id is `run_<sampler>_` and 8 hex digits of sha1 over the canonical JSON of `cfg`. Its random numbers are
+        those of the same run without observables, so that watching changes no draw.
 
         Args:
             cfg: The configuration.
@@ -96,7 +102,10 @@ class Run:
         content = _content(cfg)
         sha1 = hashlib.sha1(content).hexdigest()
         ids = cfg.target_id, f"run_{cfg.name}_{sha1[:8]}"
-        return cls(*ids, cfg, hashlib.sha256(content).hexdigest(), int(sha1[8:16], 16) >> 1, **more)
+        unwatched = sha1
+        if cfg.observe is not None:
+            unwatched = hashlib.sha1(_content(replace(cfg, observe=None))).hexdigest()
+        return cls(*ids, cfg, hashlib.sha256(content).hexdigest(), int(unwatched[8:16], 16) >> 1, **more)
 
     @property
     def key(self) -> tuple[str, str]:

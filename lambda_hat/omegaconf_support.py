@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS, BuildConfig, SampleConfig, plain_yaml
 from lambda_hat.config.dotted_keys import set_key
+from lambda_hat.config.entries import Entry
 from lambda_hat.errors import ConfigError, nearest
 
 
@@ -26,6 +28,7 @@ class AnyDataclass(Protocol):
 
 
 Schema = TypeVar("Schema", bound=AnyDataclass)
+Config = TypeVar("Config", BuildConfig, SampleConfig)
 _ABSENT = object()
 _hints = functools.cache(get_type_hints)
 
@@ -242,6 +245,41 @@ def build_schema(content: dict[str, Any], where: str) -> type[BuildConfig]:
     target = content.get("target")
     kind = target.get("kind") if isinstance(target, dict) else None
     return schema_for(BUILD_SCHEMAS, kind, f"{where}: target.kind")
+
+
+class Composer(Generic[Config]):
+    """Composes the points of a sweep.
+
+    It merges an entry once, and puts the values of each point into the result, provided that merging them would give
+    the same.
+    """
+
+    def __init__(self, compose: Callable[[dict[str, Any], str], Config], merged: Sequence[str]):
+        """merged: dotted keys that later layers set too, so that a sweep over them needs `compose`."""
+        self._compose, self._merged = compose, merged
+        self._bare: dict[str, Any] | None = None
+        self._template: Config | None = None
+
+    def __call__(self, entry: Entry) -> Config:
+        """The configuration of one point. Raises what `compose` raises."""
+        if entry.swept and (template := self._template_for(entry)) is not None:
+            cfg = with_values(template, entry.swept)
+            if cfg is not None:
+                return cfg
+        return self.whole(entry.content, entry.where)
+
+    def whole(self, content: dict[str, Any], where: str) -> Config:
+        """The configuration of the content of an entry, merged anew. Raises what `compose` raises."""
+        return self._compose(content, where)
+
+    def _template_for(self, entry: Entry) -> Config | None:
+        if self._bare is not entry.bare:
+            self._bare, self._template = entry.bare, None
+            if not any(key == word or key.startswith(f"{word}.") for key in entry.swept for word in self._merged):
+                # An entry may be valid only together with a value of its sweep.
+                with contextlib.suppress(ConfigError):
+                    self._template = self._compose(entry.bare, entry.where)
+        return self._template
 
 
 def custom_target(target: dict[str, Any], source: str) -> dict[str, Any]:

@@ -6,11 +6,10 @@ entry's `seed` and `overrides`, its `sweep`. A group is a file: `model: small` r
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from lambda_hat.config import (
     BUILD_SCHEMAS,
@@ -33,6 +32,7 @@ from lambda_hat.config.trajectories import checkpoints_of, with_checkpoint
 from lambda_hat.errors import ConfigError, nearest
 from lambda_hat.id_utils import Run, config_digest, target_id_for, trajectory_id
 from lambda_hat.omegaconf_support import (
+    Composer,
     apply_words,
     build_dataclass,
     build_schema,
@@ -40,13 +40,11 @@ from lambda_hat.omegaconf_support import (
     load_yaml,
     refuse_interpolation,
     schema_for,
-    with_values,
 )
 from lambda_hat.planning.cost import CostModel, shape_of
+from lambda_hat.planning.observed_size import check_observed, size_of_observed
 from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.planning.program_names import ProgramNames, of_target
-
-Config = TypeVar("Config", BuildConfig, SampleConfig)
 
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
 
@@ -265,6 +263,11 @@ def _on_target(setting: SampleConfig, target_id: str, facts: _Facts, source: str
             f"{source}: singular_fluctuation: target {target_id} ({facts.build.kind}) has none: "
             f"{facts.build.no_likelihood}; leave it out, or say under targets which ones the entry is for"
         )
+    try:
+        stores_rows = not isinstance(facts.build, DlnBuild)
+        check_observed(cfg, facts.num_data, stores_rows, f"target {target_id} ({facts.build.kind})")
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
     return cfg
 
 
@@ -282,7 +285,7 @@ def _expand_targets(
 
     targets: dict[str, BuildConfig] = {}
     steps: dict[tuple[str, int], str] = {}
-    composed = _Composer(compose, ("store", "target.kind", "target.checkpoint", "target.checkpoint_sha256"))
+    composed = Composer(compose, ("store", "target.kind", "target.checkpoint", "target.checkpoint_sha256"))
     for entry in expand(study.targets, f"{experiments}: targets", TARGET_ENTRY_KEYS):
         for point in _points(entry, composed):
             target_id, where = target_id_for(point), entry.where
@@ -295,7 +298,7 @@ def _expand_targets(
     return targets
 
 
-def _points(entry: Entry, composed: _Composer[BuildConfig]) -> list[BuildConfig]:
+def _points(entry: Entry, composed: Composer[BuildConfig]) -> list[BuildConfig]:
     """The targets of one entry: one, or every checkpoint of a training."""
     if (files := checkpoints_of(entry.content, entry.where)) is not None:
         contents = [with_checkpoint(entry.content, step, path) for step, path in files.items()]
@@ -346,7 +349,7 @@ def _expand_runs(
     def compose(entry: dict[str, Any], where: str) -> SampleConfig:
         return _sampler_setting(entry, "", study.jax_enable_x64, conf_dir, where)
 
-    composed = _Composer(compose, ("name", "target_id"))
+    composed = Composer(compose, ("name", "target_id"))
     settings: dict[int, SampleConfig] = {}
     names, costs = ProgramNames(), CostModel()
     for target_id, build in targets.items():
@@ -369,42 +372,10 @@ def _expand_runs(
                     f"{target_id}; batches are drawn with replacement"
                 )
             runs[run.key] = run
+    watched = size_of_observed((run.cfg, targets[run.target_id].num_data) for run in runs.values() if run.cfg.observe)
+    if watched is not None:
+        note(watched)
     return runs
-
-
-class _Composer(Generic[Config]):
-    """Composes the points of a sweep.
-
-    It merges an entry once, and puts the values of each point into the result, provided that merging them would give
-    the same.
-    """
-
-    def __init__(self, compose: Callable[[dict[str, Any], str], Config], merged: Sequence[str]):
-        """merged: dotted keys that later layers set too, so that a sweep over them needs `compose`."""
-        self._compose, self._merged = compose, merged
-        self._bare: dict[str, Any] | None = None
-        self._template: Config | None = None
-
-    def __call__(self, entry: Entry) -> Config:
-        """The configuration of one point. Raises what `compose` raises."""
-        if entry.swept and (template := self._template_for(entry)) is not None:
-            cfg = with_values(template, entry.swept)
-            if cfg is not None:
-                return cfg
-        return self.whole(entry.content, entry.where)
-
-    def whole(self, content: dict[str, Any], where: str) -> Config:
-        """The configuration of the content of an entry, merged anew. Raises what `compose` raises."""
-        return self._compose(content, where)
-
-    def _template_for(self, entry: Entry) -> Config | None:
-        if self._bare is not entry.bare:
-            self._bare, self._template = entry.bare, None
-            if not any(key == word or key.startswith(f"{word}.") for key in entry.swept for word in self._merged):
-                # An entry may be valid only together with a value of its sweep.
-                with contextlib.suppress(ConfigError):
-                    self._template = self._compose(entry.bare, entry.where)
-        return self._template
 
 
 def _refuse_collision(identity: str, first: str, second: str) -> None:

@@ -16,6 +16,7 @@ from lambda_hat.config import (
     CustomTarget,
     DlnBuild,
     HmcConfig,
+    ObserveConfig,
     QuadraticBuild,
     QuadraticTarget,
     RuntimeConfig,
@@ -39,7 +40,8 @@ def test_target_id_is_sha256_of_the_canonical_json(schema):
 @pytest.mark.parametrize("schema", SAMPLE_SCHEMAS.values())
 def test_run_id_is_sha1_of_the_canonical_json(schema):
     cfg = schema(target_id="tgt_0123456789ab")
-    payload = {key: value for key, value in asdict(cfg).items() if key != "runtime"}
+    # A run that watches nothing has the id of the time before there was anything to watch.
+    payload = {key: value for key, value in asdict(cfg).items() if key not in ("runtime", "observe")}
     text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
     assert Run.of(cfg).run_id == f"run_{cfg.name}_{hashlib.sha1(text.encode()).hexdigest()[:8]}"
     assert re.fullmatch(r"run_[a-z_]+_[0-9a-f]{8}", Run.of(cfg).run_id)
@@ -61,7 +63,7 @@ def test_every_number_of_a_run_is_in_its_id(schema):
         "beta": 0.5, "gamma": 2.0, "prior_radius": 2.0, "step_size": 1e-3, "batch_size": 8, "precond": "none",
         "metric": "low_rank", "gradient": "plain",
         "adapt": "always", "loss_estimate": "paired", "decay": 0.5, "momentum_decay": 0.5, "target_acceptance": 0.5,
-        "restrict": ["layers/0/*"], "friction": 0.5,
+        "restrict": ["layers/0/*"], "friction": 0.5, "observe": {"rows": ObserveConfig(per="row")},
     }  # fmt: skip
     seen = {Run.of(base).run_id}
     for field in fields(schema):
@@ -90,6 +92,13 @@ def test_random_numbers_are_set_apart_by_the_whole_configuration():
     identities = {Run.of(cfg).identity for cfg in (one, two, replace(one, thin=2), HmcConfig(target_id="tgt_1"))}
     assert len(identities) == 4
     assert all(0 <= i < 2**31 for i in identities)
+
+
+def test_what_is_watched_is_in_the_id_and_in_no_random_number():
+    run = SgldConfig(target_id="tgt_1")
+    watched = [replace(run, observe={"rows": ObserveConfig(rows=rows)}) for rows in (3, 4)]
+    assert len({Run.of(cfg).run_id for cfg in (run, *watched)}) == 3
+    assert len({Run.of(cfg).identity for cfg in (run, *watched)}) == 1
 
 
 def test_non_finite_numbers_have_no_canonical_form():

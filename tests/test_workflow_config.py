@@ -292,3 +292,39 @@ def test_a_kind_of_target_without_a_file_has_its_defaults_and_a_file_of_its_name
     assert compose_build_cfg({"target": kind}, conf_dir=tmp_path).seed == 7
     with pytest.raises(ConfigError, match=f"unknown 'absent'; valid: .*{kind}"):
         compose_build_cfg({"target": "absent"}, conf_dir=tmp_path)
+
+
+WATCHED = {"rows": {"per": "row", "rows": 16}, "others": {"data": "module:function"}}
+
+
+def test_what_is_watched_is_part_of_the_id_and_its_size_is_said(study_file):
+    def study(target, observe):
+        return compose_study(study_file({"targets": [target], "samplers": [{"name": "sgld", "overrides": observe}]}))
+
+    plain, watched = (study({}, observe) for observe in ({}, {"observe": WATCHED}))
+    (one,), (other,) = plain.runs, watched.runs
+    assert one.run_id != other.run_id and one.identity == other.identity
+    assert plain.notes == [] and watched.notes == ["observe: 1 runs keep up to 500 KiB of rows each, 500 KiB in all"]
+    assert other.cost > one.cost and other.program != one.program
+    (note,) = study({}, {"observe": {"tokens": {"function": "module:function"}}}).notes
+    assert note == "observe: what 1 runs keep is known when they start, and in their notes"
+
+
+@pytest.mark.parametrize(
+    ("target", "observe", "said"),
+    [
+        ({"target": "quadratic"}, {"a": {}}, r"samplers\[0\]: observe\.a: target tgt_\w+ \(quadratic\) has no rows"),
+        ({}, {"a": {"rows": 5000}}, r"samplers\[0\]: observe\.a: rows: got 5000, but target tgt_\w+ \(mlp\) has 1000"),
+        (
+            {"target": "dln", "overrides": {"target": {"data": "empirical", "noise_std": 0.1}}},
+            {"a": {"rows": 5}},
+            r"observe\.a: .* keeps the moments of its data in place of the rows",
+        ),
+        ({}, {"a": {"per": "token"}}, r"samplers\[0\]: observe: per: got 'token'"),
+        ({}, {"a": {"row": 5}}, r"samplers\[0\]: observe\.a\.row: Key 'row' not in"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused_before_anything_starts(study_file, target, observe, said):
+    content = {"targets": [target], "samplers": [{"name": "sgld", "overrides": {"observe": observe}}]}
+    with pytest.raises(ConfigError, match=said):
+        compose_study(study_file(content))

@@ -23,6 +23,7 @@ from lambda_hat.config import (
     BUILD_SCHEMAS,
     SAMPLE_SCHEMAS,
     BuildConfig,
+    ObserveConfig,
     RegressionBuild,
     SampleConfig,
     StochasticGradientConfig,
@@ -181,6 +182,9 @@ def _samplers() -> Iterator[str]:
     yield "## Samplers\n"
     yield f"{_about(SampleConfig)}\n"
     yield table(HEAD, rows_of(SampleConfig))
+    yield "### Sampler key `observe`\n"
+    yield f"{_about(ObserveConfig)}\n"
+    yield table(HEAD, rows_of(ObserveConfig, prefix="observe.NAME."))
     yield "### The stochastic samplers\n"
     yield f"{_about(StochasticGradientConfig)}\n"
     yield table(HEAD, rows_of(StochasticGradientConfig, SampleConfig))

@@ -6,6 +6,7 @@ temperature of the posterior `exp(-n_beta L_n(w) - gamma/2 |w - w_star|^2)` (Lau
 """
 
 from lambda_hat.config.common import NO_ROWS, RuntimeConfig, StoreConfig
+from lambda_hat.config.observe import ObserveConfig
 from lambda_hat.config.samplers import (
     SAMPLE_FORMAT,
     SAMPLE_SCHEMAS,
@@ -83,6 +84,7 @@ __all__ = [
     "MonomialSumTarget",
     "MonomialTarget",
     "NutsConfig",
+    "ObserveConfig",
     "QuadraticBuild",
     "QuadraticTarget",
     "RadialBuild",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from lambda_hat.config.common import RuntimeConfig, choice, fraction, non_negative, positive, positive_int, require
+from lambda_hat.config.observe import ObserveConfig, check_name
 from lambda_hat.errors import ConfigError
 
 SAMPLE_FORMAT = 4
@@ -61,6 +62,9 @@ class SampleConfig:
     singular_fluctuation: bool = False
     """Also estimate the singular fluctuation (Watanabe's functional variance) and WAIC; one more pass over the data per
     recorded draw."""
+    observe: dict[str, ObserveConfig] | None = None
+    """What to record at the draws beside the loss, by names of your choice (`docs/observables.md`). It changes neither
+    the chains nor the estimate."""
     precision: str | None = None
     """`float64` or `float32`. Null: float32 for sgld, sghmc and sgnht if it represents `n_beta L_n` to a hundredth of a
     nat, else float64. With several hundred thousand parameters float32 was off by many nats in HMC's energies on CPUs,
@@ -104,6 +108,8 @@ class SampleConfig:
                 self.restrict,
                 "patterns such as layers/0/*; null for all parameters",
             )
+        for name in self.observe or ():
+            check_name(name, "observe")
         choice("precision", self.precision, PRECISIONS)
         steps = (self.num_burnin or 0) + self.num_draws * (self.thin or 1)
         require(steps < 2**32, "num_burnin + num_draws * thin", steps, "fewer than 2^32 transitions of a chain")

@@ -25,9 +25,9 @@ from lambda_hat.config import SampleConfig
 from lambda_hat.engine.algorithm import LENGTHS, Algorithm, Sampler, Visit
 from lambda_hat.engine.chain_keys import Keys, keys_of
 from lambda_hat.engine.model import Anchor, Model, finite
-from lambda_hat.engine.states import Adapting, Numbers, Sampling, Totals
+from lambda_hat.engine.states import Adapting, Numbers, Sampling, Totals, Watched
 from lambda_hat.estimate.draws import RowMoments
-from lambda_hat.targets.base import Loss, all_parameters
+from lambda_hat.targets.base import Loss, Observable, all_parameters
 
 LOOK_EVERY = 100
 """Transitions between two looks whether chains are still finite, at most. A run ends where none is. Arbitrary."""
@@ -44,13 +44,15 @@ class TargetSpec(NamedTuple):
     population: bool
     one_target: bool
     """`Place` has no axis of lanes."""
+    observables: tuple[tuple[str, Observable], ...] = ()
+    """By name."""
 
 
 class Lanes:
     """The lanes of a program while it is traced."""
 
     def __init__(self, target: TargetSpec, slice_rows: int, numbers: Numbers):
-        w_star, held, data, starts = numbers.place
+        w_star, held, data, starts, observed = numbers.place
         axis = None if target.one_target else 0
         one = w_star if target.one_target else jax.tree.map(lambda array: array[0], w_star)
         unravel = ravel_pytree(one)[1]
@@ -58,19 +60,21 @@ class Lanes:
         def flat(w_star: Mapping[str, Array | np.ndarray]) -> Float[Array, " dim"]:
             return ravel_pytree(w_star)[0]
 
-        def model(w_star, held, data, starts, posterior) -> Model:
+        def model(w_star, held, data, starts, observed, posterior) -> Model:
             def parameters(w: Float[Array, " dim"]) -> dict[str, Array]:
                 return all_parameters(unravel(w), held, starts)
 
-            return Model(target.loss, target.population, slice_rows, parameters, w_star, data, posterior)
+            watched = target.observables, observed
+            return Model(target.loss, target.population, slice_rows, parameters, w_star, data, posterior, *watched)
 
         self._model = model
         # Lengths get no axis of lanes. A predicate with that axis makes `lax.cond` compute both of its branches, and a
         # metric would be fitted at every transition instead of at the end of each window.
         arguments = {name: x[0] if name in LENGTHS else x for name, x in numbers.arguments.items()}
         of_arguments = {name: None if name in LENGTHS else 0 for name in arguments}
-        self._numbers = (arguments, flat(w_star) if axis is None else jax.vmap(flat)(w_star), held, data, starts)
-        self._axes = (of_arguments, axis, axis, axis, axis)
+        w = flat(w_star) if axis is None else jax.vmap(flat)(w_star)
+        self._numbers = (arguments, w, held, data, starts, observed)
+        self._axes = (of_arguments, *[axis] * 5)
         self._posterior = numbers.posterior
         self._is_single = numbers.keys.shape[0] == 1
 
@@ -86,8 +90,8 @@ class Lanes:
         """
 
         def of_lane(numbers, posterior, *args):
-            arguments, w_star, held, data, starts = numbers
-            return function(self._model(w_star, held, data, starts, posterior), arguments, *args)
+            arguments, w_star, held, data, starts, observed = numbers
+            return function(self._model(w_star, held, data, starts, observed, posterior), arguments, *args)
 
         if self._is_single:
             # With one more axis, of length one, XLA takes a fourth longer for products of matrices.
@@ -191,10 +195,14 @@ class Chains:
             unchecked = zero * jnp.nan if algorithm.mala is None else zero
             step_size = zero + jax.vmap(algorithm.step_size, axis_size=spec.num_chains)(tuned)
             loss = jnp.full((*shape, spec.num_draws), jnp.nan, dtype)
-            return tuned, step_size, zero, unchecked, rows, loss
+            at_w_star = model.observe(model.w_star)
+            none_yet = {
+                name: jnp.full((*shape, spec.num_draws, *x.shape), jnp.nan, x.dtype) for name, x in at_w_star.items()
+            }
+            return tuned, step_size, zero, unchecked, rows, loss, Watched(none_yet, at_w_star)
 
         of_lanes, _ = self._set_up(numbers, carry.anchor)
-        tuned, step_size, zero, unchecked, rows, loss = of_lanes(of_lane, carry.learned)
+        tuned, step_size, zero, unchecked, rows, loss, watched = of_lanes(of_lane, carry.learned)
         none = jnp.zeros((), jnp.uint32)
         none_of_lane = jnp.zeros(numbers.keys.shape[:1], jnp.uint32)
         return Sampling(
@@ -213,6 +221,7 @@ class Chains:
             visits=Visit(zero, zero, zero),
             growth=loss,
             distance=loss,
+            watched=watched,
         )
 
     def advance(self, numbers: Numbers, carry: Sampling, upto: UInt[Array, ""]) -> Sampling:
@@ -266,6 +275,14 @@ class Chains:
 
             return of_lanes(of_lane, keys, carry.tuned, state, difference)
 
+        def observe(state) -> dict[str, Array]:
+            """The observables of every chain."""
+
+            def of_lane(algorithm: Algorithm, model: Model, state):
+                return jax.vmap(lambda state: model.observe(algorithm.position(state)))(state)
+
+            return of_lanes(of_lane, state)
+
         def segment(now: Sampling) -> Sampling:
             look = _next_look(now.step)
             end_of_draw = skipped + (now.draw + np.uint32(1)) * thin
@@ -296,6 +313,13 @@ class Chains:
                 values = jnp.where(is_draw & alive, values, jnp.nan)[..., None]
                 return jax.lax.dynamic_update_slice(draws, values, (np.uint32(0), np.uint32(0), now.draw))
 
+            watched = now.watched
+            if watched.draws:
+                # A branch of its own: what is watched must not change how the loss is computed, to the last bit.
+                unseen = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(observe, state))
+                seen = jax.lax.cond(is_draw, observe, lambda _: unseen, state)
+                watched = watched._replace(draws=_put(watched.draws, seen, alive, now.draw))
+
             return now._replace(
                 step=stop,
                 draw=draw,
@@ -309,6 +333,7 @@ class Chains:
                 visits=jax.tree.map(lambda total: jnp.where(is_draw, jnp.zeros_like(total), total), visits),
                 growth=put(now.growth, mean.growth),
                 distance=put(now.distance, mean.distance),
+                watched=watched,
             )
 
         return jax.lax.while_loop(lambda now: (now.step < upto) & jnp.any(now.alive), segment, carry)
@@ -365,6 +390,26 @@ def _where_alive(alive: Bool[Array, "l c"], new: Tree, old: Tree) -> Tree:
         return jnp.where(lane.reshape(lane.shape + (1,) * (new.ndim - 1)), new, old)
 
     return jax.tree.map(choose, new, old)
+
+
+def _put(
+    draws: Mapping[str, Array | np.ndarray],
+    values: Mapping[str, Array],
+    alive: Bool[Array, "l c"],
+    draw: UInt[Array, ""],
+) -> dict[str, Array]:
+    """Write the observables of a draw, (l, c, ...) each, into those of all draws, (l, c, d, ...); NaN for the dead."""
+
+    def put(name: str) -> Array:
+        value = values[name]
+        here = alive.reshape(alive.shape + (1,) * (value.ndim - 2))
+        value = jnp.where(here, value, jnp.full((), jnp.nan, value.dtype))
+        zero = np.uint32(0)
+        return jax.lax.dynamic_update_slice(
+            draws[name], value[:, :, None], (zero, zero, draw, *[zero] * (value.ndim - 2))
+        )
+
+    return {name: put(name) for name in draws}
 
 
 def _add_rows(rows: RowMoments, losses: Float[Array, "l c rows"], index: UInt[Array, ""]) -> RowMoments:

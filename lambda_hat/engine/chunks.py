@@ -72,6 +72,7 @@ class Chunks:
     Attributes:
         facts: For every lane a JSON object that is saved with its checkpoints: its share of the seconds that the lanes
             spent together, and the number of programs made so far (those of all lanes count for the first).
+        memory: As given.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Chunks:
         nothing = {"seconds_compile": 0.0, "seconds_sample": 0.0, "programs_compiled": 0, "programs_loaded": 0}
         self.facts: list[dict[str, float | int]] = [dict(nothing) for _ in range(self._lanes)]
         self._programs, self._progress = programs, progress
-        self._memory = memory
+        self.memory = memory
         self._paths, self._every, self._drain = paths, every, drain or Drain()
         self._kept: list[Kept] = []
         self._written = time.monotonic()
@@ -123,7 +124,7 @@ class Chunks:
         """
         is_stopping = lambda: self._drain.reason is not None  # noqa: E731
         found = compiled(static, make, args, strict, donate, self._programs, is_stopping)
-        require_memory(found.memory, self._memory)
+        require_memory(found.memory, self.memory)
         self._spend("seconds_compile", found.seconds)
         if found.source != "process":
             self.facts[0][f"programs_{found.source}"] += 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from lambda_hat.estimate.posterior import Posterior
-from lambda_hat.targets.base import Loss
+from lambda_hat.targets.base import Loss, Observable
 
 
 class Anchor(NamedTuple):
@@ -50,6 +50,9 @@ class Model:
     w_star: Float[Array, " dim"]
     data: dict[str, Array]
     posterior: Posterior
+    observables: tuple[tuple[str, Observable], ...] = ()
+    observed: Mapping[str, dict[str, Array] | None] = field(default_factory=dict)
+    """The data of each observable; None: `data`."""
     anchor: Anchor | None = None
     """None only while the anchor itself is computed."""
 
@@ -86,6 +89,16 @@ class Model:
     def row_losses(self, w: Float[Array, " dim"]) -> Float[Array, " rows"]:
         """The negative log likelihood of every row, in nats."""
         return self.loss.per_row(self.unravel(w), self.data, self.slice_rows)
+
+    def observe(self, w: Float[Array, " dim"]) -> dict[str, Float[Array, "..."]]:
+        """The value of every observable, by name; whole numbers and truth values in the precision of `w`."""
+        params = self.unravel(w)
+
+        def value(what: Observable, data: dict[str, Array] | None) -> Array:
+            found = jnp.asarray(what(self.loss, params, self.data if data is None else data, self.slice_rows))
+            return found if jnp.issubdtype(found.dtype, jnp.floating) else found.astype(w.dtype)
+
+        return {name: value(what, self.observed[name]) for name, what in self.observables}
 
     def excess_loss(self, w: Float[Array, " dim"]) -> Float[Array, ""]:
         """`L_n(w) - L_n(w_star)`. Draws record this difference, in which the rounding of a large loss drops out."""

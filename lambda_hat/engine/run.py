@@ -17,9 +17,10 @@ from lambda_hat.engine.chain_keys import words_of_keys
 from lambda_hat.engine.chains import Chains, TargetSpec
 from lambda_hat.engine.chunks import Carry, Chunks
 from lambda_hat.engine.model import cast
-from lambda_hat.engine.states import Adapting, Bounds, Numbers, Place, Sampling, Totals
+from lambda_hat.engine.observing import notes_on, recorded, require_room
+from lambda_hat.engine.states import Adapting, Bounds, Numbers, Place, Sampling, Totals, Watched
 from lambda_hat.errors import ConfigError
-from lambda_hat.estimate.draws import Draws, RowMoments
+from lambda_hat.estimate.draws import Draws, Observation, RowMoments
 from lambda_hat.estimate.posterior import Posterior
 from lambda_hat.programs.compiling import result_of
 from lambda_hat.targets.base import Target
@@ -55,7 +56,7 @@ def signature(cfg: SampleConfig, arguments: tuple[str, ...]) -> SampleConfig:
         cfg: A run's configuration.
         arguments: `Sampler.arguments`.
     """
-    neutral = ("target_id", "seed", "beta", "gamma", "prior_radius", "restrict", *BOUNDS, *COMMON_ARGUMENTS)
+    neutral = ("target_id", "seed", "beta", "gamma", "prior_radius", "restrict", "observe", *BOUNDS, *COMMON_ARGUMENTS)
     defaults = {f.name: f.default for f in dataclasses.fields(cfg) if f.name in (*neutral, *arguments)}
     if getattr(cfg, "step_size", None) is not None:
         # Whether the step size is learned decides the program; its value does not.
@@ -76,7 +77,9 @@ def check_every(cfg: SampleConfig) -> int:
 def target_spec(lanes: Sequence[Lane]) -> TargetSpec:
     """The part of a program that the targets of the lanes decide."""
     first = lanes[0].target
-    return TargetSpec(first.loss, first.population, all(_same_place(lane.target, first) for lane in lanes))
+    observables = tuple((name, observed.what) for name, observed in first.observed.items())
+    one_target = all(_same_place(lane.target, first) for lane in lanes)
+    return TargetSpec(first.loss, first.population, one_target, observables)
 
 
 def arguments_of(cfg: SampleConfig, names: tuple[str, ...]) -> dict[str, np.generic]:
@@ -97,10 +100,8 @@ def numbers_of(lanes: Sequence[Lane], names: tuple[str, ...], num_skipped: int =
     cfg = lanes[0].cfg
     assert cfg.precision is not None and cfg.thin is not None
     scalar = np.dtype(cfg.precision).type
-    places = [
-        Place(*(cast(arrays, cfg.precision) for arrays in arrays_of(target)))
-        for target in ([lanes[0].target] if target_spec(lanes).one_target else [lane.target for lane in lanes])
-    ]
+    targets = [lanes[0].target] if target_spec(lanes).one_target else [lane.target for lane in lanes]
+    places = [place_of(target, cfg.precision) for target in targets]
     return Numbers(
         keys=np.stack([words_of_keys(lane.cfg.seed, lane.identity, cfg.num_chains) for lane in lanes]),
         bounds=Bounds(*map(np.uint32, (cfg.thin, num_skipped, check_every(cfg)))),
@@ -108,6 +109,12 @@ def numbers_of(lanes: Sequence[Lane], names: tuple[str, ...], num_skipped: int =
         posterior=_stacked([Posterior(*map(scalar, lane.posterior)) for lane in lanes]),
         place=places[0] if len(places) == 1 else _stacked(places),
     )
+
+
+def recorded_by(lane: Lane) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the observables of a run record at every draw of a chain, by name."""
+    assert lane.cfg.precision is not None
+    return recorded(lane.target, lane.cfg.precision, lane.cfg.slice_rows)
 
 
 def run(sampler: Sampler, lanes: Sequence[Lane], chunks: Chunks) -> list[Draws]:
@@ -130,6 +137,8 @@ def run(sampler: Sampler, lanes: Sequence[Lane], chunks: Chunks) -> list[Draws]:
         raise ConfigError(
             f"{sampler.name} needs a loss without randomness, and this one takes a key; take sgld, sghmc or sgnht"
         )
+    cfg = lanes[0].cfg
+    require_room(cfg, recorded_by(lanes[0]), len(lanes), room_for(cfg.num_draws), chunks.memory)
     end = _without_state(_sampled(sampler, lanes, chunks))
     return [_draws(sampler, lane, jax.tree.map(lambda x, i=i: x[i], end), chunks, i) for i, lane in enumerate(lanes)]
 
@@ -146,6 +155,7 @@ class End(NamedTuple):
     loss: Float[np.ndarray, "*l c d"]
     growth: Float[np.ndarray, "*l c d"]
     distance: Float[np.ndarray, "*l c d"]
+    watched: Watched
 
 
 def _draws(sampler: Sampler, lane: Lane, end: End, chunks: Chunks, index: int) -> Draws:
@@ -159,7 +169,7 @@ def _draws(sampler: Sampler, lane: Lane, end: End, chunks: Chunks, index: int) -
     num_gradients = int(end.totals.num_gradients.sum(dtype=np.int64))
     costs = sampler.costs(cfg, target)
     per_record = costs.per_record + LOSS_COST * cfg.singular_fluctuation
-    notes = sampler.notes(cfg, target) + target.notes
+    notes = sampler.notes(cfg, target) + target.notes + notes_on(cfg, recorded_by(lane))
     if num_draws < cfg.num_draws:
         notes += (f"ended after {num_draws} of {cfg.num_draws} draws: every chain had become non-finite",)
     return Draws(
@@ -184,7 +194,15 @@ def _draws(sampler: Sampler, lane: Lane, end: End, chunks: Chunks, index: int) -
         row_moments=_moments(end.rows, max(num_draws, 1)),
         weight_per_row=target.loss.weight_per_row(target.data),
         exact_losses=not sampler.estimates_losses(cfg, target),
+        observed={name: _observation(end.watched, name, cfg.num_draws) for name in target.observed},
     )
+
+
+def _observation(watched: Watched, name: str, num_draws: int) -> Observation:
+    draws, at_w_star = np.asarray(watched.draws[name])[:, :num_draws], np.asarray(watched.at_w_star[name])
+    if at_w_star.ndim:
+        return Observation(draws, at_w_star)
+    return Observation(draws.astype(np.float64), at_w_star.astype(np.float64))
 
 
 class Programs:
@@ -255,16 +273,28 @@ def _without_state(carry: Sampling) -> End:
 
 
 def arrays_of(target: Target) -> tuple[dict[str, np.ndarray], ...]:
-    """The arrays of a target, in the order of `Place`."""
+    """The arrays of a target, in the order of `Place`, without those of its observables."""
     return target.w_star, target.held, target.data, target.starts
+
+
+def place_of(target: Target, precision: str) -> Place:
+    """The arrays of a target, in the precision of a run."""
+    observed = {
+        name: None if observed.data is None else cast(observed.data, precision)
+        for name, observed in target.observed.items()
+    }
+    w_star, held, data, starts = (cast(arrays, precision) for arrays in arrays_of(target))
+    return Place(w_star, held, data, starts, observed)
 
 
 def _same_place(one: Target, other: Target) -> bool:
     """Whether two targets are of the same arrays, or parts of arrays, not of copies."""
     # The place of a part in memory also tells where it starts.
+    pairs = [(one.w_star, other.w_star), (one.held, other.held), (one.data, other.data)]
+    pairs += [(mine.data or {}, other.observed[name].data or {}) for name, mine in one.observed.items()]
     return one is other or all(
         mine.keys() == theirs.keys() and all(_same_memory(mine[name], theirs[name]) for name in mine)
-        for mine, theirs in ((one.w_star, other.w_star), (one.held, other.held), (one.data, other.data))
+        for mine, theirs in pairs
     )
 
 

@@ -37,6 +37,8 @@ class Place(NamedTuple):
     held: Mapping[str, Array | np.ndarray]
     data: Mapping[str, Array | np.ndarray]
     starts: Mapping[str, Array | np.ndarray]
+    observed: Mapping[str, Mapping[str, Array | np.ndarray] | None]
+    """The data of each observable."""
 
 
 class Numbers(NamedTuple):
@@ -74,6 +76,14 @@ class Totals(NamedTuple):
     num_gradients: UInt[Array | np.ndarray, "*l c"]
 
 
+class Watched(NamedTuple):
+    """The values of the observables by name, with an axis of lanes or of one lane."""
+
+    draws: Mapping[str, Float[Array | np.ndarray, "*l c d ..."]]
+    """At the recorded draws; NaN where `Sampling.loss` is."""
+    at_w_star: Mapping[str, Float[Array | np.ndarray, "*l ..."]]
+
+
 class Sampling(NamedTuple):
     """The chains after adaptation."""
 
@@ -99,3 +109,4 @@ class Sampling(NamedTuple):
     """Sums since the last draw; (l, c) each."""
     growth: Float[Array, "l c d"]
     distance: Float[Array, "l c d"]
+    watched: Watched

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,6 +23,16 @@ class RowMoments(NamedTuple):
     """Mean of (l_i - mean)^2."""
     log_mean_likelihood: Float[Array, "*l c r"]
     """Logarithm of the mean of exp(-l_i)."""
+
+
+class Observation(NamedTuple):
+    """The values of an observable. In the shapes c = num_chains, d = num_draws."""
+
+    draws: Float[np.ndarray, "c d ..."]
+    """At the recorded draws; NaN where the loss is. float64 where it is one number per draw, else as recorded."""
+    at_w_star: Float[np.ndarray, "..."]
+    """At `w_star`, in the precision and the order of summation of the run, so that the rounding of a large value drops
+    out of the difference."""
 
 
 class Draws(NamedTuple):
@@ -63,5 +74,7 @@ class Draws(NamedTuple):
     """Moments of the losses of single rows; None unless `singular_fluctuation` asks for them."""
     weight_per_row: float = 1.0
     """`L_n` is the sum of the losses of the rows, divided by their number times this."""
+    observed: Mapping[str, Observation] = {}
+    """The observables by name. `fge` does not count them."""
     exact_losses: bool = True
     """True if `loss` is L_n itself, False if it is an unbiased estimate from batches or from a stochastic loss."""

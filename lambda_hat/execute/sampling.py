@@ -14,9 +14,11 @@ import numpy as np
 
 from lambda_hat.config import BuildConfig, SampleConfig
 from lambda_hat.engine.chunks import Chunks, Progress, read_checkpoint
+from lambda_hat.engine.run import recorded_by
 from lambda_hat.errors import CorruptArtifact
 from lambda_hat.estimate.posterior import Posterior
 from lambda_hat.estimate.verdict import Summary, summarize
+from lambda_hat.execute.observed_file import findings, numbers, observed_bytes, require_disk, write_axes
 from lambda_hat.execute.this_process import memory_of_rank, where_am_i
 from lambda_hat.id_utils import Run
 from lambda_hat.samplers import Draws, Lane, lane_key, make_lane, measured_width, sample_lanes
@@ -24,6 +26,7 @@ from lambda_hat.store.drain import Drain
 from lambda_hat.store.layout import CHECKPOINT, programs_folder
 from lambda_hat.store.publish import publish_run, write_config
 from lambda_hat.targets import Target, load_target, true_llc_t
+from lambda_hat.targets.observables import with_observables
 
 
 class LoadedRun(NamedTuple):
@@ -83,6 +86,8 @@ def sample_into(
 ) -> dict:
     """Sample one run and publish it in `run_dir`: `config.yaml`, `trace.nc` and, last, `analysis.json`.
 
+    Arrays that the run watches are in `observed.nc`.
+
     The run continues from `checkpoint.npz` if an earlier attempt left one. If that file is damaged, it is set aside and
     the run begins anew.
 
@@ -139,6 +144,8 @@ def sample_together(
     started = time.time()
     configs = [write_config(loaded.run_dir, loaded.run.cfg) for loaded in runs]
     width = max(width, len(runs))
+    first = runs[0].lane
+    require_disk(runs[0].run_dir, first.cfg, recorded_by(first), len(runs))
     chunks = Chunks(
         *(loaded.checkpoint for loaded in runs),
         lanes=width,
@@ -154,10 +161,11 @@ def sample_together(
         target, posterior = loaded.lane.target, loaded.lane.posterior
         summary = summarize(draws, target.loss_at_w_star, *posterior, target.dim)
         trace = _trace_bytes(draws, target.loss_at_w_star, posterior.n_beta)
+        watched = observed_bytes(draws.observed)
         analysis = _analysis(loaded.run.cfg, loaded.build, target, posterior, draws, summary)
         analysis |= where_am_i() | (context or {})
         analysis |= {"lanes": len(runs), "started": started, "seconds_total": (time.time() - started) / len(runs)}
-        publish_run(loaded.run_dir, loaded.run, config, trace, analysis)
+        publish_run(loaded.run_dir, loaded.run, config, trace, analysis, watched)
         yield analysis
 
 
@@ -188,14 +196,17 @@ def estimate(target: Target, cfg: SampleConfig, progress: Progress | None = None
         ConfigError: if the sampler cannot take the target, or `cfg.restrict` matches nothing.
     """
     lane = _lane(target, Run.of(cfg))
-    draws = sample_lanes([lane], Chunks(programs=programs_folder(), progress=progress))[0]
+    # Rows that are kept add up quickly; what else a process may take is its owner's business.
+    memory = memory_of_rank(1) if target.observed else None
+    draws = sample_lanes([lane], Chunks(programs=programs_folder(), progress=progress, memory=memory))[0]
     summary = summarize(draws, lane.target.loss_at_w_star, *lane.posterior, lane.target.dim)
     return Estimate(lane.target, lane.posterior, draws, summary)
 
 
 def _lane(whole: Target, run: Run) -> Lane:
     cfg = run.cfg
-    return make_lane(whole if cfg.restrict is None else whole.restricted(cfg.restrict), cfg, run.identity)
+    watched = with_observables(whole, cfg.observe)
+    return make_lane(watched if cfg.restrict is None else watched.restricted(cfg.restrict), cfg, run.identity)
 
 
 # A rank samples the runs of one target one after the other, and a built target never changes.
@@ -229,6 +240,7 @@ def _analysis(
         "programs_compiled": draws.programs_compiled,
         "programs_loaded": draws.programs_loaded,
         "notes": list(draws.notes),
+        **({"observed": findings(target, draws.observed, posterior.n_beta)} if draws.observed else {}),
     }
 
 
@@ -242,14 +254,14 @@ def _trace_bytes(draws: Draws, loss_at_w_star: float, n_beta: float) -> bytes:
     import h5netcdf
 
     buffer = io.BytesIO()
-    num_chains, num_draws = draws.loss.shape
     with h5netcdf.File(buffer, "w") as file:
         file.attrs["loss_at_w_star"] = loss_at_w_star
         file.attrs["n_beta"] = n_beta
         group = file.create_group("posterior")
-        group.dimensions = {"chain": num_chains, "draw": num_draws}
-        for axis, size in (("chain", num_chains), ("draw", num_draws)):
-            group.create_variable(axis, (axis,), data=np.arange(size, dtype=np.int64))
+        write_axes(group, *draws.loss.shape)
         loss = group.create_variable("loss", ("chain", "draw"), data=np.asarray(draws.loss, dtype=np.float64))
         loss.attrs["long_name"] = "mean loss L_n(w) at the recorded draws"
+        for name, one in numbers(draws.observed).items():
+            watched = group.create_variable(name, ("chain", "draw"), data=one.draws)
+            watched.attrs["at_w_star"] = float(one.at_w_star)
     return buffer.getvalue()

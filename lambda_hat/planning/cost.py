@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from lambda_hat.config import BuildConfig, CustomBuild, DlnBuild, MlpBuild, SampleConfig, StochasticGradientConfig
 from lambda_hat.config.defaults import Facts, resolved
 from lambda_hat.errors import StoreError
+from lambda_hat.planning.observed_size import passes_over_data
 from lambda_hat.store.files import read_record
 
 # Seconds on one core in float32, where all cores of the machine compute: up to twice those of an idle machine, which
@@ -107,8 +108,9 @@ def expected_seconds(shape: Shape, setting: SampleConfig) -> float:
         if cfg.loss_estimate == "paired":
             # Control variates bring these losses along.
             losses = 0.0 if has_variate else 2 * rows / shape.num_data
+    watched = passes_over_data(setting, shape.num_data)
     # All passes over the full data, in gradients.
-    passes = shape.loss * (1 + cfg.num_chains * cfg.num_draws * (losses + cfg.singular_fluctuation))
+    passes = shape.loss * (1 + cfg.num_chains * cfg.num_draws * (losses + cfg.singular_fluctuation + watched))
     if is_stochastic and cfg.mala_checks:
         checks = cfg.num_chains * min(cfg.num_draws, NUM_CHECKS)
         passes += CHECK * checks * min(1.0, CHECK_ROWS / max(shape.num_data, 1))

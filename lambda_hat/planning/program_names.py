@@ -31,7 +31,7 @@ class ProgramNames:
         # Of the fields that decide a program, only this one depends on the target too.
         key = setting, getattr(cfg, "target_acceptance", None)
         if key not in self._specs:
-            spec = {name: value for name, value in vars(cfg).items() if name not in NOT_PROGRAM}
+            spec = {name: value for name, value in identity_payload(cfg).items() if name not in NOT_PROGRAM}
             spec["learns"] = getattr(cfg, "step_size", 0.0) is None
             self._specs[key] = canonical_json(spec)
         spec = self._specs[key]

@@ -118,7 +118,8 @@ def _config_columns() -> Iterator[tuple[str, pa.DataType]]:
                 yield from walk(hint, f"{prefix}{field.name}.")
             else:
                 plain = next(t for t in getattr(hint, "__args__", (hint,)) if t is not type(None))
-                yield f"{prefix}{field.name}", arrow[plain]
+                # A mapping of sections is written as JSON.
+                yield f"{prefix}{field.name}", arrow.get(plain, pa.string())
 
     seen: dict[str, pa.DataType] = {}
     for schema in SAMPLE_SCHEMAS.values():
@@ -269,6 +270,8 @@ def _row(store: Store, run: Run, target: _TargetState) -> dict[str, Any]:
     }
     row |= _posterior_columns(run.cfg, row["n"], row["dim"])
     row |= flat(run.cfg, "cfg.")
+    if run.cfg.observe is not None:
+        row["cfg.observe"] = canonical_json(identity_payload(run.cfg)["observe"])
     status = store.run_status(*run.key)
     if status == "finished":
         try:

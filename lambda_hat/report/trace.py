@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lambda_hat.errors import ConfigError, CorruptArtifact, StoreError
 from lambda_hat.report.foreign import import_arviz
+from lambda_hat.store.checksums import OBSERVED
 from lambda_hat.store.layout import error_line, file_entry, read_record
 
 if TYPE_CHECKING:
@@ -26,26 +27,61 @@ def load_trace(run: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Inferen
     Returns:
         `posterior` has the variable `loss`, shape (chain, draw): the mean loss L_n(w) at the recorded draws, in the
         units of the loss (nats for `nll`). It is NaN from the draw at which a chain became non-finite. `attrs` has
-        `loss_at_w_star`, in the same units, and `n_beta`.
+        `loss_at_w_star`, in the same units, and `n_beta`. Observables of one number per draw are variables beside
+        `loss`; `load_observed` has them all.
 
     Raises:
         ConfigError: `run` is neither a folder nor a row.
         StoreError: the run is not finished, or its folder is not there.
         CorruptArtifact: its files differ from those that its record describes.
     """
-    folder = _folder_of(run)
-    path = folder / "trace.nc"
+    folder = _folder_of("load_trace", run)
+    return _read(folder, "trace.nc", _files(folder))
+
+
+def load_observed(run: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Any:
+    """Load what a finished run watched (`observe`), as an xarray `Dataset`.
+
+    Args:
+        run: as for `load_trace`.
+
+    Returns:
+        The variable `loss` of `load_trace`, and for every observable `name` a variable (chain, draw, name_0, ...) and
+        its value at `w_star`, `name_at_w_star`, of shape (name_0, ...). `attrs` has `loss_at_w_star` and `n_beta`.
+
+    Raises:
+        ConfigError, StoreError, CorruptArtifact: as `load_trace`.
+    """
+    folder = _folder_of("load_observed", run)
+    files = _files(folder)
+    trace = _read(folder, "trace.nc", files)
+    found: Any = trace["posterior"]
+    for name, values in found.data_vars.items():
+        if "at_w_star" in values.attrs:
+            found = found.assign({f"{name}_at_w_star": values.attrs["at_w_star"]})
+    if OBSERVED in files:
+        found = found.merge(_read(folder, OBSERVED, files)["posterior"])
+    return found.assign_attrs({key: trace.attrs[key] for key in ("loss_at_w_star", "n_beta")})
+
+
+def _files(folder: Path) -> dict[str, Any]:
+    """The sizes and checksums of the files of a finished run, by name."""
     try:
-        vouched = read_record(folder / "analysis.json").get("files")
+        files = read_record(folder / "analysis.json").get("files")
     except FileNotFoundError:
         raise StoreError(f"{folder}: {_why_unfinished(folder)}") from None
+    return files if isinstance(files, dict) else {}
+
+
+def _read(folder: Path, name: str, files: Mapping[str, Any]) -> InferenceData:
+    path = folder / name
     try:
         entry = file_entry(path.read_bytes())
     except FileNotFoundError:
         raise CorruptArtifact(f"{path}: it is gone, though the run is finished; {_remedy(folder)}") from None
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if not isinstance(vouched, dict) or vouched.get("trace.nc") != entry:
+    if files.get(name) != entry:
         raise CorruptArtifact(f"{path}: damaged: its checksum does not fit; {_remedy(folder)}")
     arviz = import_arviz()
     try:
@@ -55,7 +91,7 @@ def load_trace(run: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Inferen
         raise CorruptArtifact(f"{path}: not a netCDF file with draws ({error}); {_remedy(folder)}") from None
 
 
-def _folder_of(run: Any) -> Path:
+def _folder_of(caller: str, run: Any) -> Path:
     told = run
     if isinstance(run, Mapping):
         told = run.get("run_dir")
@@ -63,7 +99,7 @@ def _folder_of(run: Any) -> Path:
         told = getattr(run, "run_dir", None)
     if not isinstance(told, (str, os.PathLike)):
         raise ConfigError(
-            f"load_trace: got {type(run).__name__}, expected the folder of a run or one row of the table, such as "
+            f"{caller}: got {type(run).__name__}, expected the folder of a run or one row of the table, such as "
             "lambda_hat.load_results().iloc[0]"
         )
     folder = Path(told).expanduser()

@@ -14,7 +14,7 @@ from lambda_hat.config import SampleConfig
 from lambda_hat.config.defaults import Facts, resolved
 from lambda_hat.engine.algorithm import LENGTHS, Sampler
 from lambda_hat.engine.chunks import Chunks
-from lambda_hat.engine.run import Lane, arrays_of, run, signature
+from lambda_hat.engine.run import Lane, arrays_of, recorded_by, run, signature
 from lambda_hat.engine.width import best_width
 from lambda_hat.errors import ConfigError
 from lambda_hat.estimate.draws import Draws
@@ -55,7 +55,10 @@ def make_lane(target: Target, cfg: SampleConfig, identity: int) -> Lane:
     posterior = posterior_for(cfg, target.n, target.dim)
     potential = posterior.n_beta * target.loss_at_w_star
     facts = Facts(target.dim, target.num_data, target.loss.stochastic, potential)
-    return Lane(target, resolved(cfg, facts), identity, posterior)
+    lane = Lane(target, resolved(cfg, facts), identity, posterior)
+    # An observable that cannot be traced is refused here, before anything is compiled.
+    recorded_by(lane)
+    return lane
 
 
 def lane_key(lane: Lane) -> Hashable:
@@ -67,7 +70,11 @@ def lane_key(lane: Lane) -> Hashable:
         for part in arrays_of(target)
         for name, array in sorted(part.items())
     )
-    return (cfg.name, spec, target.loss, target.population, arrays)
+    observed = tuple(
+        (name, what, data and tuple((key, array.shape, array.dtype.str) for key, array in sorted(data.items())))
+        for name, (what, data) in target.observed.items()
+    )
+    return (cfg.name, spec, target.loss, target.population, arrays, observed)
 
 
 def sample(target: Target, cfg: SampleConfig, identity: int = 0, chunks: Chunks | None = None) -> Draws:

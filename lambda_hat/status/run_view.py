@@ -19,6 +19,7 @@ from lambda_hat.status.find_run import RunPlace, build_of
 from lambda_hat.status.run_facts import analysis_of, config_of, state_without_end
 from lambda_hat.status.running_estimates import CHAIN_COLOURS, DAMAGED_TRACE, EXACT_COLOUR, plot_running, running_llc
 from lambda_hat.status.terminal import duration, moment, printable, printable_lines
+from lambda_hat.store.checksums import OBSERVED
 from lambda_hat.store.layout import deaths_of, file_entry, read_json_or_none
 
 TRACEBACK_LINES = 15
@@ -125,6 +126,9 @@ def _result_rows(analysis: dict[str, Any]) -> Iterator[tuple[str, Text]]:
     if analysis.get("singular_fluctuation") is not None:
         error = _number(analysis.get("singular_fluctuation_std_error"))
         yield "ν̂", Text(f"{_number(analysis['singular_fluctuation'])} ± {error}, WAIC {_number(analysis.get('waic'))}")
+    watched = analysis.get("observed")
+    for name, found in watched.items() if isinstance(watched, dict) else ():
+        yield "observed", Text(f"{printable(str(name))}: {_observed(found)}")
     steps = analysis.get("step_size")
     if isinstance(steps, list) and steps:
         yield "step size", Text(", ".join(dict.fromkeys(map(_number, steps))))
@@ -205,11 +209,24 @@ def _plot(trace: Path, analysis: dict[str, Any], console: Console) -> Iterator[R
         yield Text.from_ansi(picture)
 
 
+def _observed(found: Any) -> str:
+    """What the analysis says of an observable."""
+    if not isinstance(found, dict):
+        return "?"
+    if "shape" in found:
+        return f"{printable(str(found['shape']))} values per draw, in {OBSERVED}"
+    number = {key: _number(value) for key, value in found.items()}
+    words = f"mean {number.get('mean')} ± {number.get('std_error')}, {number.get('at_w_star')} at w_star"
+    return f"λ̂ {number['llc']} ± {number.get('llc_std_error')}, {words}" if "llc" in number else words
+
+
 def _shown(value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return ", ".join(map(printable, value))
     return f"{value:g}" if isinstance(value, float) else printable(str(value))
 
 

@@ -22,6 +22,8 @@ META_FORMAT = 3
 """Format of `meta.json`, by which other versions of the package know it."""
 ANALYSIS_FORMAT = 3
 """Format of `analysis.json`."""
+OBSERVED = "observed.nc"
+"""In the folder of a run that watched arrays: their values."""
 
 Config = BuildConfig | SampleConfig
 _ID = re.compile("tgt_[0-9a-f]{12}|run_[a-z_]+_[0-9a-f]{8}")
@@ -77,7 +79,9 @@ def findings_in_run(
     reason = _foreign(record, {"target_id": target_id, "run_id": run_id}, ANALYSIS_FORMAT, digest)
     if reason is not None:
         return [Finding(path, reason)]
-    places = {name: run_dir / name for name in ("config.yaml", "trace.nc")}
+    files = record.get("files")
+    watched = isinstance(files, dict) and OBSERVED in files
+    places = {name: run_dir / name for name in ("config.yaml", "trace.nc", *([OBSERVED] if watched else []))}
     return _findings_in_files(path, record, places, load_sample_config, digests)
 
 

@@ -262,7 +262,7 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def file_entry(data: bytes) -> dict[str, Any]:
+def file_entry(data: bytes | memoryview) -> dict[str, Any]:
     """Size and checksum of a file's content, as the record that vouches for the file lists them."""
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 

@@ -9,7 +9,7 @@ from typing import Any
 from lambda_hat.config import BuildConfig, SampleConfig
 from lambda_hat.id_utils import Run, config_digest, target_id_for
 from lambda_hat.omegaconf_support import to_yaml
-from lambda_hat.store.checksums import ANALYSIS_FORMAT, META_FORMAT
+from lambda_hat.store.checksums import ANALYSIS_FORMAT, META_FORMAT, OBSERVED
 from lambda_hat.store.files import file_entry, remove_litter, write_bytes_atomic, write_record
 from lambda_hat.store.layout import CHECKPOINT, DEATHS
 
@@ -21,8 +21,17 @@ def write_config(directory: Path, cfg: BuildConfig | SampleConfig) -> bytes:
     return content
 
 
-def publish_run(run_dir: Path, run: Run, config: bytes, trace: bytes, analysis: dict[str, Any]) -> None:
-    """Write `trace.nc`, then `analysis.json`, which finishes the run, and remove the traces of earlier attempts.
+def publish_run(
+    run_dir: Path,
+    run: Run,
+    config: bytes,
+    trace: bytes,
+    analysis: dict[str, Any],
+    observed: bytes | memoryview | None = None,
+) -> None:
+    """Write `trace.nc` and `observed.nc`, then `analysis.json`, which finishes the run.
+
+    The traces of earlier attempts are removed.
 
     Args:
         run_dir: The folder of the run.
@@ -30,19 +39,22 @@ def publish_run(run_dir: Path, run: Run, config: bytes, trace: bytes, analysis: 
         config: The content of `config.yaml`, as `write_config` returned it.
         trace: The content of `trace.nc`.
         analysis: The estimate and what belongs to it.
+        observed: The content of `observed.nc`; None: the run watched no arrays.
 
     Raises:
         StoreUnwritable: The disk is full, for example; the run is then not finished.
     """
+    contents = {"trace.nc": trace} | ({} if observed is None else {OBSERVED: observed})
     record = {
         **analysis,
         "format": ANALYSIS_FORMAT,
         "target_id": run.target_id,
         "run_id": run.run_id,
         "config": run.digest,
-        "files": {"config.yaml": file_entry(config), "trace.nc": file_entry(trace)},
+        "files": {name: file_entry(content) for name, content in {"config.yaml": config, **contents}.items()},
     }
-    write_bytes_atomic(run_dir / "trace.nc", trace)
+    for name, content in contents.items():
+        write_bytes_atomic(run_dir / name, content)
     write_record(run_dir / "analysis.json", record)
     for name in ("error.json", DEATHS, CHECKPOINT):
         with contextlib.suppress(OSError):

@@ -32,6 +32,8 @@ class Loss:
     """Whether the loss can be traced under strict dtype promotion."""
     stochastic: ClassVar[bool] = False
     """Whether the loss takes a random key as third argument."""
+    has_rows: ClassVar[bool] = True
+    """Whether the data hold the rows themselves."""
 
     @property
     def state(self) -> dict[str, np.ndarray]:
@@ -116,6 +118,32 @@ def each_row(take: Callable[[Any], Any], data: Arrays) -> dict[str, Any]:
     return {name: take(array) if array.ndim else array for name, array in data.items()}
 
 
+class Observable:
+    """A function of the parameters that is recorded beside the loss.
+
+    Subclasses are frozen dataclasses. Equal instances share one compiled program.
+    """
+
+    def __call__(self, loss: Loss, params: Arrays, data: Arrays, slice_rows: int) -> Array:
+        """The value at `params`, of any shape.
+
+        Args:
+            loss: the loss of the target.
+            params: all parameters, by path.
+            data: the data that it is a function of.
+            slice_rows: rows whose losses are computed at a time.
+        """
+        raise NotImplementedError
+
+
+class Observed(NamedTuple):
+    """An observable and its data."""
+
+    what: Observable
+    data: dict[str, np.ndarray] | None
+    """None: the data of the target."""
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
     """A loss, its data and `w_star`. Arrays are float64; the samplers cast them to the precision of the run."""
@@ -140,6 +168,8 @@ class Target:
     """Sentences about the parameters that move, for the report of every run."""
     starts: dict[str, np.ndarray] = field(default_factory=dict)
     """Where the moving parts of arrays begin along every axis, by their names in `w_star`."""
+    observed: dict[str, Observed] = field(default_factory=dict)
+    """What is recorded beside the loss, by name. It changes no chain."""
 
     @property
     def no_likelihood(self) -> str | None:

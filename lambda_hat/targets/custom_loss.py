@@ -92,6 +92,11 @@ class CustomLoss(Loss):
         rows = jnp.asarray(1 if self.data is None else self.num_rows(data), value.dtype)
         return value * rows, rows
 
+    def whole(self, params: Arrays) -> Any:
+        """The pytree of the user's parameters."""
+        # JAX refuses to index a NumPy array with a traced index.
+        return self.params.rebuild(params, lambda leaf: jnp.asarray(leaf) if _is_numeric(leaf) else leaf)
+
     def value(self, params: Arrays, data: Arrays, *key: Key[Array, ""]) -> Any:
         """The mean over rows, or the pair, in the precision of the parameters.
 
@@ -100,8 +105,7 @@ class CustomLoss(Loss):
         """
         batch = None if self.data is None else self.data.rebuild(data)
         named = {"key": key[0]} if self.stochastic else {}
-        # JAX refuses to index a NumPy array with a traced index.
-        whole = self.params.rebuild(params, lambda leaf: jnp.asarray(leaf) if _is_numeric(leaf) else leaf)
+        whole = self.whole(params)
         dtype = next(iter(params.values())).dtype
         with warnings.catch_warnings():
             # A loss may ask for float64 by name. In a float32 run it gets float32, and JAX would warn.

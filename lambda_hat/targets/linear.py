@@ -67,6 +67,8 @@ class DlnEmpiricalLoss(Loss):
     kind: str = "nll"
     """`nll` or `mse`."""
 
+    has_rows = False
+
     @property
     def no_likelihood(self) -> str | None:
         return no_likelihood(self.kind)
