@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lambda_hat.api import LLCEstimate, estimate_llc
+    from lambda_hat.many.call import estimate_llcs
     from lambda_hat.report.results import load_results
     from lambda_hat.report.trace import load_trace
 
 __version__ = "0.1.0"
-__all__ = ["LLCEstimate", "estimate_llc", "load_results", "load_trace"]
+__all__ = ["LLCEstimate", "estimate_llc", "estimate_llcs", "load_results", "load_trace"]
 
-_WHERE = {"LLCEstimate": "api", "estimate_llc": "api", "load_results": "report.results", "load_trace": "report.trace"}
+_WHERE = {
+    "LLCEstimate": "api",
+    "estimate_llc": "api",
+    "estimate_llcs": "many.call",
+    "load_results": "report.results",
+    "load_trace": "report.trace",
+}
 
 
 def __getattr__(name: str):
