@@ -45,9 +45,8 @@ def drive(script: Path, words: Sequence[str], store: Store, show: Show) -> None:
         )  # fmt: skip
         try:
             follower = _follow(driver, store, earlier, show)
-        except BaseException:
+        finally:
             _stop(driver)
-            raise
         if follower is None or (end := follower.look().driver).state != "ended":
             said.seek(0)
             raise _refusal(driver.returncode, said.read().strip())
@@ -79,7 +78,7 @@ def _follower_of(pid: int, store: Store, earlier: Collection[str]) -> StudyFollo
 
 
 def _stop(driver: subprocess.Popen) -> None:
-    """Tell the driver to stop, and wait for it. Each further Ctrl-C is passed on."""
+    """Tell a driver that has not ended to stop, and wait for it. Each further Ctrl-C is passed on."""
     if driver.poll() is None:
         print("stopping: runs are checkpointed; interrupt again to stop at once", file=sys.stderr)
     while driver.poll() is None:
