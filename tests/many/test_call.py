@@ -125,8 +125,8 @@ def test_what_is_missing_is_named(lacks, tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": ""}
     )
     sentence = {
-        "flows": f"runs {root}/flows/packed.py, which is not there: this package was installed without its checkout; in "
-        "a checkout write pip install -e '.[mpi]', or python flows/packed.py",
+        "flows": f"runs {root}/flows/packed.py, which is not there: this package was installed without its checkout; "
+        "in a checkout write pip install -e '.[mpi]', or python flows/packed.py",
         "parsl": "needs parsl, which is not installed; in the checkout write pip install -e '.[mpi]'",
     }
     last = done.stderr.splitlines()[-1]
