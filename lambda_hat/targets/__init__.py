@@ -143,12 +143,13 @@ def save_target(
         "loss_at_w_star": target.loss_at_w_star,
         "true_llc": target.true_llc,
         "true_multiplicity": target.true_multiplicity,
+        "held": list(target.held),
         "notes": list(target.notes),
         "measured": info.get("measured"),
         "build": {key: value for key, value in info.items() if key != "measured"},
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
     }
-    arrays = {"params.npz": _npz_bytes(target.w_star), "data.npz": _npz_bytes(target.data)}
+    arrays = {"params.npz": _npz_bytes(target.w_star | target.held), "data.npz": _npz_bytes(target.data)}
     publish_target(directory, cfg, meta, arrays, data_of)
 
 
@@ -177,15 +178,18 @@ def load_target(directory: Path) -> tuple[Target, BuildConfig]:
         )
     try:
         cfg = _read_config(directory, meta)
+        w_star = _read_npz(directory, "params.npz", meta)
+        held = {path: w_star.pop(path) for path in meta.get("held", ())}
         target = Target(
             loss=_module(meta["kind"]).make_loss(cfg),
-            w_star=_read_npz(directory, "params.npz", meta),
+            w_star=w_star,
             data=_read_npz(_data_folder(directory, meta), "data.npz", meta),
             population=meta["population"],
             n=meta["n"],
             loss_at_w_star=meta["loss_at_w_star"],
             true_llc=meta["true_llc"],
             true_multiplicity=meta["true_multiplicity"],
+            held=held,
             notes=tuple(meta.get("notes", ())),
         )
         return target, cfg
