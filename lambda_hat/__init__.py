@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lambda_hat.api import LLCEstimate, estimate_llc
     from lambda_hat.estimate.observed import refined_llc
     from lambda_hat.estimate.responses import influence, susceptibility
+    from lambda_hat.many.call import estimate_llcs
     from lambda_hat.report.results import load_results
     from lambda_hat.report.trace import load_observed, load_trace
 
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LLCEstimate",
     "estimate_llc",
+    "estimate_llcs",
     "influence",
     "load_observed",
     "load_results",
@@ -27,6 +29,7 @@ __all__ = [
 _WHERE = {
     "LLCEstimate": "api",
     "estimate_llc": "api",
+    "estimate_llcs": "many.call",
     "influence": "estimate.responses",
     "load_observed": "report.trace",
     "load_results": "report.results",

@@ -100,8 +100,20 @@ def compose_study(
     Raises:
         ConfigError: something in it could not run. The message names the file and the key.
     """
-    experiments = Path(experiments)
-    content = load_yaml(experiments)
+    return compose_grid(load_yaml(experiments), Path(experiments), words, settings, conf_dir)
+
+
+def compose_grid(
+    content: dict[str, Any],
+    experiments: Path,
+    words: Sequence[str] = (),
+    settings: dict[str, Any] | None = None,
+    conf_dir: Path = CONF_DIR,
+) -> Study:
+    """Expand the grid of the `content` of an experiments file, which messages call `experiments`.
+
+    The other arguments, and the exception, are those of `compose_study`.
+    """
     refuse_interpolation(content, str(experiments))
     site_overrides = [word.removeprefix("site.") for word in words if word.startswith("site.")]
     content = apply_words(content, [word for word in words if not word.startswith("site.")])

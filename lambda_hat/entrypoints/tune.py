@@ -8,18 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from lambda_hat.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[2]
+from lambda_hat.checkout import ROOT, flow_script
 
 
 def hand_over(words: Sequence[str], root: Path = ROOT) -> NoReturn:
     """Become `python flows/tune.py` with the same words. Raises ConfigError if there is no checkout."""
-    script = root / "flows" / "tune.py"
-    if not script.is_file():
-        raise ConfigError(
-            f"lambda-hat tune: runs {script}, which is not there: this package was installed without its checkout; "
-            "in a checkout write pip install -e '.[mpi]', or python flows/tune.py"
-        )
+    script = flow_script("tune.py", "lambda-hat tune", root)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, str(script), *words])

@@ -143,13 +143,15 @@ def save_target(
         "loss_at_w_star": target.loss_at_w_star,
         "true_llc": target.true_llc,
         "true_multiplicity": target.true_multiplicity,
+        "held": list(target.held),
         "notes": list(target.notes),
         "state": list(target.loss.state),
         "measured": info.get("measured"),
         "build": {key: value for key, value in info.items() if key != "measured"},
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
     }
-    arrays = {"params.npz": _npz_bytes(target.w_star | target.loss.state), "data.npz": _npz_bytes(target.data)}
+    params = target.w_star | target.held | target.loss.state
+    arrays = {"params.npz": _npz_bytes(params), "data.npz": _npz_bytes(target.data)}
     publish_target(directory, cfg, meta, arrays, data_of)
 
 
@@ -179,7 +181,7 @@ def load_target(directory: Path) -> tuple[Target, BuildConfig]:
     try:
         cfg = _read_config(directory, meta)
         w_star = _read_npz(directory, "params.npz", meta)
-        state = {path: w_star.pop(path) for path in meta.get("state", ())}
+        held, state = ({path: w_star.pop(path) for path in meta.get(key, ())} for key in ("held", "state"))
         target = Target(
             loss=_module(meta["kind"]).make_loss(cfg).with_state(state),
             w_star=w_star,
@@ -189,6 +191,7 @@ def load_target(directory: Path) -> tuple[Target, BuildConfig]:
             loss_at_w_star=meta["loss_at_w_star"],
             true_llc=meta["true_llc"],
             true_multiplicity=meta["true_multiplicity"],
+            held=held,
             notes=tuple(meta.get("notes", ())),
         )
         return target, cfg

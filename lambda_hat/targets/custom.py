@@ -25,6 +25,7 @@ from lambda_hat.targets.checkpoint_arrays import read_arrays
 from lambda_hat.targets.custom_loss import MEAN_WEIGHT, CustomLoss, digest, state_of
 from lambda_hat.targets.loss_checks import examine
 from lambda_hat.targets.pytrees import ById, Structure, notes_on, split_data, split_params
+from lambda_hat.targets.training_state import held_paths, notes_on_held
 from lambda_hat.torch import from_torch
 from lambda_hat.torch.state_dicts import load_state
 
@@ -43,7 +44,7 @@ def target_of(
         loss_fn: `(params, batch) -> mean loss`, or the pair (sum of the losses of the rows, sum of their weights). If
             it has a parameter called `key`, it is given a random key. Of its attributes, `state` are arrays that it
             holds beside the parameters, and `notes` sentences about them, as of `lambda_hat.torch.TorchLoss`.
-        params: any pytree; its floating-point arrays are sampled.
+        params: any pytree; its floating-point arrays are sampled, apart from those of `held_paths`.
         data: any pytree of arrays with one entry per data point; None for a loss without data.
         n: number of data points; default: the length of the arrays of `data`. Required if `data` is None.
         identity: stands for `loss_fn` in compiled programs; default: the object itself.
@@ -57,6 +58,12 @@ def target_of(
     if not callable(loss_fn):
         raise ConfigError(f"loss: got {loss_fn!r:.60}, expected a function (params, batch) -> mean loss")
     w_star, structure = split_params(params)
+    kinds = held_paths(params)
+    held = {path: w_star.pop(path) for path in kinds if path in w_star}
+    if not w_star:
+        raise ConfigError(
+            f"params: all that there is in it are {', '.join({*kinds.values()})}; give the parameters too"
+        )
     arrays, data_structure = ({}, None) if data is None else split_data(data)
     if n is None:
         if data_structure is None:
@@ -66,7 +73,7 @@ def target_of(
         raise ConfigError(f"n: got {n}, expected at least 3 data points, a whole number")
     loss = _loss(ById(loss_fn) if identity is None else identity, loss_fn, structure, data_structure)
     with jax.enable_x64(True):
-        at_w_star = examine(loss, w_star, arrays, programs)
+        at_w_star = examine(loss, w_star, arrays, programs, held)
     if at_w_star.mean_weight is not None:
         arrays[MEAN_WEIGHT] = np.array(at_w_star.mean_weight)
     return Target(
@@ -78,7 +85,12 @@ def target_of(
         at_w_star.loss,
         None,
         None,
-        notes=(*notes_on(params, structure), *getattr(loss_fn, "notes", ())),
+        held=held,
+        notes=(
+            *notes_on_held({path: array.size for path, array in held.items()}, kinds),
+            *notes_on(params, w_star),
+            *getattr(loss_fn, "notes", ()),
+        ),
     )
 
 

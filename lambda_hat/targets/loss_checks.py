@@ -25,6 +25,7 @@ from lambda_hat.errors import ConfigError
 from lambda_hat.programs.compiling import call
 from lambda_hat.targets.base import each_row
 from lambda_hat.targets.custom_loss import CustomLoss
+from lambda_hat.targets.training_state import flax_errors, remedy
 
 PROBE_ROWS, PROBE_SLICES = 256, 4
 """The number of rows on which a loss is tried, and of equal slices of them whose mean is compared with the whole."""
@@ -76,7 +77,11 @@ class AtWStar(NamedTuple):
 
 
 def examine(
-    loss: CustomLoss, params: dict[str, np.ndarray], data: dict[str, np.ndarray], programs: Path | None = None
+    loss: CustomLoss,
+    params: dict[str, np.ndarray],
+    data: dict[str, np.ndarray],
+    programs: Path | None = None,
+    held: dict[str, np.ndarray] | None = None,
 ) -> AtWStar:
     """Check a loss, and return its value at `w_star` on the full data. Call it inside `jax.enable_x64(True)`.
 
@@ -85,11 +90,13 @@ def examine(
         params: the parameters `w_star`, by path.
         data: the full data, by path; empty for a loss without data.
         programs: the folder through which processes exchange compiled programs; None: there is none.
+        held: arrays by path that the loss takes beside `params` and that never move; None: there are none.
 
     Raises:
         ConfigError: if the loss could not be sampled; it says why, and what to write instead.
     """
-    known = loss, _digest(params, data)
+    held = held or {}
+    known = loss, _digest(params, held, data)
     if known in _examined:
         return _examined[known]
     num_rows = len(next(iter(data.values()))) if data else 0
@@ -97,10 +104,10 @@ def examine(
     slices = min(PROBE_SLICES, max(num_rows // 2, 1))
     chosen = np.linspace(0, num_rows - 1, min(PROBE_ROWS, num_rows) // slices * slices).astype(int)
     rows = {name: _exact(array[chosen]) for name, array in data.items()}
-    _try_extremes(loss, params, data)
-    is_pair, tolerance = _form(loss, _shapes(params), _shapes(rows))
+    _try_extremes(loss, params | held, data)
+    is_pair, tolerance = _form(loss, _shapes(params | held), _shapes(rows))
     with _sentences(loss):
-        seen = Seen(*map(np.asarray, call(_probe, (loss, slices), programs, params, rows)))
+        seen = Seen(*map(np.asarray, call(_probe, (loss, slices), programs, params, held, rows)))
     value = seen.whole[0, 0, 0]
     if not np.isfinite(value):
         raise ConfigError(f"loss: it is {value:g} at the given parameters, expected a finite number")
@@ -111,8 +118,8 @@ def examine(
         )
     if num_rows:
         (_check_pair if is_pair else _check_mean)(seen, tolerance)
-        _check_reference(loss, params, rows, seen, tolerance)
-    _examined[known] = _on_all_rows(loss, params, data, is_pair, programs)
+        _check_reference(loss, params | held, rows, seen, tolerance)
+    _examined[known] = _on_all_rows(loss, params, held, data, is_pair, programs)
     if len(_examined) > MOST_EXAMINED:
         _examined.popitem(last=False)
     return _examined[known]
@@ -196,10 +203,18 @@ def _sentences(loss: CustomLoss) -> Iterator[None]:
         AttributeError,
         LookupError,
         NameError,
-        NotImplementedError,
+        RuntimeError,
         TypeError,
         ValueError,
+        *flax_errors(),
     ) as error:
+        if (line := remedy(error)) is not None:
+            # Flax ends its messages with a link.
+            said = _first_line(error).partition(" (http")[0].rstrip(".")
+            raise ConfigError(f"loss: a module is in training mode: {type(error).__name__}: {said}; {line}") from error
+        if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
+            # Such as too little memory: not the loss's mistake.
+            raise
         batch = "None" if loss.data is None else str(loss.data.treedef).removeprefix("PyTreeDef(").removesuffix(")")
         raise ConfigError(
             f"loss: it raised {type(error).__name__}: {_first_line(error)}; it was called with params and a batch as "
@@ -215,7 +230,7 @@ def _first_line(error: Exception) -> str:
 # On a few rows
 
 
-def _probe(loss: CustomLoss, slices: int, params: dict, rows: dict) -> Seen:
+def _probe(loss: CustomLoss, slices: int, params: dict, held: dict, rows: dict) -> Seen:
     def at(scale):
         """A point off `w_star` in an arbitrary direction, by cosines: random numbers take XLA seconds to compile."""
         return {
@@ -226,7 +241,7 @@ def _probe(loss: CustomLoss, slices: int, params: dict, rows: dict) -> Seen:
 
     def depends(scale):
         few = each_row(lambda array: array[:GRADIENT_ROWS], rows)
-        gradient = jax.grad(lambda p: loss.terms(p, few, *_keys(loss, 0))[0])(at(scale))
+        gradient = jax.grad(lambda p: loss.terms(held | p, few, *_keys(loss, 0))[0])(at(scale))
         return jnp.any(jnp.stack([jnp.any(g != 0) for g in gradient.values()]))
 
     def next_scale(carry):
@@ -237,7 +252,7 @@ def _probe(loss: CustomLoss, slices: int, params: dict, rows: dict) -> Seen:
     _, found = jax.lax.while_loop(lambda c: (c[0] < len(GRADIENT_SCALES)) & ~c[1], next_scale, start)
 
     def numbers(p, some, key):
-        value = loss.value(p, some, *key)
+        value = loss.value(held | p, some, *key)
         return jnp.stack(value if isinstance(value, tuple) else (value, jnp.ones_like(value)))
 
     def at_point(scale):
@@ -357,12 +372,14 @@ def _check_reference(loss: CustomLoss, params: dict, rows: dict, seen: Seen, tol
 # On all rows
 
 
-def _on_all_rows(loss: CustomLoss, params: dict, data: dict, is_pair: bool, programs: Path | None) -> AtWStar:
+def _on_all_rows(
+    loss: CustomLoss, params: dict, held: dict, data: dict, is_pair: bool, programs: Path | None
+) -> AtWStar:
     slice_rows = _slice_rows(len(next(iter(data.values())))) if data else 0
     total = weight = 0.0
     for index in range(NOISE_DRAWS if loss.stochastic else 1):
         with _sentences(loss):
-            more, rows, finite = call(_sums, (loss, slice_rows, index == 0), programs, params, data, index)
+            more, rows, finite = call(_sums, (loss, slice_rows, index == 0), programs, params, held, data, index)
         total, weight = total + float(more), weight + float(rows)
         for path, is_finite in finite.items():
             if np.isfinite(total) and not is_finite:
@@ -389,14 +406,16 @@ def _slice_rows(num_rows: int) -> int:
     return next((num_rows // k for k in range(least, 2 * least + 1) if num_rows % k == 0), SLICE_ROWS)
 
 
-def _sums(loss: CustomLoss, slice_rows: int, with_gradient: bool, params: dict, data: dict, seed: Any) -> tuple:
+def _sums(
+    loss: CustomLoss, slice_rows: int, with_gradient: bool, params: dict, held: dict, data: dict, seed: Any
+) -> tuple:
     """The sums of losses and of weights over all rows, and by path whether the gradient is finite."""
 
     def of(rows, index):
         key = tuple(jax.random.fold_in(k, index) for k in _keys(loss, seed))
         if not with_gradient:
-            return *loss.terms(params, rows, *key), {}
-        (total, weight), gradient = jax.value_and_grad(lambda p: loss.terms(p, rows, *key), has_aux=True)(params)
+            return *loss.terms(held | params, rows, *key), {}
+        (total, weight), gradient = jax.value_and_grad(lambda p: loss.terms(held | p, rows, *key), has_aux=True)(params)
         return total, weight, gradient
 
     num_rows = loss.num_rows(data) if data else 0

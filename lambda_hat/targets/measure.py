@@ -44,7 +44,8 @@ def measure(target: Target, clock: Callable[[], float] = time.process_time) -> d
     clock = clock if jax.default_backend() == "cpu" else time.perf_counter
     # The default precision of runs, whatever the caller computes in.
     with jax.enable_x64(False):
-        params, data = ({k: jnp.asarray(_narrow(a)) for k, a in tree.items()} for tree in (target.w_star, target.data))
+        trees = target.w_star | target.held, target.data
+        params, data = ({k: jnp.asarray(_narrow(a)) for k, a in tree.items()} for tree in trees)
         rows = min(MOST_ROWS, max(target.num_data, 1))
         batch = data if target.population else target.loss.batch(jax.random.key(0), data, rows)
         gradient, loss = (_seconds(target.loss, what, clock, params, batch) for what in (True, False))

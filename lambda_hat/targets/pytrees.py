@@ -56,7 +56,7 @@ def split_params(params: Any) -> tuple[dict[str, np.ndarray], Structure]:
     paths: list[str | None] = []
     static: list[Any] = []
     for where, leaf in leaves:
-        path = _path(where, PARAMS_ROOT)
+        path = path_of(where, PARAMS_ROOT)
         if not is_array(leaf) or not jnp.issubdtype(leaf.dtype, jnp.inexact):
             paths.append(None)
             static.append(leaf)
@@ -80,7 +80,7 @@ def _instead(leaves: list[tuple[Any, Any]]) -> str:
     if not leaves:
         return ""
     where, leaf = leaves[0]
-    path = _path(where, PARAMS_ROOT)
+    path = path_of(where, PARAMS_ROOT)
     if isinstance(leaf, (bool, int, float)):
         return f": {path} is the Python number {leaf!r}, which stays as it is, write jnp.asarray({float(leaf)!r})"
     if is_array(leaf):
@@ -97,7 +97,7 @@ def split_data(data: Any) -> tuple[dict[str, np.ndarray], Structure]:
     leaves, treedef = jax.tree_util.tree_flatten_with_path(data, is_leaf=_is_stream)
     arrays: dict[str, np.ndarray] = {}
     for where, leaf in leaves:
-        path = _path(where, DATA_ROOT)
+        path = path_of(where, DATA_ROOT)
         if path in arrays:
             raise ConfigError(f"data: two arrays have the path {path}; rename one of them")
         arrays[path] = _rows(path, leaf)
@@ -154,17 +154,16 @@ def _rows(path: str, leaf: Any) -> np.ndarray:
     return array.astype(np.float32) if half else array
 
 
-def notes_on(params: Any, structure: Structure) -> tuple[str, ...]:
-    """Sentences about what moves, or stays, that may surprise the user who gave these parameters."""
-    leaves = [(_path(where, PARAMS_ROOT), leaf) for where, leaf in jax.tree_util.tree_flatten_with_path(params)[0]]
-    moving = [(path, leaf) for path, leaf in leaves if path in structure.paths]
+def notes_on(params: Any, w_star: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Sentences about what moves, or stays, that may surprise the user who gave these parameters.
+
+    Args:
+        params: the pytree of the user.
+        w_star: what of it moves, by path.
+    """
+    leaves = [(path_of(where, PARAMS_ROOT), leaf) for where, leaf in jax.tree_util.tree_flatten_with_path(params)[0]]
+    moving = [(path, leaf) for path, leaf in leaves if path in w_star]
     notes = []
-    statistics = [leaf for path, leaf in moving if path.startswith("batch_stats/")]
-    if statistics and any(path.startswith("params/") for path, _ in moving):
-        count, dim = (sum(np.size(leaf) for leaf in some) for some in (statistics, [leaf for _, leaf in moving]))
-        notes.append(
-            f'batch_stats are sampled like parameters, {count} of {dim}: write restrict="params/*" to hold them'
-        )
     places: dict[int, list[str]] = {}
     for path, leaf in moving:
         places.setdefault(id(leaf), []).append(path)
@@ -210,7 +209,8 @@ def _is_stream(leaf: Any) -> bool:
     return hasattr(leaf, "__iter__") and not hasattr(leaf, "__getitem__")
 
 
-def _path(where: Any, root: str) -> str:
+def path_of(where: Any, root: str) -> str:
+    """The path of a leaf, from its place as JAX tells it; `root` for a tree that is a single array."""
     return jax.tree_util.keystr(where, simple=True, separator="/") or root
 
 

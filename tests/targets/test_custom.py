@@ -51,6 +51,12 @@ def tied():
     _, _, data = linear()
     return (lambda p, b: jnp.mean((b["x"] @ (p["a"] + p["b"]) - b["y"]) ** 2)), {"a": shared, "b": shared}, data
 
+def normalised():
+    _, _, data = linear()
+    variables = {"params": {"w": np.ones(3)}, "batch_stats": {"mean": np.zeros(3)}}
+    predict = lambda v, x: (x - v["batch_stats"]["mean"][None]) @ v["params"]["w"]
+    return (lambda v, b: jnp.mean((predict(v, b["x"]) - b["y"]) ** 2) / 2), variables, data
+
 def two():
     return loss, {}
 
@@ -117,6 +123,20 @@ def test_a_pair_and_notes_survive_the_store(module, tmp_path):
     assert target.notes == ()
     build_into(tmp_path / "tied", custom(module, "tied"))
     assert load_target(tmp_path / "tied")[0].notes[0].startswith("a and b are one array")
+
+
+def test_statistics_of_a_checkpoint_are_held_and_survive_the_store(module, tmp_path):
+    mean = np.array([0.5, -1.0, 2.0])
+    save_file({"params.w": np.full(3, 2.0), "batch_stats.mean": mean}, tmp_path / "trained.safetensors")
+    build_into(tmp_path / "target", custom(module, "normalised", checkpoint=str(tmp_path / "trained.safetensors")))
+    target = load_target(tmp_path / "target")[0]
+    assert (target.dim, list(target.w_star), list(target.held)) == (3, ["params/w"], ["batch_stats/mean"])
+    np.testing.assert_array_equal(target.held["batch_stats/mean"], mean)
+    x, y = target.data["x"], target.data["y"]
+    assert target.loss_at_w_star == pytest.approx(np.mean((2 * (x - mean).sum(axis=1) - y) ** 2) / 2, rel=1e-12)
+    assert target.notes[0].startswith("batch_stats/mean stay as given")
+    run = Run.of(NutsConfig(num_draws=20, num_burnin=40, num_chains=2))
+    assert sample_into(tmp_path / "run", tmp_path / "target", run)["dim"] == 3
 
 
 def test_a_factory_without_data_needs_n(module):

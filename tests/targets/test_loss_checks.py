@@ -354,8 +354,13 @@ def test_notes_on_what_moves():
         return jnp.mean(((b["x"] - v["batch_stats"]["mean"]) @ v["params"]["w"] - b["y"]) ** 2)
 
     target = target_of(loss, statistics, DATA, None)
-    assert target.notes == ('batch_stats are sampled like parameters, 3 of 6: write restrict="params/*" to hold them',)
-    assert target.restricted(["params/*"]).notes == () and target.restricted(["params/*"]).dim == 3
+    assert target.notes == (
+        "batch_stats/mean stay as given: batch_stats, no parameters; dim does not count their 3 numbers",
+    )
+    assert (target.dim, list(target.held)) == (3, ["batch_stats/mean"])
+    assert target.restricted(["params/*"]) is target
+    with pytest.raises(ConfigError, match="params: all that there is in it are batch_stats; give the parameters too"):
+        target_of(lambda v, b: 0.0, {"batch_stats": statistics["batch_stats"]}, DATA, None)
     draws = sample(target, HmcConfig(num_draws=10, num_burnin=20))
     assert draws.notes == target.notes
 
