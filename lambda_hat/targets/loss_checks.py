@@ -25,6 +25,7 @@ from lambda_hat.errors import ConfigError
 from lambda_hat.programs.compiling import call
 from lambda_hat.targets.base import each_row
 from lambda_hat.targets.custom_loss import CustomLoss
+from lambda_hat.targets.reference_checks import check_reference, try_extremes
 from lambda_hat.targets.training_state import flax_errors, remedy
 
 PROBE_ROWS, PROBE_SLICES = 256, 4
@@ -104,7 +105,7 @@ def examine(
     slices = min(PROBE_SLICES, max(num_rows // 2, 1))
     chosen = np.linspace(0, num_rows - 1, min(PROBE_ROWS, num_rows) // slices * slices).astype(int)
     rows = {name: _exact(array[chosen]) for name, array in data.items()}
-    _try_extremes(loss, params | held, data)
+    try_extremes(loss, params | held, data)
     is_pair, tolerance = _form(loss, _shapes(params | held), _shapes(rows))
     with _sentences(loss):
         seen = Seen(*map(np.asarray, call(_probe, (loss, slices), programs, params, held, rows)))
@@ -118,7 +119,7 @@ def examine(
         )
     if num_rows:
         (_check_pair if is_pair else _check_mean)(seen, tolerance)
-        _check_reference(loss, params | held, rows, seen, tolerance)
+        check_reference(loss, params | held, rows, seen.whole[0, 0], tolerance)
     _examined[known] = _on_all_rows(loss, params, held, data, is_pair, programs)
     if len(_examined) > MOST_EXAMINED:
         _examined.popitem(last=False)
@@ -328,43 +329,6 @@ def _check_pair(seen: Seen, tolerance: float) -> None:
         raise ConfigError(
             "loss: the weight of its pair (sum, weight) depends on the parameters; it may depend on the batch alone, "
             "as jnp.sum(mask) does"
-        )
-
-
-def _try_extremes(loss: CustomLoss, params: dict, data: dict[str, np.ndarray]) -> None:
-    """Show rows, those with the least and greatest integers among them, to the framework of the loss.
-
-    It refuses what is wrong in its own words, and tokens outside a vocabulary and classes that there are not, of which
-    JAX makes other numbers.
-
-    Raises:
-        ConfigError: if it refuses them.
-    """
-    if not data or not hasattr(loss.function, "reference"):
-        return
-    # Two at least: a loss may squeeze an axis of length 1.
-    chosen = {0, len(next(iter(data.values()))) - 1}
-    for array in data.values():
-        if array.dtype.kind in "iu" and array.size:
-            flat = array.reshape(len(array), -1)
-            chosen |= {int(np.argmin(flat.min(axis=1))), int(np.argmax(flat.max(axis=1)))}
-    rows = sorted(chosen)
-    loss.reference(params, {name: array[rows] for name, array in data.items()})
-
-
-def _check_reference(loss: CustomLoss, params: dict, rows: dict, seen: Seen, tolerance: float) -> None:
-    """Raise ConfigError if the loss at `w_star` is not the one that the framework of the loss computes itself."""
-    expected = loss.reference(params, rows)
-    if expected is None:
-        return
-    total, weight = seen.whole[0, 0]
-    # Half of the digits: a network adds up the rounding of many operations.
-    limit = max(tolerance, float(np.sqrt(expected[1])))
-    if not abs(total / weight - expected[0]) <= limit * max(abs(expected[0]), LEAST):
-        raise ConfigError(
-            f"loss: torch computes {expected[0]:.6g} on {len(next(iter(rows.values())))} rows, and the same code on "
-            f"JAX's arrays {total / weight:.6g}: torchax does an operation otherwise, or the code depends on the mode "
-            "or on the types of tensors; find the operation by from_torch of parts of the module"
         )
 
 
