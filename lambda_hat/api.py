@@ -162,7 +162,7 @@ def estimate_llc(
             pair (sum of the losses of the rows, sum of their weights), both of shape (). If it has a parameter called
             `key`, it is given a new random key per evaluation; only sgld, sghmc and sgnht take such a loss.
         params: any pytree (Equinox, Flax, Haiku, dicts), at a minimum of the loss. Its floating-point arrays, of any
-            shapes, are sampled.
+            shapes, are sampled, but for running statistics.
         data: any pytree of arrays of shape (n, ...), whose leading axis counts the data points. `loss_fn` is called
             with batches of it, of shape (batch_size, ...). None for a loss without data.
         sampler: sgld, sghmc, sgnht, mala, hmc, nuts, mclmc or adjusted_mclmc. Default: sgld.

@@ -79,12 +79,9 @@ def test_linen_in_training_mode(variables):
         of_linen(drops=True), variables, "InvalidRngError: .*; write deterministic=True in its Dropout, or"
     )
 
-    def mutable(v, b):
-        return mse(Linen(batch_norm_learns=True).apply(v, b[0], mutable=["batch_stats"])[0], b)
 
-    with pytest.raises(ConfigError, match=r"no mean over rows; .* replace statistics of the batch"):
-        examined(mutable, variables)
-
+@pytest.mark.slow
+def test_linen_with_its_dropout_takes_a_key(variables):
     def with_key(v, b, key):
         return mse(Linen(drops=True).apply(v, b[0], rngs={"dropout": key}), b)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -79,18 +80,21 @@ def _follower_of(pid: int, store: Store, earlier: Collection[str]) -> StudyFollo
 
 def _stop(driver: subprocess.Popen) -> None:
     """Tell a driver that has not ended to stop, and wait for it. Each further Ctrl-C is passed on."""
-    if driver.poll() is None:
-        print("stopping: runs are checkpointed; interrupt again to stop at once", file=sys.stderr)
+    said = False
     while driver.poll() is None:
         with contextlib.suppress(KeyboardInterrupt):
             driver.send_signal(signal.SIGINT)
+            if not said:
+                said = True
+                print("stopping: runs are checkpointed; interrupt again to stop at once", file=sys.stderr)
             driver.wait()
 
 
 def _refusal(status: int, said: str) -> LambdaHatError:
     """The error of a driver that ended with `status` before its end was recorded."""
     if status == EXIT_USAGE:
-        return ConfigError(said.rpartition("error: ")[2])
+        # argparse puts the name of the script before it.
+        return ConfigError(re.split(r"^(?:\S+: )?error: ", said, maxsplit=1, flags=re.MULTILINE)[-1])
     return LambdaHatError(
         f"the driver of the study ended with status {status}; what is finished is kept, the same call goes on from "
         f"there; its last words: {said[-MOST_SAID:]}"
