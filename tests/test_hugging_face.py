@@ -45,7 +45,10 @@ def test_logits_and_the_loss_per_token_are_those_of_transformers(pythia):
     import torch
 
     model, loss_fn, data, folder = pythia
-    stored = read_arrays(folder / "model.safetensors")
+    # Transformers renames it when it loads the file.
+    stored = {
+        name.replace("embed_out", "lm_head"): array for name, array in read_arrays(folder / "model.safetensors").items()
+    }
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -76,6 +79,7 @@ def test_logits_and_the_loss_per_token_are_those_of_transformers(pythia):
 
 def test_a_token_of_another_tokeniser_is_refused_by_the_name_of_the_embedding(pythia):
     model, loss_fn, data, _ = pythia
-    foreign = {**data, "tokens": np.where(data["tokens"] == 3, 512, data["tokens"])}
+    foreign = {**data, "tokens": data["tokens"].copy()}
+    foreign["tokens"][70, 2] = 512
     with pytest.raises(ConfigError, match=r"data: gpt_neox/embed_in looks up 512, and has the rows 0 to 511: a token"):
         estimate_llc(*from_torch(model, loss_fn), foreign)
