@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import jax
 import numpy as np
@@ -20,8 +21,9 @@ _UNTRACEABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticEr
 """What JAX, or a function of the user, raises while it is traced."""
 
 
+@lru_cache(maxsize=8)
 def recorded(target: Target, precision: str, slice_rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shape and dtype of every observable of a target, by name.
+    """The shape and dtype of every observable of a target, by name. Large models take a second to trace.
 
     Args:
         target: The target.
