@@ -21,6 +21,8 @@ LARGE = (500, 1600, 2000, 1)
 """4,005,601 parameters."""
 VOCABULARY, LENGTH, WIDTH, HEADS, LAYERS = 32, 32, 64, 4, 2
 """Of the transformer, 105,408 parameters."""
+LARGE_WIDTH, LARGE_LAYERS = 384, 6
+"""Of the large one, 10,669,440 parameters."""
 
 
 def mlp(sizes: Sequence[int] = MLP, n: int = 20_000, noise: float = 0.1, seed: int = 0) -> Made:
@@ -51,8 +53,8 @@ def _outputs(params: dict[str, Any], x: Any, tanh: Callable[[Any], Any]) -> Any:
     return x @ params[f"w{last}"] + params[f"b{last}"]
 
 
-def transformer(n: int = 2000, seed: int = 0) -> Made:
-    """An untrained decoder with two layers, and sequences of 32 tokens that go round a clock of 32 hours: each by a
+def transformer(n: int = 2000, seed: int = 0, width: int = WIDTH, layers: int = LAYERS) -> Made:
+    """An untrained decoder, and sequences of 32 tokens that go round a clock of 32 hours: each by a
     stride of its own, one step in ten to anywhere. Cross-entropy of the next token: 3.47 for a uniform guess, log 32.
     """
     rng = np.random.default_rng(seed)
@@ -60,19 +62,19 @@ def transformer(n: int = 2000, seed: int = 0) -> Made:
     def normal(*shape: int, scale: float = 0.02) -> np.ndarray:
         return (scale * rng.normal(size=shape)).astype(np.float32)
 
-    params: dict[str, Any] = {"tokens": normal(VOCABULARY, WIDTH), "places": normal(LENGTH, WIDTH)}
-    for i in range(LAYERS):
+    params: dict[str, Any] = {"tokens": normal(VOCABULARY, width), "places": normal(LENGTH, width)}
+    for i in range(layers):
         params[f"layer{i}"] = {
-            "norm_attention": np.ones(WIDTH, np.float32),
-            "qkv": normal(WIDTH, 3 * WIDTH, scale=WIDTH**-0.5),
-            "out": normal(WIDTH, WIDTH, scale=WIDTH**-0.5),
-            "norm_mlp": np.ones(WIDTH, np.float32),
-            "up": normal(WIDTH, 4 * WIDTH, scale=WIDTH**-0.5),
-            "up_bias": np.zeros(4 * WIDTH, np.float32),
-            "down": normal(4 * WIDTH, WIDTH, scale=(4 * WIDTH) ** -0.5),
-            "down_bias": np.zeros(WIDTH, np.float32),
+            "norm_attention": np.ones(width, np.float32),
+            "qkv": normal(width, 3 * width, scale=width**-0.5),
+            "out": normal(width, width, scale=width**-0.5),
+            "norm_mlp": np.ones(width, np.float32),
+            "up": normal(width, 4 * width, scale=width**-0.5),
+            "up_bias": np.zeros(4 * width, np.float32),
+            "down": normal(4 * width, width, scale=(4 * width) ** -0.5),
+            "down_bias": np.zeros(width, np.float32),
         }
-    params |= {"norm": np.ones(WIDTH, np.float32), "head": normal(WIDTH, VOCABULARY)}
+    params |= {"norm": np.ones(width, np.float32), "head": normal(width, VOCABULARY)}
     tokens = np.empty((n, LENGTH), np.int32)
     tokens[:, 0] = rng.integers(VOCABULARY, size=n)
     stride = rng.integers(1, VOCABULARY, size=n)
@@ -83,16 +85,21 @@ def transformer(n: int = 2000, seed: int = 0) -> Made:
     return transformer_loss, params, {"tokens": tokens}
 
 
+def large_transformer(n: int = 2000) -> Made:
+    """The same of ten million parameters."""
+    return transformer(n, width=LARGE_WIDTH, layers=LARGE_LAYERS)
+
+
 def transformer_loss(params: dict[str, Any], batch: dict[str, Any]) -> Any:
     tokens = batch["tokens"]
     x = params["tokens"][tokens] + params["places"]
     length = tokens.shape[1]
     mask = jnp.tril(jnp.ones((length, length), bool))
-    for i in range(LAYERS):
+    for i in range(sum(name.startswith("layer") for name in params)):
         layer = params[f"layer{i}"]
         h = _normed(x, layer["norm_attention"]) @ layer["qkv"]
         q, k, v = (part.reshape(*part.shape[:2], HEADS, -1) for part in jnp.split(h, 3, axis=-1))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / (WIDTH / HEADS) ** 0.5
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
         weights = jax.nn.softmax(jnp.where(mask, scores, -1e9), axis=-1)
         x = x + jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape) @ layer["out"]
         h = jax.nn.gelu(_normed(x, layer["norm_mlp"]) @ layer["up"] + layer["up_bias"])

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from lambda_hat.config import BuildConfig, CustomBuild, MlpBuild, SampleConfig
+from lambda_hat.config import NOT_IN_ID_AT, BuildConfig, CustomBuild, MlpBuild, SampleConfig
 
 NOT_IDENTITY = ("runtime", "store")
 """Sections that change no number, and so belong to no id."""
@@ -27,7 +27,11 @@ def identity_payload(cfg: BuildConfig | SampleConfig) -> dict[str, Any]:
     """The part of a configuration that decides its numbers."""
     # Apart from `runtime` a run's configuration is flat, and `asdict` is slow for the 100,000 runs of a large study.
     content = vars(cfg) if isinstance(cfg, SampleConfig) else asdict(cfg)
-    payload = {key: value for key, value in content.items() if key not in NOT_IDENTITY}
+    payload = {
+        key: value
+        for key, value in content.items()
+        if key not in NOT_IDENTITY and (key not in NOT_IN_ID_AT or value != NOT_IN_ID_AT[key])
+    }
     if isinstance(cfg, CustomBuild):
         # The hash of the file's content stays.
         del payload["target"]["checkpoint"]
@@ -80,7 +84,8 @@ class Run:
     def of(cls, cfg: SampleConfig, **more: Any) -> Self:
         """The run of a configuration.
 
-        Its id is `run_<sampler>_` and 8 hex digits of sha1 over the canonical JSON of `cfg`.
+        Its id is `run_<sampler>_` and 8 hex digits of sha1 over the canonical JSON of `cfg`. Its random numbers are
+        those of the same run with the keys of `NOT_IN_ID_AT` at their defaults: these keys say how, not what.
 
         Args:
             cfg: The configuration.
@@ -89,7 +94,10 @@ class Run:
         content = _content(cfg)
         sha1 = hashlib.sha1(content).hexdigest()
         ids = cfg.target_id, f"run_{cfg.name}_{sha1[:8]}"
-        return cls(*ids, cfg, hashlib.sha256(content).hexdigest(), int(sha1[8:16], 16) >> 1, **more)
+        numbers, plain = sha1, {key: value for key, value in NOT_IN_ID_AT.items() if getattr(cfg, key, value) != value}
+        if plain:
+            numbers = hashlib.sha1(_content(replace(cfg, **plain))).hexdigest()
+        return cls(*ids, cfg, hashlib.sha256(content).hexdigest(), int(numbers[8:16], 16) >> 1, **more)
 
     @property
     def key(self) -> tuple[str, str]:

@@ -77,7 +77,8 @@ class CustomLoss(Loss):
         named = {"key": key[0]} if self.stochastic else {}
         # JAX refuses to index a NumPy array with a traced index.
         whole = self.params.rebuild(params, lambda leaf: jnp.asarray(leaf) if _is_numeric(leaf) else leaf)
-        dtype = next(iter(params.values())).dtype
+        # Of half-precision parameters the loss itself keeps the digits that the function gives it.
+        dtype = jnp.promote_types(next(iter(params.values())).dtype, jnp.float32)
         with warnings.catch_warnings():
             # A loss may ask for float64 by name. In a float32 run it gets float32, and JAX would warn.
             warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
