@@ -23,7 +23,18 @@ sys.path.insert(0, str(HERE.parent))
 from benchmarks.devinterp_side import NOTE  # noqa: E402
 
 NAMES = ("packing", "step", "busy", "handout", "memory", "startup", "costs", "scale", "tune", "report")
-NAMES += ("calibration", "equilibrium", "metrics", "temperature", "wells", "beside", "defaults", "large", "promise")
+NAMES += (
+    "calibration",
+    "equilibrium",
+    "metrics",
+    "temperature",
+    "wells",
+    "beside",
+    "defaults",
+    "large",
+    "size",
+    "promise",
+)
 DEVINTERP = {"calibration": False, "beside": True}
 """Benchmarks that ask devinterp, in an interpreter of its own, and whether they are nothing without it."""
 PACKAGES = ("jax", "jaxlib", "blackjax", "numpy", "parsl", "mpi4py", "mpich")

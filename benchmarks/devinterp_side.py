@@ -90,7 +90,8 @@ def _network(question: dict[str, Any]):
         arrays = {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}
     modules: list[torch.nn.Module] = []
     for i in range(len([name for name in arrays if name.startswith("w")])):
-        layer = torch.nn.Linear(*arrays[f"w{i}"].shape)
+        rows, columns = arrays[f"w{i}"].shape
+        layer = torch.nn.Linear(rows, columns)
         layer.weight.data, layer.bias.data = arrays[f"w{i}"].T.contiguous(), arrays[f"b{i}"]
         modules += [layer, torch.nn.Tanh()]
     model = torch.nn.Sequential(*modules[:-1])

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from lambda_hat.config import BuildConfig, CustomBuild, MlpBuild, SampleConfig
+from lambda_hat.config import NOT_IN_ID_AT, BuildConfig, CustomBuild, MlpBuild, SampleConfig
 
 NOT_IDENTITY = ("runtime", "store")
 """Sections that change no number, and so belong to no id."""
@@ -27,12 +27,13 @@ def identity_payload(cfg: BuildConfig | SampleConfig) -> dict[str, Any]:
     """The part of a configuration that decides its numbers."""
     # Apart from `runtime` a run's configuration is flat, and `asdict` is slow for the 100,000 runs of a large study.
     content = vars(cfg) if isinstance(cfg, SampleConfig) else asdict(cfg)
-    payload = {key: value for key, value in content.items() if key not in NOT_IDENTITY}
-    if isinstance(cfg, SampleConfig):
-        # A run that watches nothing keeps the id that it had before there was anything to watch.
-        watched = payload.pop("observe")
-        if watched is not None:
-            payload["observe"] = {name: asdict(what) for name, what in watched.items()}
+    payload = {
+        key: value
+        for key, value in content.items()
+        if key not in NOT_IDENTITY and (key not in NOT_IN_ID_AT or value != NOT_IN_ID_AT[key])
+    }
+    if isinstance(cfg, SampleConfig) and cfg.observe is not None:
+        payload["observe"] = {name: asdict(what) for name, what in cfg.observe.items()}
     if isinstance(cfg, CustomBuild):
         # The hash of the content stays.
         target = payload["target"]
@@ -93,7 +94,7 @@ class Run:
         """The run of a configuration.
 
         Its id is `run_<sampler>_` and 8 hex digits of sha1 over the canonical JSON of `cfg`. Its random numbers are
-        those of the same run without observables, so that watching changes no draw.
+        those of the same run with the keys of `NOT_IN_ID_AT` at their defaults: these keys say how, not what.
 
         Args:
             cfg: The configuration.
@@ -102,10 +103,10 @@ class Run:
         content = _content(cfg)
         sha1 = hashlib.sha1(content).hexdigest()
         ids = cfg.target_id, f"run_{cfg.name}_{sha1[:8]}"
-        unwatched = sha1
-        if cfg.observe is not None:
-            unwatched = hashlib.sha1(_content(replace(cfg, observe=None))).hexdigest()
-        return cls(*ids, cfg, hashlib.sha256(content).hexdigest(), int(unwatched[8:16], 16) >> 1, **more)
+        numbers, plain = sha1, {key: value for key, value in NOT_IN_ID_AT.items() if getattr(cfg, key, value) != value}
+        if plain:
+            numbers = hashlib.sha1(_content(replace(cfg, **plain))).hexdigest()
+        return cls(*ids, cfg, hashlib.sha256(content).hexdigest(), int(numbers[8:16], 16) >> 1, **more)
 
     @property
     def key(self) -> tuple[str, str]:

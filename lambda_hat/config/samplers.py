@@ -10,10 +10,13 @@ from lambda_hat.config.observe import ObserveConfig, check_name
 from lambda_hat.errors import ConfigError
 
 SAMPLE_FORMAT = 4
+NOT_IN_ID_AT = {"chains_at_once": None, "accumulate": 1, "compute_dtype": None, "observe": None}
+"""Keys that are no part of an id at these values, their defaults: they are younger than the format."""
 
 LEAST_ADAPTATION = 20
 """Least number of transitions of a burn-in that learns something."""
 PRECISIONS = ("float32", "float64")
+COMPUTE_DTYPES = ("bfloat16",)
 PRECONDS = ("none", "low_rank")
 SGLD_PRECONDS = (*PRECONDS, "rmsprop", "adam")
 METRICS = ("diagonal", "low_rank", "dense")
@@ -70,7 +73,10 @@ class SampleConfig:
     nat, else float64. With several hundred thousand parameters float32 was off by many nats in HMC's energies on CPUs,
     and HMC's adapted steps came out a thousand times too small."""
     slice_rows: int = 16384
-    """Rows per slice in which full-data losses and gradients are summed."""
+    """Rows per slice in which full-data losses and gradients are summed. It bounds their memory."""
+    chains_at_once: int | None = None
+    """Chains that are computed at a time, a divisor of `num_chains`; the others wait. It bounds the memory of gradients
+    and activations to that of so many chains, and changes numbers by rounding alone. Null: all."""
     format: int = SAMPLE_FORMAT
     """Version of the samplers' numbers, which is part of the id. It is filled in."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -92,6 +98,7 @@ class SampleConfig:
         positive_int("num_burnin", self.num_burnin, self.min_burnin)
         positive_int("thin", self.thin)
         positive_int("slice_rows", self.slice_rows)
+        _divides("chains_at_once", self.chains_at_once, "num_chains", self.num_chains)
         positive("beta", self.beta)
         non_negative("gamma", self.gamma)
         positive("prior_radius", self.prior_radius)
@@ -127,6 +134,11 @@ class SampleConfig:
         return self.num_burnin + self.num_draws * self.thin
 
 
+def _divides(key: str, value: int | None, of: str, whole: int) -> None:
+    """Raise ConfigError unless `value` is None or divides `whole`, the value of the key `of`."""
+    require(value is None or (value >= 1 and whole % value == 0), key, value, f"a divisor of {of}, which is {whole}")
+
+
 @dataclass(frozen=True)
 class StochasticGradientConfig(SampleConfig):
     """The keys that sgld, sghmc and sgnht share: samplers on minibatch gradients, without an accept-reject step."""
@@ -142,14 +154,22 @@ class StochasticGradientConfig(SampleConfig):
     directions. Null: `none` if a `step_size` is given or there are more than 20,000 parameters, else `low_rank`."""
     batch_size: int | None = 32
     """Rows per gradient, drawn with replacement. Null: the full data. Closed-form losses ignore it."""
+    accumulate: int = 1
+    """Slices of a batch, a divisor of `batch_size`. The gradient is the mean of those of the slices, which are computed
+    one after another: the memory is that of one slice. The rows are the same, so that numbers change by rounding alone,
+    unless the loss is random. Closed-form losses ignore it."""
+    compute_dtype: str | None = None
+    """`bfloat16`: gradients of batches are computed in it, forward and backward; parameters, noise and recorded losses
+    stay in `precision`, and with control variates `loss_estimate: paired` takes a batch more per draw. Null: in
+    `precision`. Closed-form losses ignore it."""
     gradient: str | None = None
     """`plain`: `g_B(w)`. `control_variate`: `g_B(w) - g_B(w_star) + g(w_star)`, which takes two gradients of the batch
     and has no noise at `w_star`. Null: control_variate on batches, plain on the full data and
     for a random loss."""
     loss_estimate: str | None = None
     """`full`: L_n at recorded draws. `paired`: `L_B(w) - L_B(w_star)` on batches drawn independently of w. With control
-    variates these are the batches of the steps, averaged over `thin`. Null: `full` if it takes no more work than the
-    steps, else `paired`."""
+    variates these are the batches of the steps, averaged over `thin`, unless there is a `compute_dtype`. Null: `full`
+    if it takes no more work than the steps, else `paired`."""
     mala_checks: bool = False
     """Also compute how often a Metropolis step would accept (`mala_acceptance`), at 50 draws and on at most 4,096
     rows."""
@@ -161,12 +181,25 @@ class StochasticGradientConfig(SampleConfig):
         choice("precond", self.precond, self.preconds)
         positive_int("batch_size", self.batch_size)
         choice("gradient", self.gradient, GRADIENTS)
+        choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
+        self._check_batches()
         choice("loss_estimate", self.loss_estimate, LOSS_ESTIMATES)
         if self.num_burnin is not None and self.num_burnin < LEAST_ADAPTATION and self.learns:
             raise ConfigError(
                 f"num_burnin: got {self.num_burnin}, but burn-in learns the step size or the preconditioner here; "
                 f"write at least {LEAST_ADAPTATION}, or a step_size and precond: none"
             )
+
+    def _check_batches(self) -> None:
+        """Refuse what says how the gradient of a batch is computed where there is no batch."""
+        if self.batch_size is not None:
+            _divides("accumulate", self.accumulate, "batch_size", self.batch_size)
+            return
+        full = "but batch_size is null; write a batch_size"
+        if self.accumulate != 1:
+            raise ConfigError(f"accumulate: got {self.accumulate}, {full}, or slice_rows for slices of the full data")
+        if self.compute_dtype is not None:
+            raise ConfigError(f"compute_dtype: got {self.compute_dtype}, {full}, or leave it out")
 
     preconds: ClassVar[tuple[str, ...]] = PRECONDS
     is_biased: ClassVar[bool] = True

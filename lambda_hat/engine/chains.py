@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, PyTree, UInt
 
 from lambda_hat.config import SampleConfig
 from lambda_hat.engine.algorithm import LENGTHS, Algorithm, Sampler, Visit
+from lambda_hat.engine.chain_groups import of_chains, update_chains
 from lambda_hat.engine.chain_keys import Keys, keys_of
 from lambda_hat.engine.model import Anchor, Model, finite
 from lambda_hat.engine.states import Adapting, Numbers, Sampling, Totals, Watched
@@ -120,6 +121,7 @@ class Chains:
 
     def __init__(self, sampler: Sampler, spec: SampleConfig, target: TargetSpec):
         self._sampler, self._spec, self._target = sampler, spec, target
+        self._at_once = spec.chains_at_once
 
     def begin(self, numbers: Numbers) -> Adapting:
         """Put every chain at its start: `w_star`, with normal noise of standard deviation `jitter`."""
@@ -135,7 +137,7 @@ class Chains:
                 start = w + jitter * jax.random.normal(key.start, w.shape, w.dtype)
                 return algorithm.init(key.init, start)
 
-            state, learned, num_gradients = jax.vmap(one)(keys)
+            state, learned, num_gradients = of_chains(one, self._at_once, keys)
             counted = jnp.broadcast_to(num_gradients, (self._spec.num_chains,)).astype(jnp.uint32)
             return state, learned, counted, _finite_chains(algorithm, state)
 
@@ -157,12 +159,13 @@ class Chains:
                     adapt = algorithm.adapt
                     assert adapt is not None
 
-                    def one(key: Keys, state, learned, num_gradients):
+                    def one(key: Keys, chain):
+                        state, learned, num_gradients = chain
                         key_step = jax.random.fold_in(key.adapt, index)
                         state, learned, more = adapt(key_step, index, state, learned)
                         return state, learned, num_gradients + jnp.asarray(more).astype(jnp.uint32)
 
-                    state, learned, num_gradients = jax.vmap(one)(keys, *chains)
+                    state, learned, num_gradients = update_chains(one, self._at_once, (keys,), chains)
                     return state, algorithm.pool(index, learned), num_gradients
 
                 return of_lanes(of_lane, keys, *chains)
@@ -232,7 +235,8 @@ class Chains:
 
         def transition(index, chains):
             def of_lane(algorithm: Algorithm, model: Model, keys: Keys, tuned, *chains):
-                def one(key: Keys, tuned, state, totals: Totals, visits: Visit):
+                def one(key: Keys, tuned, chain: tuple[PyTree, Totals, Visit]):
+                    state, totals, visits = chain
                     state, info = algorithm.step(jax.random.fold_in(key.step, index), state, tuned)
                     counted = index >= skipped
                     # A running mean keeps the digits that a sum over many transitions would lose.
@@ -249,7 +253,7 @@ class Chains:
                         jax.tree.map(lambda total, x: jnp.where(counted, total + x, total), visits, info.visit),
                     )
 
-                return jax.vmap(one)(keys, tuned, *chains)
+                return update_chains(one, self._at_once, (keys, tuned), chains)
 
             return of_lanes(of_lane, keys, carry.tuned, *chains)
 
@@ -271,7 +275,7 @@ class Chains:
                     loss = difference if algorithm.record is None else algorithm.record(key_record, w).astype(dtype)
                     return loss, accepted, rows
 
-                return jax.vmap(one)(keys, state, tuned, difference)
+                return of_chains(one, self._at_once, keys, state, tuned, difference)
 
             return of_lanes(of_lane, keys, carry.tuned, state, difference)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ from jaxtyping import Array, Bool, Float, Key
 
 from lambda_hat.estimate.posterior import Posterior
 from lambda_hat.targets.base import Loss, Observable
+
+Tree = TypeVar("Tree")
+"""A pytree of arrays."""
 
 
 class Anchor(NamedTuple):
@@ -31,6 +34,17 @@ class Evaluation(NamedTuple):
     """`(w - w_star) . gradient`."""
     difference: Float[Array, ""]
     """An unbiased estimate of `L_n(w) - L_n(w_star)` with control variates; NaN without."""
+
+
+class Batches(NamedTuple):
+    """Batches of rows, and how their gradients are computed."""
+
+    size: int
+    """Rows, drawn with replacement."""
+    slices: int = 1
+    """Slices of equal size that are computed one after another."""
+    dtype: str | None = None
+    """The type in which the loss is computed, forward and backward; None: that of the parameters."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +95,49 @@ class Model:
         return self.loss.batch(key, self.data, batch_size)
 
     def batch_loss(
-        self, w: Float[Array, " dim"], batch: dict[str, Array], key: Key[Array, ""] | None = None
+        self,
+        w: Float[Array, " dim"],
+        batch: dict[str, Array],
+        key: Key[Array, ""] | None = None,
+        dtype: str | None = None,
     ) -> Float[Array, ""]:
-        """The mean loss of a batch in nats."""
-        return self.loss.of_batch(self.unravel(w), batch, *self._keys(key))
+        """The mean loss of a batch in nats, in the precision of `w`; computed in `dtype`, where one is given."""
+        params = self.unravel(w)
+        if dtype is not None:
+            # Constants without rows, such as a mean weight, keep their digits.
+            params = {name: _floats_in(dtype, array) for name, array in params.items()}
+            batch = {name: _floats_in(dtype, array) if array.ndim else array for name, array in batch.items()}
+        return self.loss.of_batch(params, batch, *self._keys(key)).astype(w.dtype)
+
+    def over_slices(
+        self,
+        function: Callable[[dict[str, Array], Key[Array, ""] | None], Tree],
+        batch: dict[str, Array],
+        slices: int,
+        key: Key[Array, ""] | None,
+    ) -> Tree:
+        """The mean of a function over equal slices of a batch, one after another. Of a mean over rows it is the mean.
+
+        Args:
+            function: (slice, key) -> arrays.
+            batch: As `batch` draws it.
+            slices: The number of slices.
+            key: Randomness of a stochastic loss; every slice has its own.
+        """
+        if slices == 1:
+            return function(batch, key)
+        rows, constants = self.loss.in_slices(batch, slices)
+
+        def of_slice(index: Array, rows: dict[str, Array]) -> Tree:
+            return function(rows | constants, None if key is None else jax.random.fold_in(key, index))
+
+        def add(total: Tree, one: tuple[Array, dict[str, Array]]) -> tuple[Tree, None]:
+            return jax.tree.map(jnp.add, total, of_slice(*one)), None
+
+        each = jnp.arange(slices, dtype=jnp.uint32), rows
+        first = jax.eval_shape(of_slice, *jax.tree.map(lambda x: x[0], each))
+        total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first), each)
+        return jax.tree.map(lambda x: x / slices, total)
 
     def row_losses(self, w: Float[Array, " dim"]) -> Float[Array, " rows"]:
         """The negative log likelihood of every row, in nats."""
@@ -106,14 +159,14 @@ class Model:
         return self.full_loss(w) - self.anchor.loss
 
     def evaluate(
-        self, key: Key[Array, ""], w: Float[Array, " dim"], batch_size: int | None, gradient: str
+        self, key: Key[Array, ""], w: Float[Array, " dim"], batches: Batches | None, gradient: str
     ) -> Evaluation:
         """Estimate the gradient of `L_n` at `w` from a batch B that is independent of `w`.
 
         Args:
             key: Draws the batch, and the randomness of a stochastic loss.
             w: The place, (dim,).
-            batch_size: Rows of the batch; None: the full data.
+            batches: What batches there are; None: the full data.
             gradient: `plain` takes `g_B(w)`. `control_variate` takes `g_B(w) - g_B(w_star) + g(w_star)` (Baker et al.,
                 arXiv 1706.05439), and takes the same first order out of the difference of losses.
         """
@@ -122,16 +175,23 @@ class Model:
         def plain(found: Float[Array, " dim"]) -> Evaluation:
             return Evaluation(found, jnp.vdot(offset, found), jnp.full((), jnp.nan, w.dtype))
 
-        if batch_size is None or self.population:
+        if batches is None or self.population:
             return plain(jax.grad(self.full_loss)(w, key))
         key_batch, key_loss = (key, None) if not self.loss.stochastic else jax.random.split(key)
-        batch = self.batch(key_batch, batch_size)
+        batch = self.batch(key_batch, batches.size)
         if gradient == "plain":
-            return plain(jax.grad(self.batch_loss)(w, batch, key_loss))
+
+            def of_slice(rows: dict[str, Array], key: Key[Array, ""] | None):
+                return jax.grad(self.batch_loss)(w, rows, key, batches.dtype)
+
+            return plain(self.over_slices(of_slice, batch, batches.slices, key_loss))
         assert self.anchor is not None
 
-        loss, of_loss = jax.value_and_grad(self.batch_loss)(w, batch)
-        loss_there, there = jax.value_and_grad(self.batch_loss)(self.w_star, batch)
+        def at_both(rows: dict[str, Array], key: Key[Array, ""] | None):
+            of_batch = jax.value_and_grad(self.batch_loss)
+            return of_batch(w, rows, None, batches.dtype), of_batch(self.w_star, rows, None, batches.dtype)
+
+        (loss, of_loss), (loss_there, there) = self.over_slices(at_both, batch, batches.slices, None)
         # Two products of gradients that exist anyway save the array of their difference: the step of a large network
         # is only a few passes over memory.
         excess = jnp.vdot(offset, there) - jnp.vdot(offset, self.anchor.gradient)
@@ -142,7 +202,7 @@ class Model:
         )
 
     def curvature_along(
-        self, key: Key[Array, ""], w: Float[Array, " dim"], direction: Float[Array, " dim"], batch_size: int | None
+        self, key: Key[Array, ""], w: Float[Array, " dim"], direction: Float[Array, " dim"], batches: Batches | None
     ) -> Float[Array, " dim"]:
         """The Hessian of the mean loss times a vector.
 
@@ -150,13 +210,16 @@ class Model:
             key: Draws the batch, and the randomness of a stochastic loss.
             w: The place, (dim,).
             direction: The vector, (dim,).
-            batch_size: Rows of the batch; None: the full data.
+            batches: What batches there are; None: the full data.
         """
-        if batch_size is None or self.population:
+        if batches is None or self.population:
             return jax.jvp(jax.grad(lambda w: self.full_loss(w, key)), (w,), (direction,))[1]
         key_batch, key_loss = (key, None) if not self.loss.stochastic else jax.random.split(key)
-        batch = self.batch(key_batch, batch_size)
-        return jax.jvp(jax.grad(lambda w: self.batch_loss(w, batch, key_loss)), (w,), (direction,))[1]
+
+        def of_slice(rows: dict[str, Array], key: Key[Array, ""] | None):
+            return jax.jvp(jax.grad(lambda w: self.batch_loss(w, rows, key, batches.dtype)), (w,), (direction,))[1]
+
+        return self.over_slices(of_slice, self.batch(key_batch, batches.size), batches.slices, key_loss)
 
 
 def cast(tree: dict[str, np.ndarray], precision: str) -> dict[str, np.ndarray]:
@@ -165,6 +228,10 @@ def cast(tree: dict[str, np.ndarray], precision: str) -> dict[str, np.ndarray]:
         name: array.astype(precision) if np.issubdtype(array.dtype, np.floating) else array
         for name, array in tree.items()
     }
+
+
+def _floats_in(dtype: str, array: Array) -> Array:
+    return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 def finite(w: Float[Array, "..."]) -> Bool[Array, ""]:

@@ -131,7 +131,8 @@ def require_memory(needed: int, available: int | None) -> None:
     if available is not None and needed > available:
         raise TooLarge(
             f"this run needs about {_gib(needed)} of memory, and its rank has {_gib(available)}; take fewer chains or "
-            "draws, a smaller batch_size or slice_rows, or fewer ranks per node (site.ranks_per_node=N)"
+            "draws, chains_at_once: 1, accumulate: M for slices of a batch, a smaller slice_rows, or fewer ranks per "
+            "node (site.ranks_per_node=N)"
         )
 
 

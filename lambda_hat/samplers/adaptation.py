@@ -34,7 +34,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree, UInt
 
 from lambda_hat.config import StochasticGradientConfig
 from lambda_hat.engine.algorithm import Visit
-from lambda_hat.engine.model import Model
+from lambda_hat.engine.model import Batches, Model
 from lambda_hat.samplers.metric import Metric, identity
 from lambda_hat.samplers.noise import normal_like
 from lambda_hat.samplers.precond import SecondMoment
@@ -119,6 +119,7 @@ class Adaptation:
     Args:
         model: The posterior.
         cfg: The signature.
+        batches: What batches its gradients are of; None: the full data.
         arguments: The fields of the sampler's `arguments`.
         allowed: The sampler's rule for the largest step, as `langevin_step`.
         learner: Learns the metric; None where P is 1.
@@ -128,12 +129,13 @@ class Adaptation:
         self,
         model: Model,
         cfg: StochasticGradientConfig,
+        batches: Batches | None,
         arguments: dict[str, Array],
         allowed: Allowed,
         learner: Learner | None,
     ):
         self._model, self._allowed, self._learner = model, allowed, learner
-        self._batch_size = cfg.batch_size
+        self._batches = batches
         self._given = None if cfg.step_size is None else arguments["step_size"]
         self._heat = arguments["heat"]
         num_burnin = arguments["num_burnin"]
@@ -221,7 +223,7 @@ class Adaptation:
         key_batch, key_noise = jax.random.split(jax.random.fold_in(key, 2))
         n_beta, gamma = self._model.posterior
         along = learned.metric.forward(learned.direction)
-        of_loss = self._model.curvature_along(key_batch, w, along, self._batch_size)
+        of_loss = self._model.curvature_along(key_batch, w, along, self._batches)
         product = learned.metric.adjoint(n_beta * of_loss + gamma * along)
         size = jnp.linalg.norm(product)
         noise = normal_like(key_noise, w) * MIXING / jnp.sqrt(jnp.full((), w.size, w.dtype))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key, PyTree, UInt
 
 from lambda_hat.config import StochasticGradientConfig
 from lambda_hat.engine.algorithm import LOSS_COST, Algorithm, Costs, Info, Sampler, Visit, all_of_burnin
-from lambda_hat.engine.model import Model, finite
+from lambda_hat.engine.model import Batches, Model, finite
 from lambda_hat.samplers.adaptation import Adaptation, Allowed, Learned, Learner, Taken, langevin_step
 from lambda_hat.samplers.metric import Metric
 from lambda_hat.samplers.noise import normal_like
@@ -62,7 +62,7 @@ def force(
 
     Args:
         model: The posterior.
-        cfg: Its `batch_size` and `gradient` say how the gradient is estimated.
+        cfg: Its `batch_size`, `accumulate`, `compute_dtype` and `gradient` say how the gradient is estimated.
         key: Draws the batch.
         w: The place, (dim,).
         metric: The preconditioner.
@@ -71,12 +71,12 @@ def force(
     assert cfg.gradient is not None
     n_beta, gamma = model.posterior
     offset = w - model.w_star
-    found = model.evaluate(key, w, cfg.batch_size, cfg.gradient)
+    found = model.evaluate(key, w, batches_of(cfg), cfg.gradient)
     gradient = gamma * offset + n_beta * found.gradient
     visit = Visit(n_beta * found.growth, jnp.vdot(offset, offset), found.difference)
     of_noise = jnp.zeros((), w.dtype)
     if noise and cfg.batch_size is not None and not model.population:
-        other = model.evaluate(jax.random.fold_in(key, 1), w, cfg.batch_size, cfg.gradient)
+        other = model.evaluate(jax.random.fold_in(key, 1), w, batches_of(cfg), cfg.gradient)
         difference = metric.adjoint(n_beta * (found.gradient - other.gradient))
         of_noise = 0.5 * jnp.vdot(difference, difference)
     return Force(gradient, metric.adjoint(gradient), visit, of_noise)
@@ -106,7 +106,7 @@ def algorithm(
     """
     if cfg.precond == "low_rank":
         learner = LowRank(cfg.num_chains)
-    adaptation = Adaptation(model, cfg, arguments, allowed, learner)
+    adaptation = Adaptation(model, cfg, batches_of(cfg), arguments, allowed, learner)
     per_transition = gradients_per_step(cfg) * getattr(cfg, "num_integration_steps", 1)
 
     def init(key: Key[Array, ""], w: Float[Array, " dim"]) -> tuple[State, PyTree, int]:
@@ -145,6 +145,11 @@ def algorithm(
     )
 
 
+def batches_of(cfg: StochasticGradientConfig) -> Batches | None:
+    """The batches of the gradients; None: they are of the full data."""
+    return None if cfg.batch_size is None else Batches(cfg.batch_size, cfg.accumulate, cfg.compute_dtype)
+
+
 def gradients_per_step(cfg: StochasticGradientConfig) -> int:
     """Gradients that an evaluation takes: a control variate takes a second one, at `w_star`."""
     return 2 if cfg.gradient == "control_variate" else 1
@@ -152,7 +157,7 @@ def gradients_per_step(cfg: StochasticGradientConfig) -> int:
 
 def averages(cfg: StochasticGradientConfig) -> bool:
     """Whether a recorded loss is the mean of the losses that the steps have estimated since the last draw."""
-    return cfg.loss_estimate == "paired" and cfg.gradient == "control_variate"
+    return cfg.loss_estimate == "paired" and cfg.gradient == "control_variate" and cfg.compute_dtype is None
 
 
 def recorder(
@@ -160,16 +165,22 @@ def recorder(
 ) -> Callable[[Key[Array, ""], Float[Array, " dim"]], Float[Array, ""]]:
     """What records a loss: (key, w) -> `L(w) - L(w_star)`.
 
-    L is the full loss, or with `loss_estimate: paired` that of one batch. Both terms of a stochastic loss have the same
-    random key.
+    L is the full loss, or with `loss_estimate: paired` that of one batch, in the precision of the run. Both terms of a
+    stochastic loss have the same random key. With control variates the first order is taken out.
     """
 
     def record(key: Key[Array, ""], w: Float[Array, " dim"]) -> Float[Array, ""]:
         if _paired(cfg, model.population):
             assert cfg.batch_size is not None
+            batches = Batches(cfg.batch_size, cfg.accumulate)
+            if cfg.gradient == "control_variate":
+                return model.evaluate(key, w, batches, cfg.gradient).difference
+
+            def of_slice(rows: dict[str, Array], key: Key[Array, ""] | None):
+                return model.batch_loss(w, rows, key) - model.batch_loss(model.w_star, rows, key)
+
             key_batch, key_loss = jax.random.split(key)
-            batch = model.batch(key_batch, cfg.batch_size)
-            return model.batch_loss(w, batch, key_loss) - model.batch_loss(model.w_star, batch, key_loss)
+            return model.over_slices(of_slice, model.batch(key_batch, batches.size), batches.slices, key_loss)
         if model.loss.stochastic:
             return model.full_loss(w, key) - model.full_loss(model.w_star, key)
         return model.excess_loss(w)
@@ -254,7 +265,8 @@ def costs(cfg: StochasticGradientConfig, target: Target) -> Costs:
     if averages(cfg):
         per_record = 0.0
     elif _paired(cfg, target.population):
-        per_record = 2 * fraction * LOSS_COST
+        # With control variates: a loss, and a gradient at w_star.
+        per_record = fraction * (LOSS_COST + (1 if cfg.gradient == "control_variate" else LOSS_COST))
     else:
         per_record = LOSS_COST * (2 if target.loss.stochastic else 1)
     return Costs(fraction, per_record, 2 * checked)
@@ -267,6 +279,11 @@ def notes(cfg: StochasticGradientConfig, target: Target) -> tuple[str, ...]:
         found.append("loss_estimate: paired needs batches, and this run has none; the loss is the full one")
     elif cfg.loss_estimate == "paired":
         found.append("the losses are paired estimates from batches; their noise is in the standard error")
+    if cfg.compute_dtype is not None and not target.population:
+        found.append(
+            f"gradients, and with them growth and temperature, are computed in {cfg.compute_dtype}; "
+            f"the recorded losses in {cfg.precision}"
+        )
     if not target.population and cfg.batch_size is not None and cfg.batch_size > target.num_data:
         found.append(
             f"batch_size {cfg.batch_size} exceeds the {target.num_data} rows of the data; drawn with replacement"

@@ -74,6 +74,12 @@ class Loss:
         rows = jax.random.randint(key, (batch_size,), 0, self.num_rows(data))
         return each_row(lambda array: array[rows], data)
 
+    def in_slices(self, batch: Arrays, slices: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The rows of a batch in `slices` of equal size, each array (slices, rows, ...); and the batch's constants."""
+        rows = {name: array for name, array in batch.items() if array.ndim}
+        constants = {name: array for name, array in batch.items() if not array.ndim}
+        return each_row(lambda array: array.reshape(slices, -1, *array.shape[1:]), rows), constants
+
     def full(self, params: Arrays, data: Arrays, slice_rows: int, *key: Key[Array, ""]) -> Float[Array, ""]:
         """The mean loss over all rows of `data`, in slices of at most `slice_rows` rows. Not for population losses.
 

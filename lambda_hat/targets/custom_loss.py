@@ -106,7 +106,8 @@ class CustomLoss(Loss):
         batch = None if self.data is None else self.data.rebuild(data)
         named = {"key": key[0]} if self.stochastic else {}
         whole = self.whole(params)
-        dtype = next(iter(params.values())).dtype
+        # Of half-precision parameters the loss itself keeps the digits that the function gives it.
+        dtype = jnp.promote_types(next(iter(params.values())).dtype, jnp.float32)
         with warnings.catch_warnings():
             # A loss may ask for float64 by name. In a float32 run it gets float32, and JAX would warn.
             warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)

@@ -85,6 +85,10 @@ class DlnEmpiricalLoss(Loss):
         indices = jax.random.randint(key, (batch_size,), 0, self.rows, jnp.int32)
         return draw_rows(data, indices, self.noisy) | {"W_star": data["W_star"]}
 
+    def in_slices(self, batch: Arrays, slices: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        rows, constants = super().in_slices({name: batch[name] for name in ("x", "e")}, slices)
+        return rows, constants | {"W_star": batch["W_star"]}
+
     def full(self, params: Arrays, data: Arrays, slice_rows: int) -> Float[Array, ""]:
         difference = product(params, self.depth) - data["W_star"]
         square = quadratic_form(difference, data["Sxx"])

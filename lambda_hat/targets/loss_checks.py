@@ -41,6 +41,10 @@ NOISE_DRAWS = 16
 """The loss of a stochastic function at `w_star` is the mean over this many random keys."""
 SLICE_ROWS = 1024
 """Rows per slice on the full data. It bounds the memory of the gradient, which keeps intermediate values of rows."""
+LARGE, MOST_KEPT = 1_000_000, 2**27
+"""In a network of more than LARGE parameters the gradient of a slice may keep so many bytes of its rows. Arbitrary."""
+LEAST_ROWS = 2 * PROBE_SLICES
+"""Rows of a slice in such a network, at least: a slice of the rows on which a loss is tried has two."""
 TOLERANCES = {r"\b(bf16|f16|f8\w*)\[": 5e-2, r"\bf32\[": 1e-4, "": 1e-9}
 """Relative differences up to these count as rounding, by the least precise type in the traced loss. Arbitrary, and far
 above the rounding of one sum."""
@@ -103,7 +107,8 @@ def examine(
     num_rows = len(next(iter(data.values()))) if data else 0
     # A slice has at least two rows, because a loss may squeeze an axis of length 1.
     slices = min(PROBE_SLICES, max(num_rows // 2, 1))
-    chosen = np.linspace(0, num_rows - 1, min(PROBE_ROWS, num_rows) // slices * slices).astype(int)
+    most = _most_rows(loss, params, held, data)
+    chosen = np.linspace(0, num_rows - 1, min(PROBE_ROWS, most, num_rows) // slices * slices).astype(int)
     rows = {name: _exact(array[chosen]) for name, array in data.items()}
     try_extremes(loss, params | held, data)
     is_pair, tolerance = _form(loss, _shapes(params | held), _shapes(rows))
@@ -120,7 +125,7 @@ def examine(
     if num_rows:
         (_check_pair if is_pair else _check_mean)(seen, tolerance)
         check_reference(loss, params | held, rows, seen.whole[0, 0], tolerance)
-    _examined[known] = _on_all_rows(loss, params, held, data, is_pair, programs)
+    _examined[known] = _on_all_rows(loss, params, held, data, is_pair, min(SLICE_ROWS, most), programs)
     if len(_examined) > MOST_EXAMINED:
         _examined.popitem(last=False)
     return _examined[known]
@@ -337,9 +342,9 @@ def _check_pair(seen: Seen, tolerance: float) -> None:
 
 
 def _on_all_rows(
-    loss: CustomLoss, params: dict, held: dict, data: dict, is_pair: bool, programs: Path | None
+    loss: CustomLoss, params: dict, held: dict, data: dict, is_pair: bool, most_rows: int, programs: Path | None
 ) -> AtWStar:
-    slice_rows = _slice_rows(len(next(iter(data.values())))) if data else 0
+    slice_rows = _slice_rows(len(next(iter(data.values()))), most_rows) if data else 0
     total = weight = 0.0
     for index in range(NOISE_DRAWS if loss.stochastic else 1):
         with _sentences(loss):
@@ -361,13 +366,32 @@ def _on_all_rows(
     return AtWStar(at_w_star, weight / (draws * loss.num_rows(data)) if is_pair else None)
 
 
-def _slice_rows(num_rows: int) -> int:
-    """The number of rows of a slice: at most `SLICE_ROWS`, and if possible one that divides the rows without a rest.
+def _slice_rows(num_rows: int, most: int) -> int:
+    """The number of rows of a slice: at most `most`, and if possible one that divides the rows without a rest.
 
     A rest would have to be compiled as well.
     """
-    least = -(-num_rows // SLICE_ROWS)
-    return next((num_rows // k for k in range(least, 2 * least + 1) if num_rows % k == 0), SLICE_ROWS)
+    least = -(-num_rows // most)
+    return next((num_rows // k for k in range(least, 2 * least + 1) if num_rows % k == 0), most)
+
+
+def _most_rows(loss: CustomLoss, params: dict, held: dict, data: dict) -> int:
+    """The number of rows whose gradient fits into `MOST_KEPT`, in a large network; else `SLICE_ROWS`."""
+    if not data or sum(w.size for w in params.values()) <= LARGE:
+        return SLICE_ROWS
+
+    def kept(num_rows: int) -> int:
+        """Bytes that the backward pass needs from the forward pass."""
+        rows = {name: jax.ShapeDtypeStruct((num_rows, *x.shape[1:]), x.dtype) for name, x in data.items()}
+        with _sentences(loss):
+            pullback = jax.eval_shape(
+                lambda p, rows: jax.vjp(lambda p: loss.terms(held | p, rows, *_keys(loss, 0))[0], p)[1], params, rows
+            )
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pullback))
+
+    # A row by itself may lose its axis in the loss.
+    per_row = max(kept(4) - kept(2), 2) / 2
+    return max(min(int(MOST_KEPT / per_row), SLICE_ROWS), LEAST_ROWS)
 
 
 def _sums(

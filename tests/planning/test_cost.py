@@ -29,6 +29,7 @@ from lambda_hat.planning.calibration import (
     update_costs,
 )
 from lambda_hat.planning.cost import (
+    BFLOAT16,
     COMPILE,
     RANDOM,
     CostModel,
@@ -111,6 +112,22 @@ def test_a_trajectory_counts_its_gradients_and_float64_its_width():
     count = 4 * 7 * 150 * 1000 + (1 + 4 * 100) / 3 * 1000
     assert row_gradients(cfg) == counts(count)
     assert row_gradients(replace(cfg, precision="float64")) == counts(2 * count)
+
+
+def test_chains_and_slices_that_wait_for_each_other_take_longer_and_compute_the_same():
+    steps = Shape("mlp", 0, 1000, 1000, row=0.0)
+    one, other = (expected_seconds(steps, cfg) for cfg in (PLAIN, replace(PLAIN, chains_at_once=1, accumulate=4)))
+    assert other == pytest.approx(2 * 4 * one)
+    assert row_gradients(replace(PLAIN, chains_at_once=1, accumulate=4)) == counts(row_gradients(PLAIN))
+
+
+def test_rough_gradients_bring_no_losses_along():
+    paired = replace(PLAIN, gradient="control_variate", loss_estimate="paired")
+    rough = replace(paired, compute_dtype="bfloat16")
+    # A loss at w and a gradient at w* for every draw.
+    per_draw = 2 * 100 * 64 * (1 / 3 + 1)
+    gradients = row_gradients(paired) - 1000 / 3
+    assert row_gradients(rough) - 1000 / 3 == counts(BFLOAT16 * gradients + per_draw)
 
 
 @pytest.mark.parametrize("name", SAMPLE_SCHEMAS)

@@ -1,5 +1,6 @@
 """What a loss must be, asked where it is given; and pairs (sum, weight), exact in slices and batches."""
 
+import dataclasses
 import functools
 
 import jax
@@ -374,3 +375,27 @@ def test_notes_on_what_moves():
     assert target_of(mean, half, DATA, None).notes == (
         "params of type bfloat16 are sampled, and given to the loss, in the precision of the run",
     )
+
+
+@pytest.mark.parametrize("loss", [mean, pair])
+def test_a_large_network_is_checked_on_few_rows_at_a_time(monkeypatch, loss):
+    whole = target_of(lambda w, b: loss(w, b), W, DATA, None)
+    seen = set()
+
+    def watched(w, b):
+        seen.add(len(b["x"]))
+        return loss(w, b)
+
+    monkeypatch.setattr(loss_checks, "LARGE", 2)
+    monkeypatch.setattr(loss_checks, "MOST_KEPT", 4000)
+    sliced = target_of(watched, W, DATA, None)
+    assert 8 <= max(seen) < 256
+    assert sliced.loss_at_w_star == pytest.approx(whole.loss_at_w_star, rel=1e-12)
+    assert sliced.data.get(MEAN_WEIGHT) == whole.data.get(MEAN_WEIGHT)
+
+
+def test_slices_of_a_batch_of_pairs_add_up():
+    cfg = SgldConfig(num_chains=2, num_draws=8, num_burnin=0, step_size=1e-3, batch_size=30, thin=2)
+    target = target_of(pair, W, DATA, None)
+    one, other = (sample(target, cfg, 3) for cfg in (cfg, dataclasses.replace(cfg, accumulate=5)))
+    np.testing.assert_allclose(other.growth, one.growth, rtol=1e-3, atol=1e-3 * np.max(np.abs(one.growth)))
