@@ -283,7 +283,7 @@ class Chains:
             """The observables of every chain."""
 
             def of_lane(algorithm: Algorithm, model: Model, state):
-                return jax.vmap(lambda state: model.observe(algorithm.position(state)))(state)
+                return of_chains(lambda state: model.observe(algorithm.position(state)), self._at_once, state)
 
             return of_lanes(of_lane, state)
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import json
-import os
-import sys
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +20,7 @@ from lambda_hat.id_utils import canonical_json
 from lambda_hat.targets.base import Made, Target
 from lambda_hat.targets.checkpoint_arrays import read_arrays
 from lambda_hat.targets.custom_loss import MEAN_WEIGHT, CustomLoss, digest, state_of
+from lambda_hat.targets.imports import imported
 from lambda_hat.targets.loss_checks import examine
 from lambda_hat.targets.pytrees import ById, Structure, notes_on, split_data, split_params
 from lambda_hat.targets.training_state import held_paths, notes_on_held
@@ -213,19 +211,10 @@ def _identity(target: CustomTarget) -> tuple[str, bool, str, int]:
 
 def _call_function(named: str, is_torch: bool, kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
     key, expected = ("torch", "(module, loss_fn, data)") if is_torch else ("factory", "(loss, parameters, data)")
-    module_name, _, function_name = named.partition(":")
-    if os.getcwd() not in sys.path:
-        # Last, so that no file in that folder shadows an installed package.
-        sys.path.append(os.getcwd())
     try:
-        function: Any = importlib.import_module(module_name)
-        for word in function_name.split("."):
-            function = getattr(function, word)
-    except (ImportError, AttributeError) as error:
-        raise BuildFailed(
-            f"target.{key}: {named} cannot be imported: {type(error).__name__}: {error}; modules are looked "
-            f"for among the installed packages, on PYTHONPATH and in {os.getcwd()}"
-        ) from error
+        function = imported(f"target.{key}", named)
+    except ConfigError as error:
+        raise BuildFailed(str(error)) from error
     # A build computes in float64; the factory runs with JAX's default, as in the user's own process.
     with jax.enable_x64(False):
         made = function(**kwargs)

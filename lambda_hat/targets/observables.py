@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import sys
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -23,6 +20,7 @@ from lambda_hat.id_utils import canonical_json
 from lambda_hat.programs.compiling import call
 from lambda_hat.targets.base import SLICE_ROWS, Arrays, Loss, Observable, Observed, Target, each_row
 from lambda_hat.targets.custom_loss import MEAN_WEIGHT, CustomLoss
+from lambda_hat.targets.imports import imported
 from lambda_hat.targets.pytrees import ById, split_data
 
 
@@ -111,7 +109,7 @@ def _observed(target: Target, name: str, cfg: ObserveConfig) -> Observed:
     data = _data(target, where, cfg)
     if cfg.function is not None:
         identity = canonical_json([cfg.function, cfg.version])
-        return Observed(OfParams(identity, _imported(f"{where}.function", cfg.function), True), data)
+        return Observed(OfParams(identity, imported(f"{where}.function", cfg.function), True), data)
     if target.population:
         raise ConfigError(
             f"{where}: this target has no rows: {NO_ROWS['population']}; leave it out, or give a function"
@@ -145,7 +143,7 @@ def _data(target: Target, where: str, cfg: ObserveConfig) -> dict[str, np.ndarra
 
 def _other_data(target: Target, where: str, cfg: ObserveConfig) -> dict[str, np.ndarray]:
     assert cfg.data is not None
-    function = _imported(where, cfg.data)
+    function = imported(where, cfg.data)
     with jax.enable_x64(False):
         made = function(**cfg.kwargs)
     try:
@@ -182,22 +180,3 @@ def _mean_weight(loss: CustomLoss, target: Target, data: dict[str, np.ndarray], 
 
 def _weight(loss: CustomLoss, params: dict[str, Array], data: dict[str, Array]) -> Array:
     return loss.terms(params, data)[1]
-
-
-def _imported(where: str, name: str) -> Callable[..., Any]:
-    module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:
-        # Last, so that no file in that folder shadows an installed package.
-        sys.path.append(os.getcwd())
-    try:
-        function: Any = importlib.import_module(module_name)
-        for word in function_name.split("."):
-            function = getattr(function, word)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"{where}: {name} cannot be imported: {type(error).__name__}: {error}; modules are looked for among the "
-            f"installed packages, on PYTHONPATH and in {os.getcwd()}"
-        ) from error
-    if not callable(function):
-        raise ConfigError(f"{where}: {name} is a {type(function).__name__}, expected a function")
-    return function
