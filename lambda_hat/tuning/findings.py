@@ -128,8 +128,8 @@ def print_shared(searches: Sequence[SharedSearch], console: Console) -> None:
             )
     console.print(table)
     console.print(
-        "medians over the targets with the verdict ok, or over all where there are none; * is taken: ok on the most "
-        "targets, with the least share of localisation in the temperature",
+        "medians over the targets with the verdict ok, or over all where there are none; * is taken: the most growth "
+        "of the loss (degree times λ̂), summed over the targets with the verdict ok",
         soft_wrap=True,
         highlight=False,
     )

@@ -89,6 +89,14 @@ class SharedSearch:
         """On how many targets the verdict of a setting is ok."""
         return sum(row["verdict"] == OK for row in self.rows[index])
 
+    def total_growth(self, index: int) -> float:
+        """The growth of the loss along the chains, in nats, summed over the targets on which a setting is ok.
+
+        A large gamma makes every run ok, and every estimate one of gamma alone: then nothing grows.
+        """
+        there = [row["growth"] for row in self.rows[index] if row["verdict"] == OK]
+        return math.fsum(value for value in there if _is_number(value))
+
     def middle(self, index: int, column: str) -> float:
         """The median of a column over the targets on which a setting is ok, or over all where it is ok on none."""
         there = [row for row in self.rows[index] if row["verdict"] == OK] or self.rows[index]
@@ -109,14 +117,13 @@ class SharedSearch:
 
     @property
     def winner(self) -> int | None:
-        """The index of the setting to take.
+        """The index of the setting to take: the one with the largest `total_growth`.
 
-        It is ok on the most targets; of several such settings, the one with the least share of localisation. None if
-        none is ok anywhere, or the runs are not decided yet.
+        None if none is ok anywhere, or the runs are not decided yet.
         """
         if not self.rows or max(map(self.num_ok, range(len(self.rows)))) == 0:
             return None
-        return min(range(len(self.rows)), key=lambda index: (-self.num_ok(index), self.share_of_localisation(index)))
+        return max(range(len(self.rows)), key=self.total_growth)
 
     @property
     def is_within(self) -> bool:

@@ -28,7 +28,7 @@ CELL = 0.62
 
 
 def draw_shared(searches: Sequence[SharedSearch], path: Path) -> Path | None:
-    """Write a PNG with a row of panels per sampler. A frame marks the settings that are ok on the most targets.
+    """Write a PNG with a row of panels per sampler. A frame marks the settings with half of the most growth, or more.
 
     Returns:
         `path`; None if nothing was sampled.
@@ -49,7 +49,7 @@ def draw_shared(searches: Sequence[SharedSearch], path: Path) -> Path | None:
             for panel, axis in zip(PANELS, axes, strict=True):
                 _draw(axis, search, columns, lines, cells, panel)
         figure.supxlabel(
-            "medians over the targets that are ok; a frame: ok on the most targets; *: the setting taken",
+            "medians over the targets that are ok; a frame: at least half of the most growth; *: the setting taken",
             fontsize=8,
         )
         buffer = io.BytesIO()
@@ -88,13 +88,13 @@ def _draw(
         image[cell] = search.middle(index, column)
     low, high = (None, None) if middle is None else (0.0, 2 * middle)
     axis.imshow(image, cmap=colours, aspect="auto", alpha=0.75, vmin=low, vmax=high)
-    most = max(map(search.num_ok, range(len(search.rows))))
+    most = max(map(search.total_growth, range(len(search.rows))))
     for (line, place), index in cells.items():
         mark = " *" if index == search.winner else ""
         ok = search.num_ok(index)
         text = f"{image[line, place]:.3g}{mark}" + (f"\n{ok}/{len(search.targets)} ok" if column == "llc_mean" else "")
         axis.text(place, line, text, ha="center", va="center", fontsize=8)
-        if ok == most > 0:
+        if search.total_growth(index) >= most / 2 > 0:
             axis.add_patch(Rectangle((place - 0.48, line - 0.46), 0.96, 0.92, fill=False, linewidth=1.8))
     axis.set_xticks(range(len(columns)), columns, fontsize=7)
     axis.set_yticks(range(len(lines)), lines if column == PANELS[0][0] else [""] * len(lines), fontsize=7)
