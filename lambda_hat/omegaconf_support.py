@@ -29,6 +29,8 @@ class AnyDataclass(Protocol):
 
 Schema = TypeVar("Schema", bound=AnyDataclass)
 Config = TypeVar("Config", BuildConfig, SampleConfig)
+NAMED_KINDS = [kind for kind in BUILD_SCHEMAS if kind != "custom"]
+"""Kinds of target that an entry may name."""
 _ABSENT = object()
 _hints = functools.cache(get_type_hints)
 
@@ -245,6 +247,24 @@ def build_schema(content: dict[str, Any], where: str) -> type[BuildConfig]:
     target = content.get("target")
     kind = target.get("kind") if isinstance(target, dict) else None
     return schema_for(BUILD_SCHEMAS, kind, f"{where}: target.kind")
+
+
+def group_file(group: str, name: Any, conf_dir: Path) -> str:
+    """The file of a group, such as `conf/model/small.yaml`."""
+    return str(conf_dir / group / f"{name}.yaml")
+
+
+def load_group(group: str, name: Any, conf_dir: Path, source: str) -> dict[str, Any]:
+    """The content of the file of a group. Raises ConfigError, with the nearest names, if there is no such file."""
+    names = {path.stem for path in (conf_dir / group).glob("*.yaml")}
+    if group == "target":
+        names |= set(NAMED_KINDS)
+    if not isinstance(name, str) or name not in names:
+        raise ConfigError(f"{source}: {group}: unknown {name!r}; {nearest(str(name), names)}")
+    path = group_file(group, name, conf_dir)
+    content = load_yaml(path)
+    refuse_interpolation(content, path)
+    return content
 
 
 class Composer(Generic[Config]):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from lambda_hat.config import (
-    BUILD_SCHEMAS,
     SAMPLE_SCHEMAS,
     BuildConfig,
     CustomBuild,
@@ -32,11 +31,14 @@ from lambda_hat.config.trajectories import checkpoints_of, with_checkpoint
 from lambda_hat.errors import ConfigError, nearest
 from lambda_hat.id_utils import Run, config_digest, target_id_for, trajectory_id
 from lambda_hat.omegaconf_support import (
+    NAMED_KINDS,
     Composer,
     apply_words,
     build_dataclass,
     build_schema,
     custom_target,
+    group_file,
+    load_group,
     load_yaml,
     refuse_interpolation,
     schema_for,
@@ -49,8 +51,6 @@ from lambda_hat.planning.program_names import ProgramNames, of_target
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
 
 MLP_GROUPS = ("model", "data", "teacher")
-_KINDS = [kind for kind in BUILD_SCHEMAS if kind != "custom"]
-"""Kinds of target that an entry may name."""
 NULL_GROUP = "_null"
 
 
@@ -164,10 +164,10 @@ def compose_build_cfg(
     name = target_entry.get("target", "mlp")
     if isinstance(name, dict):
         where, base = source, {"target": custom_target(name, source)}
-    elif name in _KINDS and not Path(_group_file("target", str(name), conf_dir)).is_file():
+    elif name in NAMED_KINDS and not Path(group_file("target", str(name), conf_dir)).is_file():
         where, base = source, {"target": {"kind": name}}
     else:
-        where, base = _group_file("target", name, conf_dir), _group("target", name, conf_dir, source)
+        where, base = group_file("target", name, conf_dir), load_group("target", name, conf_dir, source)
     schema = build_schema(base, where)
     kind, layers = base["target"]["kind"], [(where, base)]
     for group in MLP_GROUPS:
@@ -178,8 +178,8 @@ def compose_build_cfg(
         if target_entry[group] == NULL_GROUP:
             layers.append((source, {group: None}))
         else:
-            content = _group(group, target_entry[group], conf_dir, source)
-            layers.append((_group_file(group, target_entry[group], conf_dir), {group: content}))
+            content = load_group(group, target_entry[group], conf_dir, source)
+            layers.append((group_file(group, target_entry[group], conf_dir), {group: content}))
     if "checkpoints" in target_entry:
         if kind != "mlp":
             raise ConfigError(f"{source}: checkpoints: only targets of kind mlp are trained, this one is {kind}")
@@ -229,7 +229,7 @@ def _sampler_setting(
     schema = schema_for(SAMPLE_SCHEMAS, name, f"{source}: name")
     layers = [("sampler defaults", {} if jax_enable_x64 else {"precision": "float32"})]
     if (conf_dir / "sample" / f"{name}.yaml").is_file():
-        layers.append((_group_file("sample", name, conf_dir), _group("sample", name, conf_dir, source)))
+        layers.append((group_file("sample", name, conf_dir), load_group("sample", name, conf_dir, source)))
     layers.append((source, sampler_entry.get("overrides") or {}))
     layers.append((source, {"name": name, "target_id": target_id}))
     return build_dataclass(schema, layers)
@@ -393,19 +393,3 @@ def _expand_runs(
 def _refuse_collision(identity: str, first: str, second: str) -> None:
     if first != second:
         raise ConfigError(f"{identity}: two different configurations have this id; change the seed of one of them")
-
-
-def _group_file(group: str, name: Any, conf_dir: Path) -> str:
-    return str(conf_dir / group / f"{name}.yaml")
-
-
-def _group(group: str, name: Any, conf_dir: Path, source: str) -> dict[str, Any]:
-    names = {path.stem for path in (conf_dir / group).glob("*.yaml")}
-    if group == "target":
-        names |= set(_KINDS)
-    if not isinstance(name, str) or name not in names:
-        raise ConfigError(f"{source}: {group}: unknown {name!r}; {nearest(str(name), names)}")
-    path = _group_file(group, name, conf_dir)
-    content = load_yaml(path)
-    refuse_interpolation(content, path)
-    return content

@@ -14,11 +14,12 @@ from jaxtyping import Array, Bool, Float, PyTree, UInt
 from lambda_hat.config import RuntimeConfig, SampleConfig
 from lambda_hat.engine.algorithm import LOSS_COST, NUM_CHECKS, Sampler
 from lambda_hat.engine.chain_keys import words_of_keys
-from lambda_hat.engine.chains import Chains, TargetSpec
+from lambda_hat.engine.chains import Chains
 from lambda_hat.engine.chunks import Carry, Chunks
 from lambda_hat.engine.model import cast
 from lambda_hat.engine.observing import notes_on, recorded, require_room
 from lambda_hat.engine.states import Adapting, Bounds, Numbers, Place, Sampling, Totals, Watched
+from lambda_hat.engine.traced_lanes import TargetSpec
 from lambda_hat.errors import ConfigError
 from lambda_hat.estimate.draws import Draws, Observation, RowMoments
 from lambda_hat.estimate.posterior import Posterior

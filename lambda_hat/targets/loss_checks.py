@@ -11,8 +11,7 @@ import hashlib
 import inspect
 import re
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +24,8 @@ from lambda_hat.errors import ConfigError
 from lambda_hat.programs.compiling import call
 from lambda_hat.targets.base import each_row
 from lambda_hat.targets.custom_loss import CustomLoss
+from lambda_hat.targets.loss_errors import sentences
 from lambda_hat.targets.reference_checks import check_reference, try_extremes
-from lambda_hat.targets.training_state import flax_errors, remedy
 
 PROBE_ROWS, PROBE_SLICES = 256, 4
 """The number of rows on which a loss is tried, and of equal slices of them whose mean is compared with the whole."""
@@ -112,7 +111,7 @@ def examine(
     rows = {name: _exact(array[chosen]) for name, array in data.items()}
     try_extremes(loss, params | held, data)
     is_pair, tolerance = _form(loss, _shapes(params | held), _shapes(rows))
-    with _sentences(loss):
+    with sentences(loss):
         seen = Seen(*map(np.asarray, call(_probe, (loss, slices), programs, params, held, rows)))
     value = seen.whole[0, 0, 0]
     if not np.isfinite(value):
@@ -159,7 +158,7 @@ def _form(loss: CustomLoss, params: tuple, data: tuple) -> tuple[bool, float]:
     args = [{name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in part} for part in (params, data)]
     _check_signature(loss)
     key = (jax.random.key(0),) if loss.stochastic else ()
-    with _sentences(loss):
+    with sentences(loss):
         traced, shape = jax.make_jaxpr(lambda *args: loss.value(*args, *key), return_shape=True)(*args)
     text = str(traced)
     return isinstance(shape, tuple), next(
@@ -183,53 +182,6 @@ def _check_signature(loss: CustomLoss) -> None:
         stars = "**" if paths == names[1:] else "*"
         line = f"lambda params, batch: loss(params, {stars}batch)" if fits else f"def loss{called.replace('key=', '')}"
         raise ConfigError(f"loss: it takes ({', '.join(names)}) and is called with {called}; write {line}") from None
-
-
-@contextmanager
-def _sentences(loss: CustomLoss) -> Iterator[None]:
-    """Turn an exception of the user's function while it is traced into a ConfigError with the line to write."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except jax.errors.TracerArrayConversionError as error:
-        raise ConfigError(
-            "loss: it gives traced arrays to NumPy, which cannot be differentiated; write jax.numpy in place of numpy "
-            "in it, import jax.numpy as jnp"
-        ) from error
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError) as error:
-        raise ConfigError(
-            "loss: it asks for the value of a traced array, by float(), int(), .item() or if; return the array "
-            "itself, and write jnp.where(condition, a, b) in place of if"
-        ) from error
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
-        raise ConfigError(f"loss: JAX cannot trace it: {_first_line(error)}") from error
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        NameError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        *flax_errors(),
-    ) as error:
-        if (line := remedy(error)) is not None:
-            # Flax ends its messages with a link.
-            said = _first_line(error).partition(" (http")[0].rstrip(".")
-            raise ConfigError(f"loss: a module is in training mode: {type(error).__name__}: {said}; {line}") from error
-        if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
-            # Such as too little memory: not the loss's mistake.
-            raise
-        batch = "None" if loss.data is None else str(loss.data.treedef).removeprefix("PyTreeDef(").removesuffix(")")
-        raise ConfigError(
-            f"loss: it raised {type(error).__name__}: {_first_line(error)}; it was called with params and a batch as "
-            f"they were given, batch = {batch:.100} with * for arrays of rows"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "")[:200]
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -347,7 +299,7 @@ def _on_all_rows(
     slice_rows = _slice_rows(len(next(iter(data.values()))), most_rows) if data else 0
     total = weight = 0.0
     for index in range(NOISE_DRAWS if loss.stochastic else 1):
-        with _sentences(loss):
+        with sentences(loss):
             more, rows, finite = call(_sums, (loss, slice_rows, index == 0), programs, params, held, data, index)
         total, weight = total + float(more), weight + float(rows)
         for path, is_finite in finite.items():
@@ -383,7 +335,7 @@ def _most_rows(loss: CustomLoss, params: dict, held: dict, data: dict) -> int:
     def kept(num_rows: int) -> int:
         """Bytes that the backward pass needs from the forward pass."""
         rows = {name: jax.ShapeDtypeStruct((num_rows, *x.shape[1:]), x.dtype) for name, x in data.items()}
-        with _sentences(loss):
+        with sentences(loss):
             pullback = jax.eval_shape(
                 lambda p, rows: jax.vjp(lambda p: loss.terms(held | p, rows, *_keys(loss, 0))[0], p)[1], params, rows
             )
