@@ -17,8 +17,7 @@ ADJUSTED = 0.0
 UNADJUSTED = 0.05
 """Allowance for the bias of the step, relative."""
 
-LONG = ["quadratic", "w1^2+w2^4", "w1^2 w2^2 at (1, 0)", "RRR (2,1,2)"]
-CASES = ["w1^2 w2^2", *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)]
+CASES = ["w1^2 w2^2", "quadratic", "w1^2+w2^4", "w1^2 w2^2 at (1, 0)", "RRR (2,1,2)"]
 
 
 def check(summary, exact, allowance):
@@ -28,10 +27,10 @@ def check(summary, exact, allowance):
     assert deviation < 3 * summary.llc_std_error + allowance * exact, (summary.llc_mean, exact)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_hmc(estimate, name):
+# `lambda-hat validate` has HMC and SGLD on every known answer, and CI runs it.
+def test_hmc(estimate):
     cfg = HmcConfig(num_chains=8, num_draws=2000, num_burnin=1000, target_acceptance=0.99, thin=2)
-    check(*estimate(name, cfg), ADJUSTED)
+    check(*estimate("w1^2 w2^2", cfg), ADJUSTED)
 
 
 @pytest.mark.slow
@@ -66,10 +65,9 @@ def test_sgnht_with_the_step_that_it_learns(estimate, name):
     check(*estimate(name, SgnhtConfig(num_chains=16, num_draws=1000, num_burnin=5000, thin=50)), UNADJUSTED)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_sgld_with_the_step_that_it_learns(estimate, name):
+def test_sgld_with_the_step_that_it_learns(estimate):
     cfg = SgldConfig(num_chains=16, num_draws=500, num_burnin=10_000, thin=200)
-    check(*estimate(name, cfg), UNADJUSTED)
+    check(*estimate("w1^2 w2^2", cfg), UNADJUSTED)
 
 
 @pytest.mark.slow
