@@ -74,6 +74,7 @@ class RungSearch:
         tolerance: The relative bias that is good enough.
 
     Attributes:
+        label: Target and sampler, for a person.
         key: What is searched, `step_size` or `heat`.
         steps: Its values, ascending.
         rows: What their runs came to; empty until all are decided.
@@ -85,7 +86,7 @@ class RungSearch:
     """
 
     def __init__(self, start: Start, tolerance: float):
-        self.start, self.tolerance = start, tolerance
+        self.start, self.tolerance, self.label = start, tolerance, start.full_label
         self.steps = ladder(start.cfg, PER_DECADE)
         key = step_key(start.cfg)
         assert key is not None
@@ -94,11 +95,6 @@ class RungSearch:
         self.required = LEAST_ACCEPTANCE
         self.lost: str | None = None
         self._runs = [want(start, {key: step, "seed": 0, "mala_checks": True}) for step in self.steps]
-
-    @property
-    def label(self) -> str:
-        """Target and sampler, for a person."""
-        return f"{self.start.label} ({self.start.target_id})"
 
     def plan(self, tried: int) -> list[str]:
         """What a dry run says. tried: is 0, because all rungs are tried at once."""

@@ -45,6 +45,7 @@ class Search:
         tolerance: The relative error that is good enough.
 
     Attributes:
+        label: Target and sampler, for a person.
         lost: Why there are no settings; None while there may be some.
         outcomes: What each trial that gave an estimate came to, by number.
         judged: The same, with the fresh seeds of those that were sampled again.
@@ -54,7 +55,7 @@ class Search:
     def __init__(
         self, start: Start, reference: Reference, folder: Path, *, trials: int, batch: int, seeds: int, tolerance: float
     ):
-        self.start, self.reference = start, reference
+        self.start, self.reference, self.label = start, reference, start.full_label
         self.trials_wanted, self._batch, self.seeds, self.tolerance = trials, batch, seeds, tolerance
         self.space = space_of(start.cfg)
         payload = {
@@ -75,11 +76,6 @@ class Search:
         self.settings: dict[int, dict[str, Value]] = {}
         self._fresh: dict[int, Outcome | None] = {}
         """What trials that were sampled again came to with their fresh seeds alone; None if that was no estimate."""
-
-    @property
-    def label(self) -> str:
-        """Target and sampler, for a person."""
-        return f"{self.start.label} ({self.start.target_id})"
 
     def plan(self, tried: int) -> list[str]:
         """What a dry run says. tried: settings that earlier commands have tried."""

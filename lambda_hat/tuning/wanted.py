@@ -36,6 +36,11 @@ class Start:
         """Target and sampler, for a person."""
         return f"{self.build.label}, {self.name}"
 
+    @property
+    def full_label(self) -> str:
+        """The label, with the id of the target."""
+        return f"{self.label} ({self.target_id})"
+
     def entry(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """A sampler entry for this target alone, with `values` in place of the study's."""
         return {"name": self.name, "targets": [self.target_id], "overrides": {**self.overrides, **values}}
