@@ -115,6 +115,8 @@ def print_rungs(searches: Sequence[RungSearch], console: Console) -> None:
 
 def print_shared(searches: Sequence[SharedSearch], console: Console) -> None:
     """Print a row per setting of each shared search, and where the setting that is taken does not hold."""
+    if not any(search.rows for search in searches):
+        return
     table = _table("", "sampler", "setting", "ok", "λ̂", "T", "degree", "localisation")
     for search in searches:
         for index in range(len(search.rows)):

@@ -84,6 +84,9 @@ def test_the_setting_under_which_the_loss_grows_most_where_it_is_ok_is_taken(tmp
 def test_where_it_fails_is_said(tmp_path):
     search = search_of(tmp_path, "[{name: hmc, sweep: {gamma: [1.0, 10.0]}}]")
     last = list(search.targets)[-1]
+    unfinished = io.StringIO()
+    print_shared([search], Console(file=unfinished, width=120))
+    assert unfinished.getvalue() == "", "an interrupted search has no table yet"
     ended(search, lambda run: row_of(run, "not_a_minimum" if run.target_id == last else "ok", llc_mean=run.cfg.gamma))
     stream = io.StringIO()
     print_shared([search], Console(file=stream, width=120))
