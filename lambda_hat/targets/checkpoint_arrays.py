@@ -57,7 +57,11 @@ def read_arrays(path: Path, said: list[str] | None = None) -> dict[str, np.ndarr
         raise BuildFailed(f"target.checkpoint: {error}") from error
     except (*DAMAGED_NPZ, SafetensorError) as error:
         kind = "a checkpoint of Orbax" if path.is_dir() else path.suffix[1:]
-        raise BuildFailed(f"target.checkpoint: {path} cannot be read as {kind}: {_first_line(error)}") from None
+        reason = _first_line(error)
+        if "allow_pickle" in reason:
+            # NumPy says this of any file that is none of its own, and how to run its code.
+            reason = "it is no file of NumPy, or holds Python objects, which are never loaded"
+        raise BuildFailed(f"target.checkpoint: {path} cannot be read as {kind}: {reason}") from None
 
 
 def _from_bits(array: np.ndarray) -> np.ndarray:

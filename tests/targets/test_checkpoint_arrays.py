@@ -77,6 +77,14 @@ def test_an_index_stands_for_its_files_and_so_does_its_hash(tmp_path):
         read_arrays(index)
 
 
+def test_a_file_that_is_no_npz_is_told_without_advice_to_run_it(tmp_path):
+    (tmp_path / "w.npz").write_text("x")
+    np.savez(tmp_path / "objects.npz", w=np.array([{}], dtype=object))
+    for name in ("w.npz", "objects.npz"):
+        with pytest.raises(BuildFailed, match=r"npz cannot be read as npz: it is no file of NumPy"):
+            read_arrays(tmp_path / name)
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", "no json", '{"weight_map": {}}', '{"weight_map": {"a": "../a.npz"}}'])
 def test_what_is_no_index_is_refused(tmp_path, content):
     (tmp_path / "w.index.json").write_text(content)
