@@ -80,6 +80,9 @@ class Algorithm(Generic[State, Learned, Tuned]):
     """(key, w) -> `L_n(w) - L_n(w_star)` at a recorded draw, or an unbiased estimate of it; None where the steps give
     it."""
     step_size: Callable[[Tuned], Float[Array, ""]]
+    flat_heat: Callable[[Tuned], Float[Array, ""]] | None = None
+    """tuned -> `dim (T - 1)`, if the loss were flat: the heat that the step gives to the localisation. None: the step
+    gives none, or how much is not known."""
     adapt: Callable[[Key[Array, ""], UInt[Array, ""], State, Learned], tuple[State, Learned, Count]] | None = None
     """(key, index, state, learned) -> (state, learned, gradients evaluated): one step of adaptation."""
     pool: Callable[[UInt[Array, ""], Learned], Learned] = lambda index, learned: learned

@@ -124,15 +124,16 @@ class Chains:
                 rows = RowMoments(none_yet, none_yet, none_yet - jnp.inf)
             unchecked = zero * jnp.nan if algorithm.mala is None else zero
             step_size = zero + jax.vmap(algorithm.step_size, axis_size=spec.num_chains)(tuned)
+            flat_heat = zero if algorithm.flat_heat is None else jax.vmap(algorithm.flat_heat)(tuned)
             loss = jnp.full((*shape, spec.num_draws), jnp.nan, dtype)
             at_w_star = model.observe(model.w_star)
             none_yet = {
                 name: jnp.full((*shape, spec.num_draws, *x.shape), jnp.nan, x.dtype) for name, x in at_w_star.items()
             }
-            return tuned, step_size, zero, unchecked, rows, loss, Watched(none_yet, at_w_star)
+            return tuned, step_size, flat_heat, zero, unchecked, rows, loss, Watched(none_yet, at_w_star)
 
         of_lanes, _ = self._set_up(numbers, carry.anchor)
-        tuned, step_size, zero, unchecked, rows, loss, watched = of_lanes(of_lane, carry.learned)
+        tuned, step_size, flat_heat, zero, unchecked, rows, loss, watched = of_lanes(of_lane, carry.learned)
         none = jnp.zeros((), jnp.uint32)
         none_of_lane = jnp.zeros(numbers.keys.shape[:1], jnp.uint32)
         return Sampling(
@@ -144,6 +145,7 @@ class Chains:
             state=carry.state,
             tuned=tuned,
             step_size=step_size,
+            flat_heat=flat_heat,
             totals=Totals(zero, unchecked, jnp.zeros(zero.shape, jnp.uint32), carry.num_gradients),
             rows=rows,
             alive=carry.alive,

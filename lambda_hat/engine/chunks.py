@@ -27,7 +27,7 @@ LONGEST_SECONDS, ENOUGH = 3.0, 8
 transition, beside the transitions that it makes."""
 MOST_GROWTH = 8
 """Factor by which a chunk may be longer than the one before. The first chunks show how long a transition takes."""
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 

@@ -150,6 +150,7 @@ class End(NamedTuple):
     num_steps: UInt[np.ndarray, "*l"]
     num_draws: UInt[np.ndarray, "*l"]
     step_size: Float[np.ndarray, "*l c"]
+    flat_heat: Float[np.ndarray, "*l c"]
     totals: Totals
     rows: RowMoments | None
     alive: Bool[np.ndarray, "*l c"]
@@ -182,6 +183,7 @@ def _draws(sampler: Sampler, lane: Lane, end: End, chunks: Chunks, index: int) -
         num_divergent=int(end.totals.num_divergent.sum()),
         chain_alive=end.alive,
         step_size=end.step_size.astype(np.float64),
+        flat_heat=end.flat_heat.astype(np.float64),
         num_transitions=cfg.num_chains * num_transitions,
         num_gradients=num_gradients,
         fge=num_gradients * costs.per_gradient

@@ -99,6 +99,8 @@ class Sampling(NamedTuple):
     state: PyTree
     tuned: PyTree
     step_size: Float[Array, "l c"]
+    flat_heat: Float[Array, "l c"]
+    """`Algorithm.flat_heat`; 0 where there is none."""
     totals: Totals
     rows: RowMoments | None
     """Sums where `RowMoments` has means of squares and likelihoods."""

@@ -55,6 +55,9 @@ class Draws(NamedTuple):
     chain_alive: Bool[np.ndarray, " c"]
     """False if the chain became non-finite."""
     step_size: Float[np.ndarray, " c"]
+    flat_heat: Float[np.ndarray, " c"]
+    """`dim (T - 1)`, if the loss were flat, for the temperature T: the heat that the step gives to the localisation. 0
+    where there is none, or where it is not known."""
     num_transitions: int
     """Transitions after burn-in, over all chains. Fewer than configured if every chain became non-finite."""
     num_gradients: int

@@ -60,13 +60,13 @@ class Verdict(Enum):
         "low. Train longer, or raise gamma."
     )
     HEATED = (
-        "the chains are hotter than their posterior (temperature {temperature:.3g} +- {temperature_error:.1g}): the "
-        "estimate may be {heat:.0%} too high. Use a smaller step size or heat, larger batches, or gradient: "
+        "the chains are hotter than their posterior (temperature {temperature:.4g} +- {temperature_error:.1g}{of_step}"
+        "): the estimate may be {heat:.0%} too high. Use a smaller step size or heat, larger batches, or gradient: "
         "control_variate."
     )
     NOT_EQUILIBRATED = (
-        "the chains have not spread (temperature {temperature:.3g} +- {temperature_error:.1g}): the estimate may be "
-        "{cold:.0%} too low. Use more burn-in and thin, precond or metric: low_rank, or raise gamma."
+        "the chains have not spread (temperature {temperature:.4g} +- {temperature_error:.1g}{of_step}): the "
+        "estimate may be {cold:.0%} too low. Use more burn-in and thin, precond or metric: low_rank, or raise gamma."
     )
     NOT_LOCAL = (
         "the loss has levelled off along the chains (degree of growth {degree:.2g}, where a basin has 2 or more): they "
@@ -105,6 +105,10 @@ WIDE = (
 )
 """Added to the sentence of an `ok` whose degree is below `LOW_DEGREE`."""
 
+OF_STEP = "; at this step size {flat:.4g} if the loss were flat"
+"""Added to a temperature where it can be seen in its digits."""
+SEEN = 1.0005
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -128,8 +132,9 @@ class Summary:
     value means that the step size biases the sampler."""
     num_divergent: int
     temperature: float
-    """This field and the next four are those of `Heat`."""
+    """This field and the next five are those of `Heat`."""
     temperature_std_error: float
+    flat_temperature: float
     growth: float
     localisation: float
     distance: float
@@ -236,8 +241,9 @@ def summarize(draws: Draws, loss_at_w_star: float, n_beta: float, gamma: float, 
         max_rel=MAX_REL_ERROR,
         temperature=heat.temperature,
         temperature_error=heat.temperature_error,
+        of_step=OF_STEP.format(flat=heat.flat_temperature) if heat.flat_temperature >= SEEN else "",
         heat=heat.excess,
-        cold=-heat.excess,
+        cold=min(-heat.excess, 1.0),
         degree=degree,
     )
     if verdict is Verdict.OK and grows_slower_than(LOW_DEGREE, draws.growth[alive], kept):
@@ -259,6 +265,7 @@ def summarize(draws: Draws, loss_at_w_star: float, n_beta: float, gamma: float, 
         num_divergent=draws.num_divergent,
         temperature=heat.temperature,
         temperature_std_error=heat.temperature_error,
+        flat_temperature=heat.flat_temperature,
         growth=heat.growth,
         localisation=heat.localisation,
         distance=heat.distance,

@@ -63,6 +63,7 @@ _COLUMNS: list[tuple[str, pa.DataType]] = [
     ("mala_acceptance", pa.float64()),
     ("temperature", pa.float64()),
     ("temperature_std_error", pa.float64()),
+    ("flat_temperature", pa.float64()),
     ("growth", pa.float64()),
     ("localisation", pa.float64()),
     ("distance", pa.float64()),

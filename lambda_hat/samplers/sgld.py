@@ -66,6 +66,12 @@ def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorit
         taken = Taken(w, found.gradient, jnp.vdot(pulled, pulled), localised, jnp.zeros((), w.dtype), found.visit)
         return State(w + moved, moments), taken
 
+    def flat_heat(tuned: stochastic.Tuned) -> Float[Array, ""]:
+        dim = model.w_star.size
+        # With a varying P the sum over directions is larger than this.
+        share = 0.25 * tuned.step_size * gamma * tuned.metric.trace / dim
+        return dim * share / (1 - share)
+
     return stochastic.algorithm(
         model,
         cfg,
@@ -73,6 +79,7 @@ def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorit
         start,
         transition,
         position=lambda state: state.w,
+        flat_heat=flat_heat if moving is None else None,
         learner=SecondMoment(precond, model) if precond is not None and cfg.adapt == "burnin" else None,
     )
 

@@ -91,6 +91,7 @@ def algorithm(
     position: Callable[[State], Float[Array, " dim"]],
     allowed: Allowed = langevin_step,
     learner: Learner | None = None,
+    flat_heat: Callable[[Tuned], Float[Array, ""]] | None = None,
 ) -> Algorithm[State, PyTree, Tuned]:
     """One chain of a sampler on minibatch gradients.
 
@@ -103,6 +104,7 @@ def algorithm(
         position: state -> w.
         allowed: The sampler's rule for the largest step, as `adaptation.langevin_step`.
         learner: Learns a metric that is not low-rank; None: there is none.
+        flat_heat: As in `Algorithm`.
     """
     if cfg.precond == "low_rank":
         learner = LowRank(cfg.num_chains)
@@ -141,6 +143,7 @@ def algorithm(
         position=position,
         record=None if averages(cfg) else recorder(model, cfg),
         step_size=lambda tuned: tuned.step_size,
+        flat_heat=flat_heat,
         mala=mala if cfg.mala_checks else None,
     )
 

@@ -10,7 +10,7 @@ from lambda_hat.estimate.verdict import Verdict, summarize
 DIM = 100
 
 
-def draws_of(loss, alive=None, num_divergent=0, acceptance=None, **more) -> Draws:
+def draws_of(loss, alive=None, num_divergent=0, acceptance=None, flat_heat=0.0, **more) -> Draws:
     """At n_beta = 1, gamma = 1: `growth` is twice the loss, and the localisation takes up the rest of the
     temperature."""
     loss = np.asarray(loss, dtype=np.float64)
@@ -22,6 +22,7 @@ def draws_of(loss, alive=None, num_divergent=0, acceptance=None, **more) -> Draw
         num_divergent=num_divergent,
         chain_alive=np.ones(len(loss), bool) if alive is None else np.asarray(alive),
         step_size=np.full(len(loss), 0.1),
+        flat_heat=np.full(len(loss), flat_heat),
         num_transitions=loss.size,
         num_gradients=loss.size,
         mala_acceptance=None,
@@ -232,6 +233,25 @@ def test_the_temperature_and_the_degree_decide(temperature, degree, verdict):
     assert summary.growth + summary.localisation == pytest.approx(DIM * summary.temperature)
     assert summary.distance == pytest.approx(summary.localisation**0.5)
     assert ("levels off" in summary.verdict_sentence) is (degree == 0.5)
+
+
+def test_heat_that_the_step_gives_to_flat_directions_is_not_laid_on_the_loss():
+    rng = np.random.default_rng(5)
+    loss = autoregressive(rng, 4, 1000, 0.5, mean=10.0)
+
+    def at(temperature, flat_heat):
+        distance = DIM * temperature - 2 * loss
+        return summarize(draws_of(loss, distance=distance, flat_heat=flat_heat), 0.0, 1.0, 1.0, DIM)
+
+    assert at(1.05, 0.0).verdict == "heated"
+    of_step = at(1.05, 5.0)
+    assert of_step.verdict == "ok"
+    assert of_step.flat_temperature == pytest.approx(1.05)
+    hotter, colder = at(1.1, 5.0), at(1.0, 5.0)
+    assert hotter.verdict == "heated"
+    assert "(temperature 1.1 +- " in hotter.verdict_sentence
+    assert "; at this step size 1.05 if the loss were flat)" in hotter.verdict_sentence
+    assert colder.verdict == "not_equilibrated"
 
 
 def test_a_temperature_that_is_not_known_vouches_for_nothing():

@@ -9,6 +9,7 @@ from lambda_hat.estimate.posterior import Posterior, posterior_for
 from lambda_hat.estimate.verdict import summarize
 from lambda_hat.samplers import sample
 from lambda_hat.targets.base import Loss, Target
+from lambda_hat.targets.custom import target_of
 
 CFG = SgldConfig(num_chains=16, num_draws=500, num_burnin=500, thin=5, gamma=50.0, step_size=4e-3)
 """On the quadratic of the fixtures: t a = 144.8, h = 194.8, eps h = .78."""
@@ -163,3 +164,24 @@ def test_mala_acceptance_is_that_of_a_metropolis_step(target):
         assert low < expected <= high
         error = draws.mala_acceptance.std(ddof=1) / 4
         assert abs(draws.mala_acceptance.mean() - expected) < 4 * error + 0.005
+
+
+@pytest.mark.parametrize(("precond", "step_size"), [(None, 2e-3), ("rmsprop", 1e-5)])
+def test_the_heat_of_flat_directions_is_the_one_that_the_step_gives(precond, step_size):
+    """2,000 directions that the loss does not see, held by gamma alone, beside two that it does."""
+    target = target_of(
+        lambda params, batch: jnp.mean((batch @ params["seen"]) ** 2),
+        {"seen": np.zeros(2), "idle": np.zeros(2000)},
+        np.ones((50, 2)),
+        None,
+        identity="two of many",
+    )
+    cfg = SgldConfig(
+        gamma=100.0, step_size=step_size, precond=precond, batch_size=None, num_burnin=2000, num_draws=400, thin=10,
+        precision="float64",
+    )  # fmt: skip
+    posterior = posterior_for(cfg, target.n, target.dim)
+    summary = summarize(sample(target, cfg), target.loss_at_w_star, *posterior, target.dim)
+    assert summary.flat_temperature > 1 + 5 * summary.temperature_std_error
+    assert summary.temperature == pytest.approx(summary.flat_temperature, abs=4 * summary.temperature_std_error)
+    assert summary.verdict == "ok", summary.verdict_sentence
