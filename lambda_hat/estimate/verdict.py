@@ -61,12 +61,12 @@ class Verdict(Enum):
     )
     HEATED = (
         "the chains are hotter than their posterior (temperature {temperature:.4g} +- {temperature_error:.1g}{of_step}"
-        "): the estimate may be {heat:.0%} too high. Use a smaller step size or heat, larger batches, or gradient: "
-        "control_variate."
+        "): the estimate may be {heat} too high. Use a smaller step size or heat, larger batches, gradient: "
+        "control_variate, or more burn-in."
     )
     NOT_EQUILIBRATED = (
         "the chains have not spread (temperature {temperature:.4g} +- {temperature_error:.1g}{of_step}): the "
-        "estimate may be {cold:.0%} too low. Use more burn-in and thin, precond or metric: low_rank, or raise gamma."
+        "estimate may be {cold} too low. Use more burn-in and thin, precond or metric: low_rank, or raise gamma."
     )
     NOT_LOCAL = (
         "the loss has levelled off along the chains (degree of growth {degree:.2g}, where a basin has 2 or more): they "
@@ -170,6 +170,10 @@ def _descent(llc: jaxtyping.Float[np.ndarray, "chains draws"], exact: bool) -> f
     return max(0.0, -float(llc.min()))
 
 
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share <= 1 else "more than 100%"
+
+
 def summarize(draws: Draws, loss_at_w_star: float, n_beta: float, gamma: float, dim: int) -> Summary:
     """Compute the estimate, its standard error and the verdict from the chains that stayed finite.
 
@@ -242,8 +246,8 @@ def summarize(draws: Draws, loss_at_w_star: float, n_beta: float, gamma: float, 
         temperature=heat.temperature,
         temperature_error=heat.temperature_error,
         of_step=OF_STEP.format(flat=heat.flat_temperature) if heat.flat_temperature >= SEEN else "",
-        heat=heat.excess,
-        cold=min(-heat.excess, 1.0),
+        heat=_percent(heat.excess),
+        cold=_percent(-heat.excess),
         degree=degree,
     )
     if verdict is Verdict.OK and grows_slower_than(LOW_DEGREE, draws.growth[alive], kept):

@@ -104,8 +104,10 @@ class LowRank:
 
     def fit(self, kept: Kept, metric: Metric) -> Metric:
         """The metric of what the chains have kept; `metric` where they show no scale. `kept` has an axis of chains."""
-        # blackjax takes nearly as long to import as jax, and an unpreconditioned SGLD needs none of it.
-        from blackjax.adaptation.metric_estimators import fisher_score_low_rank
+        # blackjax takes nearly as long to import as jax, and an unpreconditioned SGLD needs none of it. It computes a
+        # number while it is imported, which must not become a part of the program that is being traced.
+        with jax.ensure_compile_time_eval():
+            from blackjax.adaptation.metric_estimators import fisher_score_low_rank
 
         # A chain with fewer draws repeats them, which changes neither mean nor covariance.
         rows = jnp.arange(self.rows, dtype=jnp.uint32)[None] % jnp.maximum(kept.count, NUMBER(1))[:, None]
