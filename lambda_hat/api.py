@@ -16,6 +16,7 @@ from lambda_hat.estimate.llc import llc_from_losses
 from lambda_hat.execute.progress import telling
 from lambda_hat.execute.sampling import Estimate, estimate
 from lambda_hat.omegaconf_support import build_dataclass, schema_for
+from lambda_hat.store.layout import programs_folder
 from lambda_hat.targets.custom import target_of
 from lambda_hat.targets.observables import with_functions
 
@@ -199,7 +200,7 @@ def estimate_llc(
         raise ConfigError(f"beta: got both beta = {beta} and n_beta = {n_beta}, which is n times it; give one of them")
     if data is None and options.get("batch_size") is not None:
         raise ConfigError(f"batch_size: got {options['batch_size']} with data=None; a loss without data has no batches")
-    target = with_functions(target_of(loss_fn, params, data, n), observables)
+    target = with_functions(target_of(loss_fn, params, data, n, programs=programs_folder()), observables)
     options |= {
         "name": sampler,
         "num_chains": num_chains,

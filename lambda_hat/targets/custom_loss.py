@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ itself is biased."""
 
 @dataclass(frozen=True)
 class CustomLoss(Loss):
-    """`function(params, batch)`, or `function(params, batch, key=key)` if the function has a parameter `key`.
+    """`function(params, batch)`, with `key=key` if the function has a parameter `key`, and `state=` if it has a state.
 
     The function returns the mean over the rows of the batch, or a pair (sum of their losses, sum of their weights).
     """
@@ -37,18 +36,10 @@ class CustomLoss(Loss):
     """None if the function is called with None in place of data."""
     stochastic: bool
     """Whether the function has a parameter `key`."""
-    state_digest: str = ""
-    """Of `state`: losses that hold other arrays share no program."""
+    state: tuple[str, ...] = ()
+    """The paths of arrays that the function takes beside the parameters. They never move."""
 
     strict = False
-
-    @property
-    def state(self) -> dict[str, np.ndarray]:
-        return state_of(self.function)
-
-    def with_state(self, state: Mapping[str, np.ndarray]) -> CustomLoss:
-        function: Any = self.function
-        return replace(self, function=function.with_state(state), state_digest=digest(state)) if state else self
 
     def reference(self, params: Arrays, rows: Arrays) -> tuple[float, float] | None:
         """The mean loss over `rows` as the framework computes it in which the function was written.
@@ -62,7 +53,7 @@ class CustomLoss(Loss):
         function: Any = self.function
         if self.data is None or not hasattr(function, "reference"):
             return None
-        return function.reference(self.params.rebuild(params), self.data.rebuild(rows))
+        return function.reference(self.params.rebuild(params), self.data.rebuild(rows), **self._state(params))
 
     def __call__(self, params: Arrays, data: Arrays, *key: Key[Array, ""]) -> Float[Array, ""]:
         value = self.value(params, data, *key)
@@ -97,6 +88,10 @@ class CustomLoss(Loss):
         # JAX refuses to index a NumPy array with a traced index.
         return self.params.rebuild(params, lambda leaf: jnp.asarray(leaf) if _is_numeric(leaf) else leaf)
 
+    def _state(self, params: Arrays) -> dict[str, Any]:
+        """The argument `state` of the function, if it has one."""
+        return {"state": {path: params[path] for path in self.state}} if self.state else {}
+
     def value(self, params: Arrays, data: Arrays, *key: Key[Array, ""]) -> Any:
         """The mean over rows, or the pair, in the precision of the parameters.
 
@@ -104,10 +99,11 @@ class CustomLoss(Loss):
             ConfigError: if the function returns anything else; raised while it is traced.
         """
         batch = None if self.data is None else self.data.rebuild(data)
-        named = {"key": key[0]} if self.stochastic else {}
+        named = self._state(params) | ({"key": key[0]} if self.stochastic else {})
         whole = self.whole(params)
         # Of half-precision parameters the loss itself keeps the digits that the function gives it.
-        dtype = jnp.promote_types(next(iter(params.values())).dtype, jnp.float32)
+        first = next(path for path in self.params.paths if path is not None)
+        dtype = jnp.promote_types(params[first].dtype, jnp.float32)
         with warnings.catch_warnings():
             # A loss may ask for float64 by name. In a float32 run it gets float32, and JAX would warn.
             warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
@@ -117,20 +113,6 @@ class CustomLoss(Loss):
                 raise ConfigError("loss: it returned a pair of numbers with data=None; without rows it is one number")
             return tuple(jnp.asarray(number).astype(dtype) for number in returned)
         return _one_number(returned).astype(dtype)
-
-
-def state_of(function: Any) -> dict[str, np.ndarray]:
-    """The arrays by path that a function takes beside its parameters and that do not move: its attribute `state`."""
-    return dict(getattr(function, "state", {}))
-
-
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """A digest of names, types and values; empty if there are none."""
-    found = hashlib.blake2b(digest_size=20)
-    for name, array in arrays.items():
-        found.update(f"{name} {array.dtype} {array.shape} ".encode())
-        found.update(array.tobytes())
-    return found.hexdigest() if arrays else ""
 
 
 def _is_numeric(leaf: Any) -> bool:

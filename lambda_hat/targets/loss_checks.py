@@ -135,7 +135,7 @@ def _digest(*parts: dict[str, np.ndarray]) -> str:
     for part in parts:
         for name, array in part.items():
             digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-            digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 
