@@ -101,10 +101,20 @@ class Loss:
 
     def per_row(self, params: Arrays, data: Arrays, slice_rows: int) -> Float[Array, " rows"]:
         """The value of `of_row` for every row, `slice_rows` rows at a time."""
+        return self.each_row(lambda row: self.of_row(params, row), data, slice_rows)
+
+    def each_row(self, function: Callable[[dict[str, Any]], Array], data: Arrays, slice_rows: int) -> Array:
+        """The value of a function for every row, `slice_rows` rows at a time, (rows, ...).
+
+        Args:
+            function: (row with a leading axis of length 1, and the constants) -> array.
+            data: the full data.
+            slice_rows: how many rows are computed side by side.
+        """
         constants = {name: array for name, array in data.items() if not array.ndim}
 
         def of_row(row):
-            return self.of_row(params, {name: array[None] for name, array in row.items()} | constants)
+            return function({name: array[None] for name, array in row.items()} | constants)
 
         rows = {name: array for name, array in data.items() if array.ndim}
         return jax.lax.map(of_row, rows, batch_size=min(slice_rows, self.num_rows(data)))

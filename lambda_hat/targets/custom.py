@@ -39,9 +39,9 @@ def target_of(
     """Make the target of a loss at `params`, which become its `w_star`.
 
     Args:
-        loss_fn: `(params, batch) -> mean loss`, or the pair (sum of the losses of the rows, sum of their weights). If
-            it has a parameter called `key`, it is given a random key. The state of a `lambda_hat.torch.TorchLoss` is
-            held, and given to it as `state`.
+        loss_fn: `(params, batch) -> mean loss`, or the pair (sum of the losses of the rows, sum of their weights), or
+            the losses of tokens and their weights, both of shape (rows, tokens). If it has a parameter called `key`, it
+            is given a random key. The state of a `lambda_hat.torch.TorchLoss` is held, and given to it as `state`.
         params: any pytree; its floating-point arrays are sampled, apart from those of `held_paths`.
         data: any pytree of arrays with one entry per data point; None for a loss without data.
         n: number of data points; default: the length of the arrays of `data`. Required if `data` is None.

@@ -31,9 +31,10 @@ def from_torch(
             except that of several that are one tensor (tied weights) only the first is listed. Everything else is held:
             buffers, such as the running statistics of BatchNorm, and parameters without `requires_grad`. Whatever its
             mode, it is evaluated as after `module.eval()`: dropout is off, BatchNorm takes its running statistics.
-        loss_fn: the loss in torch, the mean over the rows of the batch, or the pair (sum of the losses of the rows, sum
-            of their weights). It is called as `loss_fn(module, batch)`; with `inputs` as `loss_fn(outputs, batch)`,
-            where `outputs = module(batch[inputs])`. `batch` has the structure of the data, with tensors.
+        loss_fn: the loss in torch, the mean over the rows of the batch, the pair (sum of the losses of the rows, sum of
+            their weights), or the losses of tokens and their weights, both of shape (rows, tokens). It is called as
+            `loss_fn(module, batch)`; with `inputs` as `loss_fn(outputs, batch)`, where `outputs =
+            module(batch[inputs])`. `batch` has the structure of the data, with tensors.
         inputs: the key of the entry of the batch with which the module is called, or a list of keys, for its arguments
             in order. None: `loss_fn` calls the module itself.
 
@@ -183,7 +184,7 @@ class TorchLoss:
                 ) from error
         with contextlib.suppress(TypeError, ValueError, ZeroDivisionError, RuntimeError):
             eps = torch.finfo(first.dtype).eps
-            return (float(returned[0]) / float(returned[1]) if isinstance(returned, tuple) else float(returned)), eps
+            return _mean(returned), eps
         return float("nan"), 1.0
 
     def _evaluate(self, tensors: dict[str, Any], batch: Any) -> Any:
@@ -191,6 +192,16 @@ class TorchLoss:
         with torch.no_grad(), _in_evaluation(self.shell):
             named = {f"module.{self.names[path]}": tensor for path, tensor in tensors.items()}
             return torch.func.functional_call(self.shell, named, (batch,))
+
+
+def _mean(returned: Any) -> float:
+    """The mean that a loss of torch means by what it returned."""
+    if not isinstance(returned, tuple):
+        return float(returned)
+    total, weight = returned
+    if getattr(weight, "ndim", 0):
+        total, weight = (total * weight).sum(), weight.sum()
+    return float(total) / float(weight)
 
 
 @contextlib.contextmanager
