@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lambda_hat import estimate_llc
-from lambda_hat.config import CustomBuild, CustomTarget, HmcConfig, SgldConfig
+from lambda_hat.config import CustomBuild, CustomTarget, HmcConfig, ObserveConfig, SgldConfig
 from lambda_hat.config.checkpoint_file import with_checkpoint_hash
 from lambda_hat.engine.run import place_of
 from lambda_hat.errors import BuildFailed, ConfigError
@@ -21,6 +21,7 @@ from lambda_hat.samplers import lane_key, make_lane
 from lambda_hat.targets import load_target
 from lambda_hat.targets.base import all_parameters
 from lambda_hat.targets.custom import target_of
+from lambda_hat.targets.observables import with_observables
 from lambda_hat.targets.pytrees import notes_on, split_params
 from lambda_hat.torch import from_torch
 from lambda_hat.torch.state_dicts import load_state
@@ -168,6 +169,25 @@ def test_buffers_and_frozen_parameters_are_held_and_said_and_the_mode_is_the_use
     module.requires_grad_(False)
     with pytest.raises(ConfigError, match=r"module: none of its 8 parameters has requires_grad; nothing could be"):
         from_torch(module, cross_entropy)
+
+
+def test_losses_of_tokens_are_torchs():
+    module = nn.Sequential(nn.Embedding(11, 4), nn.Linear(4, 11))
+
+    def per_token(module, batch):
+        logits, labels = module(batch["x"])[:, :-1], batch["x"][:, 1:]
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        return losses.view_as(labels), labels != 3
+
+    target = target_of(*from_torch(module, per_token), TOKENS, None)
+    losses, there = (part.detach().numpy() for part in per_token(module, {"x": torch.from_numpy(TOKENS["x"])}))
+    assert 0 < there.sum() < there.size
+    assert target.loss_at_w_star == pytest.approx(losses[there].mean(), rel=1e-5)
+    watched = with_observables(target, {"tokens": ObserveConfig(rows=7, per="token")})
+    what, data = watched.observed["tokens"]
+    with jax.enable_x64(True):
+        found = what(watched.loss, watched.w_star, data, 4)
+    np.testing.assert_allclose(found, (losses * there)[:7], rtol=1e-5)
 
 
 def test_half_precision_is_said():
