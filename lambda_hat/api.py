@@ -160,8 +160,9 @@ def estimate_llc(
 
     Args:
         loss_fn: `(params, batch) -> mean loss`, one real number of shape (). For masked rows or tokens it returns the
-            pair (sum of the losses of the rows, sum of their weights), both of shape (). If it has a parameter called
-            `key`, it is given a new random key per evaluation; only sgld, sghmc and sgnht take such a loss.
+            pair (sum of the losses of the rows, sum of their weights), both of shape (), or the losses of tokens and
+            their weights, both of shape (batch_size, tokens). If it has a parameter called `key`, it is given a new
+            random key per evaluation; only sgld, sghmc and sgnht take such a loss.
         params: any pytree (Equinox, Flax, Haiku, dicts), at a minimum of the loss. Its floating-point arrays, of any
             shapes, are sampled, but for running statistics.
         data: any pytree of arrays of shape (n, ...), whose leading axis counts the data points. `loss_fn` is called

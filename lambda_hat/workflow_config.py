@@ -276,8 +276,8 @@ def _on_target(setting: SampleConfig, target_id: str, facts: _Facts, source: str
             f"{facts.build.no_likelihood}; leave it out, or say under targets which ones the entry is for"
         )
     try:
-        stores_rows = not isinstance(facts.build, DlnBuild)
-        check_observed(cfg, facts.num_data, stores_rows, f"target {target_id} ({facts.build.kind})")
+        stores_rows, is_custom = (not isinstance(facts.build, DlnBuild)), isinstance(facts.build, CustomBuild)
+        check_observed(cfg, facts.num_data, stores_rows, is_custom, f"target {target_id} ({facts.build.kind})")
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     return cfg

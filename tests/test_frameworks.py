@@ -34,7 +34,7 @@ def examined(loss, params):
 def held_and_said(target, kind: str, dim: int, held: int):
     """`dim` parameters move, and one note tells of `held` numbers that do not."""
     assert (target.dim, sum(array.size for array in target.held.values())) == (dim, held)
-    (note,) = (note for note in target.notes if "stay as given" in note)
+    (note,) = (note for note in target.held_notes if "stay as given" in note)
     assert note.endswith(f" stay as given: {kind}, no parameters; dim does not count their {held} numbers")
     assert all(path in note or "..." in note for path in target.held)
 

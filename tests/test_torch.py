@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,18 @@ import numpy as np
 import pytest
 
 from lambda_hat import estimate_llc
-from lambda_hat.config import CustomBuild, CustomTarget
+from lambda_hat.config import CustomBuild, CustomTarget, HmcConfig, ObserveConfig, SgldConfig
 from lambda_hat.config.checkpoint_file import with_checkpoint_hash
+from lambda_hat.engine.run import place_of
 from lambda_hat.errors import BuildFailed, ConfigError
 from lambda_hat.execute.build import build_into
-from lambda_hat.id_utils import target_id_for
+from lambda_hat.execute.sampling import sample_into
+from lambda_hat.id_utils import Run, target_id_for
+from lambda_hat.samplers import lane_key, make_lane
 from lambda_hat.targets import load_target
+from lambda_hat.targets.base import all_parameters
 from lambda_hat.targets.custom import target_of
+from lambda_hat.targets.observables import with_observables
 from lambda_hat.targets.pytrees import notes_on, split_params
 from lambda_hat.torch import from_torch
 from lambda_hat.torch.state_dicts import load_state
@@ -148,7 +154,11 @@ def test_buffers_and_frozen_parameters_are_held_and_said_and_the_mode_is_the_use
     loss, params = from_torch(module, cross_entropy)
     assert not {"1/running_mean", "1/running_var", "1/num_batches_tracked", "0/bias"} & params.keys()
     target = target_of(loss, params, IMAGES, None)
-    assert target.notes == (
+    assert target.held.keys() == {"1/running_mean", "1/running_var", "1/num_batches_tracked", "0/bias"}
+    restricted = target.restricted(["7/*"])
+    assert restricted.dim == 84 and restricted.held.keys() > target.held.keys()
+    assert (target.notes, restricted.held_notes) == ((), target.held_notes)
+    assert target.held_notes == (
         "the module was in training mode, and is evaluated as after module.eval(): without dropout",
         "BatchNorm's statistics are held as they are: 1/running_mean, 1/running_var",
         "parameters without requires_grad are held as they are: 0/bias",
@@ -159,6 +169,25 @@ def test_buffers_and_frozen_parameters_are_held_and_said_and_the_mode_is_the_use
     module.requires_grad_(False)
     with pytest.raises(ConfigError, match=r"module: none of its 8 parameters has requires_grad; nothing could be"):
         from_torch(module, cross_entropy)
+
+
+def test_losses_of_tokens_are_torchs():
+    module = nn.Sequential(nn.Embedding(11, 4), nn.Linear(4, 11))
+
+    def per_token(module, batch):
+        logits, labels = module(batch["x"])[:, :-1], batch["x"][:, 1:]
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        return losses.view_as(labels), labels != 3
+
+    target = target_of(*from_torch(module, per_token), TOKENS, None)
+    losses, there = (part.detach().numpy() for part in per_token(module, {"x": torch.from_numpy(TOKENS["x"])}))
+    assert 0 < there.sum() < there.size
+    assert target.loss_at_w_star == pytest.approx(losses[there].mean(), rel=1e-5)
+    watched = with_observables(target, {"tokens": ObserveConfig(rows=7, per="token")})
+    what, data = watched.observed["tokens"]
+    with jax.enable_x64(True):
+        found = what(watched.loss, watched.w_star, data, 4)
+    np.testing.assert_allclose(found, (losses * there)[:7], rtol=1e-5)
 
 
 def test_half_precision_is_said():
@@ -313,15 +342,56 @@ def test_a_study_measures_a_module_at_its_checkpoint(zoo, tmp_path):
     (tmp_path / "step_2.pt").unlink()  # the store has everything
     target = load_target(tmp_path / target_id)[0]
     assert set(target.w_star) == {path.replace(".", "/") for path, _ in net.named_parameters()}
-    assert target.notes[-1] == "step_2.pt: its model is the state dict; left out: optimizer, step"
+    assert target.held_notes[-1] == "step_2.pt: its model is the state dict; left out: optimizer, step"
     expected = loss_fn(net.eval(), data).item()
     assert target.loss_at_w_star == pytest.approx(expected, rel=1e-5)
     with jax.enable_x64(True):
-        assert float(target.loss(target.w_star, target.data)) == pytest.approx(target.loss_at_w_star, rel=1e-9)
-    state = target.loss.state
-    np.testing.assert_array_equal(state["1/running_mean"], net[1].running_mean)
-    other = target.loss.with_state({**state, "1/running_mean": state["1/running_mean"] + 1})
-    assert other != target.loss == target.loss.with_state(state)
+        whole = all_parameters(target.w_star, target.held, target.starts)
+        assert float(target.loss(whole, target.data)) == pytest.approx(target.loss_at_w_star, rel=1e-9)
+
+
+def test_the_state_of_a_checkpoint_is_no_part_of_the_programs(zoo, tmp_path):
+    name, net, _, data = zoo
+    targets = []
+    for step in (1, 2):
+        cfg = with_checkpoint_hash(
+            CustomBuild(target=CustomTarget(torch=f"{name}:make", checkpoint=f"step_{step}.pt")), "here"
+        )
+        build_into(tmp_path / f"target_{step}", cfg)
+        targets.append(load_target(tmp_path / f"target_{step}")[0])
+    one, other = targets
+    assert [target.held["1/num_batches_tracked"].tolist() for target in targets] == [1, 2]
+    for place in (place_of(target, "float64") for target in targets):
+        assert {str(array.dtype) for array in place.held.values()} == {"float64", "int64"}
+    np.testing.assert_array_equal(other.held["1/running_mean"], net[1].running_mean)
+    lanes = [make_lane(target, HmcConfig(target_id="tgt_0"), 0) for target in targets]
+    assert lane_key(lanes[0]) == lane_key(lanes[1])
+    # Nor does any of them come from the module that the function returns at first.
+    loss, params = from_torch(net, lambda net, batch: ((net(batch["x"]) - batch["y"]) ** 2).mean() / 2)
+    held = {**one.held, "1/running_mean": other.held["1/running_mean"], "1/running_var": other.held["1/running_var"]}
+    with jax.enable_x64(True):
+        for state, is_own in ((one.held, False), (held, True)):
+            value = other.loss({**other.w_star, **state}, other.data)
+            assert bool(np.isclose(value, loss(params, data), rtol=1e-6)) is is_own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_checkpoints_of_a_network_with_batch_norm_share_their_programs(zoo, tmp_path, precision):
+    name, *_ = zoo
+    cfg = SgldConfig(precision=precision, num_chains=2, num_draws=20, num_burnin=40, thin=1, batch_size=8)
+    counts = []
+    for step in (1, 2):
+        build = with_checkpoint_hash(
+            CustomBuild(target=CustomTarget(torch=f"{name}:make", checkpoint=f"step_{step}.pt")), "here"
+        )
+        target_dir = tmp_path / "targets" / target_id_for(build)
+        build_into(target_dir, build)
+        run = Run.of(replace(cfg, target_id=target_dir.name))
+        analysis = sample_into(target_dir / run.run_id, target_dir, run)
+        counts.append(analysis["programs_compiled"])
+        assert any("BatchNorm" in note for note in analysis["notes"]) and np.isfinite(analysis["llc_mean"])
+    assert counts[0] > 0 == counts[1]
 
 
 def test_ids_and_what_a_target_of_torch_must_name(zoo, tmp_path):

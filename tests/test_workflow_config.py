@@ -320,7 +320,7 @@ def test_what_is_watched_is_part_of_the_id_and_its_size_is_said(study_file):
             {"a": {"rows": 5}},
             r"observe\.a: .* keeps the moments of its data in place of the rows",
         ),
-        ({}, {"a": {"per": "token"}}, r"samplers\[0\]: observe: per: got 'token'"),
+        ({}, {"a": {"per": "token"}}, r"observe\.a: per: token: the rows of target tgt_\w+ \(mlp\) have no tokens"),
         ({}, {"a": {"row": 5}}, r"samplers\[0\]: observe\.a\.row: Key 'row' not in"),
     ],
 )

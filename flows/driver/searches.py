@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.driver.attempts import Attempts
+from flows.driver.deaths import forget
 from flows.driver.dry_run import show_packs
 from flows.driver.packs import submit_packs
 from flows.driver.pricing import plan_sentences, price_of
@@ -58,6 +59,8 @@ class Tuning:
         """What was sampled more than once, in one line."""
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
         """Of finished runs, which nothing changes any more."""
+        self._failed: set[tuple[str, str]] = set()
+        """Runs that have failed, when they were last looked at."""
         self._sampled: dict[tuple[str, str], Run] = {}
         self._batches = 0
         self._ended = False
@@ -141,6 +144,7 @@ class Tuning:
             self._stop.check()
             if self._request.is_late:
                 raise OutOfTime
+            self._discard_failures(wanted)
             study = self._study_of(wanted)
             plan = replace(self._request, study=study).plan(None)
             if plan.runs or plan.elsewhere:
@@ -160,6 +164,18 @@ class Tuning:
         """The runs that all searches want next, each of them once."""
         return list({run.key: run for search in self.searches for run in search.propose(self._look)}.values())
 
+    def _is_tried_again(self, key: tuple[str, str]) -> bool:
+        """Whether the failure of a run is an earlier command's, and this one is to try it again."""
+        return self._request.rerun is not None and key not in self._sampled
+
+    def _discard_failures(self, runs: Sequence[Run]) -> None:
+        for run in runs:
+            if run.key in self._failed and self._is_tried_again(run.key):
+                directory = self._request.store.run_dir(*run.key)
+                (directory / "error.json").unlink(missing_ok=True)
+                forget(directory)
+                self._failed.discard(run.key)
+
     def _study_of(self, wanted: Sequence[Run]) -> Study:
         return with_runs(self._base, wanted).priced(self._base.costs, self._request.store.targets_dir)
 
@@ -172,6 +188,9 @@ class Tuning:
         for row in collect(self._request.store, missing, self._base.targets).to_pylist() if missing else ():
             key = row["target_id"], row["run_id"]
             now[key] = row
+            (self._failed.add if row["status"] == "failed" else self._failed.discard)(key)
+            if row["status"] == "failed" and self._is_tried_again(key):
+                row["status"] = "pending"
             if row["status"] == "finished":
                 self._rows[key] = row
         return [now[run.key] for run in runs]
@@ -213,6 +232,8 @@ class Tuning:
         ]
         for search in lost:
             say(f"no settings for {search.label}: {search.why_none}")
+        if self._failed:
+            say(f"failed    {len(self._failed)} runs: the same command with --rerun failed tries them again")
         if self._tally is not None:
             say(f"tries     {self._tally}")
         say(f"time      {time.monotonic() - self._started:.1f} s")
@@ -271,7 +292,7 @@ class Tuning:
             say("the next batch depends on what was tried; dry run: nothing was started")
             return EXIT_OK
         request = replace(self._request, study=self._study_of(first))
-        plan = request.plan(None, look_only=True)
+        plan = request.plan(request.rerun, look_only=True)
         say("the first batch:")
         self._screen.say_all(plan_sentences(request, plan))
         self._screen.say_all(show_packs(request, plan))

@@ -9,7 +9,7 @@ from typing import Any
 from lambda_hat.config.common import choice, positive_int, require
 from lambda_hat.errors import ConfigError
 
-PER = ("mean", "row")
+PER = ("mean", "row", "token")
 OWN_NAMES = ("loss", "llc", "chain", "draw")
 """Names that a trace gives to something else."""
 _NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
@@ -22,8 +22,8 @@ class ObserveConfig:
     data: str | None = None
     """`package.module:function`, called with `kwargs`; it returns data like the target's. Null: the target's own."""
     function: str | None = None
-    """`package.module:function`, called with (params, data); it returns an array. It is recorded in place of the loss:
-    the losses of tokens, for example."""
+    """`package.module:function`, called with (params, data); it returns an array. It is recorded in place of the
+    loss."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function that `data` names."""
     version: int = 1
@@ -31,7 +31,8 @@ class ObserveConfig:
     rows: int | None = None
     """Take the first rows only. Null: all."""
     per: str | None = None
-    """`mean`, the mean loss over the rows, or `row`, the loss of every row. Null: mean."""
+    """`mean`, the mean loss over the rows, `row`, the loss of every row, or `token`, the losses of every token as an
+    array (rows, tokens), if the loss returns them. Null: mean."""
 
     def __post_init__(self):
         for key in ("data", "function"):
@@ -43,11 +44,6 @@ class ObserveConfig:
             )
         positive_int("observe: version", self.version, 0)
         positive_int("observe: rows", self.rows)
-        if self.per == "token":
-            raise ConfigError(
-                "observe: per: got 'token', but a loss gives no values of tokens; write function: "
-                "package.module:function, which returns them from (params, data) as an array (rows, tokens)"
-            )
         choice("observe: per", self.per, PER)
         if self.function is not None and self.per is not None:
             raise ConfigError(f"observe: per: got {self.per!r} beside a function, which says itself what it returns")

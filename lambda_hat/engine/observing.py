@@ -46,8 +46,8 @@ def _recorded(target: Target, name: str, precision: str, slice_rows: int) -> jax
     arrays = (target.w_star, target.held, target.starts, target.data if data is None else data)
     try:
         found = jax.eval_shape(value, *(cast(tree, precision) for tree in arrays))
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise ConfigError(f"observable {name}: {error}") from error
     except _UNTRACEABLE as error:
         said = str(error).strip().partition("\n")[0]
         raise ConfigError(f"observable {name}: it cannot be computed by JAX: {type(error).__name__}: {said}") from error

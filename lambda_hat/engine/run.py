@@ -171,7 +171,7 @@ def _draws(sampler: Sampler, lane: Lane, end: End, chunks: Chunks, index: int) -
     num_gradients = int(end.totals.num_gradients.sum(dtype=np.int64))
     costs = sampler.costs(cfg, target)
     per_record = costs.per_record + LOSS_COST * cfg.singular_fluctuation
-    notes = sampler.notes(cfg, target) + target.notes + notes_on(cfg, recorded_by(lane))
+    notes = sampler.notes(cfg, target) + target.held_notes + target.notes + notes_on(cfg, recorded_by(lane))
     if num_draws < cfg.num_draws:
         notes += (f"ended after {num_draws} of {cfg.num_draws} draws: every chain had become non-finite",)
     return Draws(

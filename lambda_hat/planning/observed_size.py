@@ -19,13 +19,14 @@ def in_words(size: int) -> str:
     return f"{size / 2**10:.3g} KiB"
 
 
-def check_observed(cfg: SampleConfig, num_data: int | None, stores_rows: bool, target: str) -> None:
+def check_observed(cfg: SampleConfig, num_data: int | None, stores_rows: bool, is_custom: bool, target: str) -> None:
     """Refuse observables that a target cannot have.
 
     Args:
         cfg: The configuration of a run.
         num_data: Rows of its target's data, 0 for a closed form; None: not known before it is built.
         stores_rows: Whether the data hold the rows themselves.
+        is_custom: Whether its loss is the user's own, which may have tokens.
         target: What messages call the target.
 
     Raises:
@@ -38,6 +39,8 @@ def check_observed(cfg: SampleConfig, num_data: int | None, stores_rows: bool, t
                 f"observe.{name}: {target} has no rows: {NO_ROWS['population']}; leave it out, or say under "
                 "targets which ones the entry is for"
             )
+        if what.per == "token" and not is_custom:
+            raise ConfigError(f"observe.{name}: per: token: the rows of {target} have no tokens; write per: row")
         if not stores_rows and (what.data is not None or what.rows is not None):
             raise ConfigError(
                 f"observe.{name}: {target} keeps the moments of its data in place of the rows, so that it takes no "
@@ -64,7 +67,7 @@ def kept_bytes(cfg: SampleConfig, num_data: int | None) -> tuple[int, int]:
     rows = unknown = 0
     for what in (cfg.observe or {}).values():
         count = num_data if what.rows is None and what.data is None else what.rows
-        if what.function is not None or (what.per == "row" and count is None):
+        if what.function is not None or what.per == "token" or (what.per == "row" and count is None):
             unknown += 1
         elif what.per == "row":
             rows += count or 0

@@ -145,12 +145,12 @@ def save_target(
         "true_multiplicity": target.true_multiplicity,
         "held": list(target.held),
         "notes": list(target.notes),
-        "state": list(target.loss.state),
+        "held_notes": list(target.held_notes),
         "measured": info.get("measured"),
         "build": {key: value for key, value in info.items() if key != "measured"},
         "versions": {"jax": jax.__version__, "numpy": np.__version__},
     }
-    params = target.w_star | target.held | target.loss.state
+    params = target.w_star | target.held
     arrays = {"params.npz": _npz_bytes(params), "data.npz": _npz_bytes(target.data)}
     publish_target(directory, cfg, meta, arrays, data_of)
 
@@ -181,9 +181,10 @@ def load_target(directory: Path) -> tuple[Target, BuildConfig]:
     try:
         cfg = _read_config(directory, meta)
         w_star = _read_npz(directory, "params.npz", meta)
-        held, state = ({path: w_star.pop(path) for path in meta.get(key, ())} for key in ("held", "state"))
+        # Targets of an older store list the state of a network of torch by itself.
+        held = {path: w_star.pop(path) for key in ("held", "state") for path in meta.get(key, ())}
         target = Target(
-            loss=_module(meta["kind"]).make_loss(cfg).with_state(state),
+            loss=_module(meta["kind"]).make_loss(cfg),
             w_star=w_star,
             data=_read_npz(_data_folder(directory, meta), "data.npz", meta),
             population=meta["population"],
@@ -193,6 +194,7 @@ def load_target(directory: Path) -> tuple[Target, BuildConfig]:
             true_multiplicity=meta["true_multiplicity"],
             held=held,
             notes=tuple(meta.get("notes", ())),
+            held_notes=tuple(meta.get("held_notes", ())),
         )
         return target, cfg
     except KeyError as error:

@@ -36,15 +36,6 @@ class Loss:
     """Whether the data hold the rows themselves."""
 
     @property
-    def state(self) -> dict[str, np.ndarray]:
-        """Arrays by path that the loss holds beside the parameters, as BatchNorm's statistics. They never move."""
-        return {}
-
-    def with_state(self, state: Mapping[str, np.ndarray]) -> Loss:
-        """The same loss, holding other arrays."""
-        return self
-
-    @property
     def no_likelihood(self) -> str | None:
         """The reason why the loss of a row is no negative log likelihood; None if it is one."""
         return NO_ROWS["stochastic"] if self.stochastic else None
@@ -110,10 +101,20 @@ class Loss:
 
     def per_row(self, params: Arrays, data: Arrays, slice_rows: int) -> Float[Array, " rows"]:
         """The value of `of_row` for every row, `slice_rows` rows at a time."""
+        return self.each_row(lambda row: self.of_row(params, row), data, slice_rows)
+
+    def each_row(self, function: Callable[[dict[str, Any]], Array], data: Arrays, slice_rows: int) -> Array:
+        """The value of a function for every row, `slice_rows` rows at a time, (rows, ...).
+
+        Args:
+            function: (row with a leading axis of length 1, and the constants) -> array.
+            data: the full data.
+            slice_rows: how many rows are computed side by side.
+        """
         constants = {name: array for name, array in data.items() if not array.ndim}
 
         def of_row(row):
-            return self.of_row(params, {name: array[None] for name, array in row.items()} | constants)
+            return function({name: array[None] for name, array in row.items()} | constants)
 
         rows = {name: array for name, array in data.items() if array.ndim}
         return jax.lax.map(of_row, rows, batch_size=min(slice_rows, self.num_rows(data)))
@@ -152,11 +153,11 @@ class Observed(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A loss, its data and `w_star`. Arrays are float64; the samplers cast them to the precision of the run."""
+    """A loss, its data and `w_star`. The samplers cast floating-point arrays to the precision of the run."""
 
     loss: Loss
     w_star: dict[str, np.ndarray]
-    """The point whose LLC is wanted: arrays by path, such as "layers/0/weight", or parts of arrays."""
+    """The point whose LLC is wanted: float64 arrays by path, such as "layers/0/weight", or parts of arrays."""
     data: dict[str, np.ndarray]
     """Arrays with one row per data point, or the constants of a population loss."""
     population: bool
@@ -169,9 +170,12 @@ class Target:
     """The learning coefficient lambda; None if it is not known."""
     true_multiplicity: int | None
     held: dict[str, np.ndarray] = field(default_factory=dict)
-    """Parameters that are held fixed, by path; whole arrays also where a part of them moves."""
+    """What the loss takes beside the moving parameters and never moves, by path: parameters that are held fixed, whole
+    arrays also where a part of them moves, and a network's state, such as BatchNorm's statistics, of any type."""
     notes: tuple[str, ...] = ()
     """Sentences about the parameters that move, for the report of every run."""
+    held_notes: tuple[str, ...] = ()
+    """Sentences about what is held whatever moves, and how the network is evaluated, for the report of every run."""
     starts: dict[str, np.ndarray] = field(default_factory=dict)
     """Where the moving parts of arrays begin along every axis, by their names in `w_star`."""
     observed: dict[str, Observed] = field(default_factory=dict)
@@ -195,7 +199,7 @@ class Target:
     def restricted(self, patterns: Sequence[str]) -> Target:
         """The same target, in which only the parameters move that match one of the `patterns` of `moving_parts`.
 
-        Its learning coefficient is not known, and `notes` are dropped.
+        Its learning coefficient is not known, and `notes`, which are about all parameters, are dropped.
 
         Raises:
             ConfigError: as `moving_parts`.

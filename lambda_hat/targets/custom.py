@@ -19,12 +19,12 @@ from lambda_hat.errors import BuildFailed, ConfigError, LambdaHatError
 from lambda_hat.id_utils import canonical_json
 from lambda_hat.targets.base import Made, Target
 from lambda_hat.targets.checkpoint_arrays import read_arrays
-from lambda_hat.targets.custom_loss import MEAN_WEIGHT, CustomLoss, digest, state_of
+from lambda_hat.targets.custom_loss import MEAN_WEIGHT, CustomLoss
 from lambda_hat.targets.imports import imported
 from lambda_hat.targets.loss_checks import examine
 from lambda_hat.targets.pytrees import ById, Structure, notes_on, split_data, split_params
 from lambda_hat.targets.training_state import held_paths, notes_on_held
-from lambda_hat.torch import from_torch
+from lambda_hat.torch import TorchLoss, from_torch
 from lambda_hat.torch.state_dicts import load_state
 
 
@@ -39,9 +39,9 @@ def target_of(
     """Make the target of a loss at `params`, which become its `w_star`.
 
     Args:
-        loss_fn: `(params, batch) -> mean loss`, or the pair (sum of the losses of the rows, sum of their weights). If
-            it has a parameter called `key`, it is given a random key. Of its attributes, `state` are arrays that it
-            holds beside the parameters, and `notes` sentences about them, as of `lambda_hat.torch.TorchLoss`.
+        loss_fn: `(params, batch) -> mean loss`, or the pair (sum of the losses of the rows, sum of their weights), or
+            the losses of tokens and their weights, both of shape (rows, tokens). If it has a parameter called `key`, it
+            is given a random key. The state of a `lambda_hat.torch.TorchLoss` is held, and given to it as `state`.
         params: any pytree; its floating-point arrays are sampled, apart from those of `held_paths`.
         data: any pytree of arrays with one entry per data point; None for a loss without data.
         n: number of data points; default: the length of the arrays of `data`. Required if `data` is None.
@@ -57,7 +57,7 @@ def target_of(
         raise ConfigError(f"loss: got {loss_fn!r:.60}, expected a function (params, batch) -> mean loss")
     w_star, structure = split_params(params)
     kinds = held_paths(params)
-    held = {path: w_star.pop(path) for path in kinds if path in w_star}
+    statistics = {path: w_star.pop(path) for path in kinds if path in w_star}
     if not w_star:
         raise ConfigError(
             f"params: all that there is in it are {', '.join({*kinds.values()})}; give the parameters too"
@@ -70,6 +70,7 @@ def target_of(
     if n < 3 or n != int(n):
         raise ConfigError(f"n: got {n}, expected at least 3 data points, a whole number")
     loss = _loss(ById(loss_fn) if identity is None else identity, loss_fn, structure, data_structure)
+    held = statistics | {path: array for path, array in _state_of(loss_fn).items() if path not in w_star}
     with jax.enable_x64(True):
         at_w_star = examine(loss, w_star, arrays, programs, held)
     if at_w_star.mean_weight is not None:
@@ -84,16 +85,20 @@ def target_of(
         None,
         None,
         held=held,
-        notes=(
-            *notes_on_held({path: array.size for path, array in held.items()}, kinds),
-            *notes_on(params, w_star),
-            *getattr(loss_fn, "notes", ()),
+        notes=notes_on(params, w_star),
+        held_notes=(
+            *notes_on_held({path: array.size for path, array in statistics.items()}, kinds),
+            *(loss_fn.notes if isinstance(loss_fn, TorchLoss) else ()),
         ),
     )
 
 
 def _loss(identity: Hashable, loss_fn: Any, params: Structure, data: Structure | None) -> CustomLoss:
-    return CustomLoss(identity, loss_fn, params, data, _keyed(loss_fn), digest(state_of(loss_fn)))
+    return CustomLoss(identity, loss_fn, params, data, _keyed(loss_fn), tuple(_state_of(loss_fn)))
+
+
+def _state_of(loss_fn: Any) -> dict[str, np.ndarray]:
+    return loss_fn.state if isinstance(loss_fn, TorchLoss) else {}
 
 
 def _keyed(function: Callable[..., Any]) -> bool:
@@ -125,7 +130,7 @@ def make(cfg: CustomBuild, programs: Path | None = None) -> Made:
         built = target_of(loss_fn, params, data, target.n, _identity(target), programs)
     except LambdaHatError as error:
         raise BuildFailed(f"{target.function}: {error}") from error
-    return Made(built.w_star, built.data, {}, replace(built, notes=(*built.notes, *said)))
+    return Made(built.w_star, built.data, {}, replace(built, held_notes=(*built.held_notes, *said)))
 
 
 def make_loss(cfg: CustomBuild) -> CustomLoss:

@@ -1,12 +1,11 @@
-"""The user's own loss function as a `Loss`: a mean over rows, or a pair (sum, weight)."""
+"""The user's own loss function as a `Loss`: a mean over rows, a pair (sum, weight), or the losses of tokens."""
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,13 +19,25 @@ MEAN_WEIGHT = "(mean weight of a row)"
 """The name of the constant that the data of a loss of pairs (sum, weight) hold. Over a batch,
 `sum / (rows * mean weight)` is an unbiased estimate of the full loss. The ratio of the sum and the weight of the batch
 itself is biased."""
+PAIR = "(jnp.sum(mask * losses), jnp.sum(mask))"
+"""The line to write for a masked loss."""
+TOKENS = "(losses, mask)"
+"""The line to write for a loss that gives the losses of tokens."""
+
+
+class TokenLosses(NamedTuple):
+    """The losses of tokens, and their weights."""
+
+    losses: Float[Array, "rows tokens"]
+    weights: Float[Array, "rows tokens"]
 
 
 @dataclass(frozen=True)
 class CustomLoss(Loss):
-    """`function(params, batch)`, or `function(params, batch, key=key)` if the function has a parameter `key`.
+    """`function(params, batch)`, with `key=key` if the function has a parameter `key`, and `state=` if it has a state.
 
-    The function returns the mean over the rows of the batch, or a pair (sum of their losses, sum of their weights).
+    The function returns the mean over the rows of the batch, or a pair (sum of their losses, sum of their weights), or
+    a pair of arrays (rows, tokens), the losses of tokens and their weights, of which the sums are taken here.
     """
 
     identity: Hashable
@@ -37,18 +48,10 @@ class CustomLoss(Loss):
     """None if the function is called with None in place of data."""
     stochastic: bool
     """Whether the function has a parameter `key`."""
-    state_digest: str = ""
-    """Of `state`: losses that hold other arrays share no program."""
+    state: tuple[str, ...] = ()
+    """The paths of arrays that the function takes beside the parameters. They never move."""
 
     strict = False
-
-    @property
-    def state(self) -> dict[str, np.ndarray]:
-        return state_of(self.function)
-
-    def with_state(self, state: Mapping[str, np.ndarray]) -> CustomLoss:
-        function: Any = self.function
-        return replace(self, function=function.with_state(state), state_digest=digest(state)) if state else self
 
     def reference(self, params: Arrays, rows: Arrays) -> tuple[float, float] | None:
         """The mean loss over `rows` as the framework computes it in which the function was written.
@@ -62,7 +65,7 @@ class CustomLoss(Loss):
         function: Any = self.function
         if self.data is None or not hasattr(function, "reference"):
             return None
-        return function.reference(self.params.rebuild(params), self.data.rebuild(rows))
+        return function.reference(self.params.rebuild(params), self.data.rebuild(rows), **self._state(params))
 
     def __call__(self, params: Arrays, data: Arrays, *key: Key[Array, ""]) -> Float[Array, ""]:
         value = self.value(params, data, *key)
@@ -97,17 +100,48 @@ class CustomLoss(Loss):
         # JAX refuses to index a NumPy array with a traced index.
         return self.params.rebuild(params, lambda leaf: jnp.asarray(leaf) if _is_numeric(leaf) else leaf)
 
+    def _state(self, params: Arrays) -> dict[str, Any]:
+        """The argument `state` of the function, if it has one."""
+        return {"state": {path: params[path] for path in self.state}} if self.state else {}
+
+    def per_token(self, params: Arrays, data: Arrays, slice_rows: int) -> Float[Array, "rows tokens"]:
+        """The loss of every token times its weight, `slice_rows` rows at a time: `of_row` is the sum over the tokens.
+
+        Raises:
+            ConfigError: if the function returns no losses of tokens; raised while it is traced.
+        """
+
+        def of_row(row: Arrays) -> Float[Array, " tokens"]:
+            found = self._returned(params, row)
+            if not isinstance(found, TokenLosses):
+                raise ConfigError(f"the loss returns no losses of tokens; return {TOKENS} in place of {PAIR}")
+            return (found.losses * found.weights)[0]
+
+        return self.each_row(of_row, data, slice_rows)
+
     def value(self, params: Arrays, data: Arrays, *key: Key[Array, ""]) -> Any:
-        """The mean over rows, or the pair, in the precision of the parameters.
+        """The mean over rows, or the pair of sums, in the precision of the parameters.
+
+        Raises:
+            ConfigError: if the function returns anything else; raised while it is traced.
+        """
+        found = self._returned(params, data, *key)
+        if isinstance(found, TokenLosses):
+            return jnp.sum(found.losses * found.weights), jnp.sum(found.weights)
+        return found
+
+    def _returned(self, params: Arrays, data: Arrays, *key: Key[Array, ""]) -> Any:
+        """What the function returns, in the precision of the parameters.
 
         Raises:
             ConfigError: if the function returns anything else; raised while it is traced.
         """
         batch = None if self.data is None else self.data.rebuild(data)
-        named = {"key": key[0]} if self.stochastic else {}
+        named = self._state(params) | ({"key": key[0]} if self.stochastic else {})
         whole = self.whole(params)
         # Of half-precision parameters the loss itself keeps the digits that the function gives it.
-        dtype = jnp.promote_types(next(iter(params.values())).dtype, jnp.float32)
+        first = next(path for path in self.params.paths if path is not None)
+        dtype = jnp.promote_types(params[first].dtype, jnp.float32)
         with warnings.catch_warnings():
             # A loss may ask for float64 by name. In a float32 run it gets float32, and JAX would warn.
             warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
@@ -116,21 +150,11 @@ class CustomLoss(Loss):
             if self.data is None:
                 raise ConfigError("loss: it returned a pair of numbers with data=None; without rows it is one number")
             return tuple(jnp.asarray(number).astype(dtype) for number in returned)
+        if _are_arrays(returned):
+            losses, weights = returned
+            _check_tokens(losses, weights, None if self.data is None else self.num_rows(data))
+            return TokenLosses(jnp.asarray(losses).astype(dtype), jnp.asarray(weights).astype(dtype))
         return _one_number(returned).astype(dtype)
-
-
-def state_of(function: Any) -> dict[str, np.ndarray]:
-    """The arrays by path that a function takes beside its parameters and that do not move: its attribute `state`."""
-    return dict(getattr(function, "state", {}))
-
-
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """A digest of names, types and values; empty if there are none."""
-    found = hashlib.blake2b(digest_size=20)
-    for name, array in arrays.items():
-        found.update(f"{name} {array.dtype} {array.shape} ".encode())
-        found.update(array.tobytes())
-    return found.hexdigest() if arrays else ""
 
 
 def _is_numeric(leaf: Any) -> bool:
@@ -145,6 +169,21 @@ def _is_number(value: Any) -> bool:
 
 def _is_pair(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _are_arrays(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(is_array(part) and part.ndim for part in value)
+
+
+def _check_tokens(losses: Any, weights: Any, rows: int | None) -> None:
+    """Raise ConfigError if two arrays are not the losses of tokens and their weights."""
+    if rows is None:
+        raise ConfigError("loss: it returned two arrays with data=None; without rows it is one number")
+    if losses.shape != weights.shape or losses.ndim != 2 or len(losses) != rows:
+        raise ConfigError(
+            f"loss: it returned arrays of shapes {losses.shape} and {weights.shape} on {rows} rows, expected "
+            f"the losses of tokens and their weights, both of shape (rows, tokens) = ({rows}, ...); write {TOKENS}"
+        )
 
 
 def _one_number(value: Any) -> Array:

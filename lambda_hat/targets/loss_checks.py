@@ -23,7 +23,7 @@ import numpy as np
 from lambda_hat.errors import ConfigError
 from lambda_hat.programs.compiling import call
 from lambda_hat.targets.base import each_row
-from lambda_hat.targets.custom_loss import CustomLoss
+from lambda_hat.targets.custom_loss import PAIR, CustomLoss
 from lambda_hat.targets.loss_errors import sentences
 from lambda_hat.targets.reference_checks import check_reference, try_extremes
 
@@ -52,8 +52,6 @@ LEAST = 0.1
 NOISE_ERRORS = 6.0
 """Differences of up to this many standard errors over `NOISE_DRAWS` count as chance. By Student's t law chance exceeds
 them once in 40,000."""
-PAIR = "(jnp.sum(mask * losses), jnp.sum(mask))"
-"""The line to write for a masked loss."""
 
 MOST_EXAMINED = 100
 """Most results that are kept; the oldest is dropped."""
@@ -135,7 +133,7 @@ def _digest(*parts: dict[str, np.ndarray]) -> str:
     for part in parts:
         for name, array in part.items():
             digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-            digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

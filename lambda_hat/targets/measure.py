@@ -44,11 +44,11 @@ def measure(target: Target, clock: Callable[[], float] = time.process_time) -> d
     clock = clock if jax.default_backend() == "cpu" else time.perf_counter
     # The default precision of runs, whatever the caller computes in.
     with jax.enable_x64(False):
-        trees = target.w_star | target.held, target.data
-        params, data = ({k: jnp.asarray(_narrow(a)) for k, a in tree.items()} for tree in trees)
+        trees = target.w_star, target.held, target.data
+        params, held, data = ({k: jnp.asarray(_narrow(a)) for k, a in tree.items()} for tree in trees)
         rows = min(MOST_ROWS, max(target.num_data, 1))
         batch = data if target.population else target.loss.batch(jax.random.key(0), data, rows)
-        gradient, loss = (_seconds(target.loss, what, clock, params, batch) for what in (True, False))
+        gradient, loss = (_seconds(target.loss, what, clock, params, held, batch) for what in (True, False))
     return {"gradient": gradient / rows, "loss": min(loss / gradient, 1.0)}
 
 
@@ -56,14 +56,14 @@ def _narrow(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if np.issubdtype(array.dtype, np.floating) else array
 
 
-def _seconds(loss: Loss, gradient: bool, clock: Callable[[], float], params: dict, batch: dict) -> float:
+def _seconds(loss: Loss, gradient: bool, clock: Callable[[], float], params: dict, held: dict, batch: dict) -> float:
     """The seconds of one evaluation."""
-    args = (params, batch, np.int32(1))
+    args = (params, held, batch, np.int32(1))
     run = compiled((__name__, loss, gradient), lambda: partial(_repeat, loss, gradient), args, strict=False).call
 
     def timed(repeats: int) -> float:
         begun = clock()
-        jax.block_until_ready(run(params, batch, np.int32(repeats)))
+        jax.block_until_ready(run(params, held, batch, np.int32(repeats)))
         return max(clock() - begun, 1e-9)
 
     spent = timed(1)
@@ -76,15 +76,15 @@ def _seconds(loss: Loss, gradient: bool, clock: Callable[[], float], params: dic
     return min(spent, *(timed(repeats) for _ in range(AGAIN))) / repeats
 
 
-def _repeat(loss: Loss, gradient: bool, params: dict, batch: dict, repeats: Int[Array, ""]) -> dict:
+def _repeat(loss: Loss, gradient: bool, params: dict, held: dict, batch: dict, repeats: Int[Array, ""]) -> dict:
     """Evaluate `repeats` times, each time at a point that depends on the last value, so that XLA can omit none."""
 
     def step(index: Int[Array, ""], params: dict) -> dict:
         keys = (jax.random.fold_in(jax.random.key(0), index),) if loss.stochastic else ()
         if gradient:
-            found = jax.grad(loss)(params, batch, *keys)
+            found = jax.grad(lambda w: loss(held | w, batch, *keys))(params)
         else:
-            value = loss(params, batch, *keys)
+            value = loss(held | params, batch, *keys)
             found = jax.tree.map(lambda w: jnp.full_like(w, value), params)
         return jax.tree.map(lambda w, g: w + 1e-30 * g, params, found)
 

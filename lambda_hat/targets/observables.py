@@ -1,4 +1,4 @@
-"""What a run can watch beside its loss: the mean loss on other rows, the loss of every row, or any function."""
+"""What a run can watch beside its loss: the loss on other rows, of every row or token, or any function."""
 
 from __future__ import annotations
 
@@ -38,6 +38,19 @@ class RowLosses(Observable):
 
     def __call__(self, loss: Loss, params: Arrays, data: Arrays, slice_rows: int) -> Array:
         return loss.per_row(params, data, slice_rows).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class LossesOfTokens(Observable):
+    """The loss of every token times its weight, as float32, (rows, tokens)."""
+
+    def __call__(self, loss: Loss, params: Arrays, data: Arrays, slice_rows: int) -> Array:
+        if not isinstance(loss, CustomLoss):
+            raise ConfigError("per: token: the rows of this target have no tokens; write per: row")
+        return loss.per_token(params, data, slice_rows).astype(jnp.float32)
+
+
+PER = {None: MeanLoss, "mean": MeanLoss, "row": RowLosses, "token": LossesOfTokens}
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,7 @@ def _observed(target: Target, name: str, cfg: ObserveConfig) -> Observed:
         )
     if target.loss.stochastic:
         raise ConfigError(f"{where}: the loss takes a random key, so that its value at a draw is no number of the draw")
-    return Observed(RowLosses() if cfg.per == "row" else MeanLoss(), data)
+    return Observed(PER[cfg.per](), data)
 
 
 def _data(target: Target, where: str, cfg: ObserveConfig) -> dict[str, np.ndarray] | None:

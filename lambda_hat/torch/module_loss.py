@@ -31,9 +31,10 @@ def from_torch(
             except that of several that are one tensor (tied weights) only the first is listed. Everything else is held:
             buffers, such as the running statistics of BatchNorm, and parameters without `requires_grad`. Whatever its
             mode, it is evaluated as after `module.eval()`: dropout is off, BatchNorm takes its running statistics.
-        loss_fn: the loss in torch, the mean over the rows of the batch, or the pair (sum of the losses of the rows, sum
-            of their weights). It is called as `loss_fn(module, batch)`; with `inputs` as `loss_fn(outputs, batch)`,
-            where `outputs = module(batch[inputs])`. `batch` has the structure of the data, with tensors.
+        loss_fn: the loss in torch, the mean over the rows of the batch, the pair (sum of the losses of the rows, sum of
+            their weights), or the losses of tokens and their weights, both of shape (rows, tokens). It is called as
+            `loss_fn(module, batch)`; with `inputs` as `loss_fn(outputs, batch)`, where `outputs =
+            module(batch[inputs])`. `batch` has the structure of the data, with tensors.
         inputs: the key of the entry of the batch with which the module is called, or a list of keys, for its arguments
             in order. None: `loss_fn` calls the module itself.
 
@@ -107,20 +108,17 @@ class TorchLoss:
     names: dict[str, str]
     """The module's name of every parameter and buffer, by path."""
     state: dict[str, np.ndarray]
-    """The arrays that the loss takes beside the parameters, by path. They do not move."""
+    """The arrays that the loss takes beside the parameters, by path, in the types of the module. They do not move."""
     notes: tuple[str, ...]
     """Sentences about what is held."""
 
-    def with_state(self, state: Mapping[str, np.ndarray]) -> TorchLoss:
-        """The same loss with other values of `state`."""
-        return TorchLoss(self.shell, self.names, dict(state), self.notes)
-
-    def __call__(self, params: Mapping[str, Any], batch: Any) -> Any:
+    def __call__(self, params: Mapping[str, Any], batch: Any, state: Mapping[str, Any] | None = None) -> Any:
         """The loss, or the pair, in the precision of `params`.
 
         Args:
             params: the parameters by path, as `from_torch` returned them.
             batch: a pytree of arrays, the rows of the data.
+            state: other values of the arrays `self.state`; None: these. As arguments they are no part of a program.
 
         Raises:
             ConfigError: if the code cannot be traced. The message names the operation, or the line.
@@ -134,7 +132,7 @@ class TorchLoss:
             is_float = jnp.issubdtype(array.dtype, jnp.floating)
             return kit.tensor(array.astype(dtype) if is_float else array, kit.env)
 
-        tensors = {path: tensor(array) for path, array in {**self.state, **params}.items()}
+        tensors = {path: tensor(array) for path, array in {**(state or self.state), **params}.items()}
         with _LOCK, sentences(), kit.env, warnings.catch_warnings():
             # Torch's integers have 64 bits, and in a float32 run JAX's have 32.
             warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
@@ -143,12 +141,15 @@ class TorchLoss:
             return tuple(map(kit.to_jax, returned))
         return kit.to_jax(returned)
 
-    def reference(self, params: Mapping[str, Any], batch: Any) -> tuple[float, float]:
+    def reference(
+        self, params: Mapping[str, Any], batch: Any, state: Mapping[str, Any] | None = None
+    ) -> tuple[float, float]:
         """The mean loss as torch itself computes it, in the types and on the device of the module.
 
         Args:
             params: the parameters by path.
             batch: the rows, in which floating-point numbers take the type of the parameters.
+            state: as in a call.
 
         Returns:
             The mean, and the rounding unit of the module's type.
@@ -169,7 +170,7 @@ class TorchLoss:
 
         tensors = {
             path: as_tensor(array).to(own[self.names[path]].device, own[self.names[path]].dtype)
-            for path, array in {**self.state, **params}.items()
+            for path, array in {**(state or self.state), **params}.items()
         }
         with _LOCK, _watched_embeddings(torch, module):
             try:
@@ -183,7 +184,7 @@ class TorchLoss:
                 ) from error
         with contextlib.suppress(TypeError, ValueError, ZeroDivisionError, RuntimeError):
             eps = torch.finfo(first.dtype).eps
-            return (float(returned[0]) / float(returned[1]) if isinstance(returned, tuple) else float(returned)), eps
+            return _mean(returned), eps
         return float("nan"), 1.0
 
     def _evaluate(self, tensors: dict[str, Any], batch: Any) -> Any:
@@ -191,6 +192,16 @@ class TorchLoss:
         with torch.no_grad(), _in_evaluation(self.shell):
             named = {f"module.{self.names[path]}": tensor for path, tensor in tensors.items()}
             return torch.func.functional_call(self.shell, named, (batch,))
+
+
+def _mean(returned: Any) -> float:
+    """The mean that a loss of torch means by what it returned."""
+    if not isinstance(returned, tuple):
+        return float(returned)
+    total, weight = returned
+    if getattr(weight, "ndim", 0):
+        total, weight = (total * weight).sum(), weight.sum()
+    return float(total) / float(weight)
 
 
 @contextlib.contextmanager

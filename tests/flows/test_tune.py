@@ -12,6 +12,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from flows.driver.request import Request
+from flows.driver.searches import Tuning
+from flows.tune import parse_options, starts_of
+from lambda_hat.execute.failure_record import record_failure
 from tests.flows.studies import PACKED, ROOT
 
 TUNE = ROOT / "flows" / "tune.py"
@@ -73,6 +77,31 @@ def test_quick_takes_a_stable_step_in_one_pack(make):
     # h = n / log n + 1 = 146: stable below eps = 4 / h, and off by a quarter of eps h.
     assert 0.01 / 146 < entry["overrides"]["step_size"] < 0.4 / 146
     assert (study.folder / "results" / "tuning.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_failed_run_is_tried_again_by_the_command_that_asks_for_it(make, monkeypatch):
+    monkeypatch.chdir(make(targets=TARGETS[:1], seeds=1, thin=10).folder)
+
+    def tuning(*words):
+        args = parse_options(["--shared", "--experiments", "study.yaml", *words])
+        request = Request.from_options(args, packed=True)
+        return Tuning(request, args, starts_of(request.study, None, False)), request.store
+
+    first, store = tuning()
+    study = first._next_study()
+    assert study is not None and len(study.runs) == 45
+    broken = [store.run_dir(*run.key) for run in study.runs]
+    for directory in broken:
+        directory.mkdir(parents=True)
+        record_failure(directory, RuntimeError("no memory"))
+    assert first._next_study() is None and tuning()[0]._next_study() is None
+    again, _ = tuning("--rerun", "failed")
+    retried = again._next_study()
+    assert retried is not None and {run.key for run in retried.runs} == {run.key for run in study.runs}
+    assert not any((directory / "error.json").exists() for directory in broken)
+    for directory in broken:
+        record_failure(directory, RuntimeError("no memory"))
+    assert again._next_study() is None, "once in a command"
 
 
 @pytest.mark.parametrize("words", [["--trials", "8"], ["--quick"]])

@@ -134,7 +134,7 @@ def test_statistics_of_a_checkpoint_are_held_and_survive_the_store(module, tmp_p
     np.testing.assert_array_equal(target.held["batch_stats/mean"], mean)
     x, y = target.data["x"], target.data["y"]
     assert target.loss_at_w_star == pytest.approx(np.mean((2 * (x - mean).sum(axis=1) - y) ** 2) / 2, rel=1e-12)
-    assert target.notes[0].startswith("batch_stats/mean stay as given")
+    assert target.held_notes[0].startswith("batch_stats/mean stay as given")
     run = Run.of(NutsConfig(num_draws=20, num_burnin=40, num_chains=2))
     assert sample_into(tmp_path / "run", tmp_path / "target", run)["dim"] == 3
 

@@ -355,7 +355,7 @@ def test_notes_on_what_moves():
         return jnp.mean(((b["x"] - v["batch_stats"]["mean"]) @ v["params"]["w"] - b["y"]) ** 2)
 
     target = target_of(loss, statistics, DATA, None)
-    assert target.notes == (
+    assert target.held_notes == (
         "batch_stats/mean stay as given: batch_stats, no parameters; dim does not count their 3 numbers",
     )
     assert (target.dim, list(target.held)) == (3, ["batch_stats/mean"])
@@ -363,7 +363,7 @@ def test_notes_on_what_moves():
     with pytest.raises(ConfigError, match="params: all that there is in it are batch_stats; give the parameters too"):
         target_of(lambda v, b: 0.0, {"batch_stats": statistics["batch_stats"]}, DATA, None)
     draws = sample(target, HmcConfig(num_draws=10, num_burnin=20))
-    assert draws.notes == target.notes
+    assert draws.notes == target.held_notes == target.restricted(["params/w[0:1]"]).held_notes
 
     shared = np.zeros(1)
     tree = {"embed": shared, "head": shared, "scale": 2.0}

@@ -13,6 +13,7 @@ from lambda_hat.errors import ConfigError
 from lambda_hat.omegaconf_support import build_dataclass
 from lambda_hat.targets import build_target
 from lambda_hat.targets.custom import target_of
+from lambda_hat.targets.custom_loss import MEAN_WEIGHT
 from lambda_hat.targets.observables import with_observables
 
 HERE = f"{__name__}:"
@@ -27,6 +28,12 @@ def of_tokens(params, batch):
     log_p = jax.nn.log_softmax(params["table"])
     losses = -log_p[batch["tokens"][:, :-1], batch["tokens"][:, 1:]]
     return losses * batch["mask"][:, 1:]
+
+
+def with_tokens(params, batch):
+    """The same loss as `masked`, which gives the losses of its tokens."""
+    log_p = jax.nn.log_softmax(params["table"])
+    return -log_p[batch["tokens"][:, :-1], batch["tokens"][:, 1:]], batch["mask"][:, 1:]
 
 
 def masked(params, batch):
@@ -92,12 +99,56 @@ def test_the_loss_of_masked_rows_is_over_the_weight_of_these_rows(language):
     assert again is with_observables(language, {"others": ObserveConfig(data=HERE + "others", kwargs={"first": 2})})
 
 
+def test_losses_of_tokens_are_those_of_the_pair_of_their_sums(language):
+    target = target_of(with_tokens, {"table": TABLE}, DATA, None)
+    assert target.loss_at_w_star == pytest.approx(language.loss_at_w_star, rel=1e-12)
+    np.testing.assert_array_equal(target.data[MEAN_WEIGHT], language.data[MEAN_WEIGHT])
+    wanted = {"tokens": ObserveConfig(per="token"), "few": ObserveConfig(rows=5, per="token")}
+    target = with_observables(target, {**wanted, "rows": ObserveConfig(per="row")})
+    with jax.enable_x64(True):
+        expected = np.asarray(of_tokens({"table": jnp.asarray(TABLE)}, DATA))
+        batch, other = (one.loss.batch(jax.random.key(0), one.data, 4) for one in (target, language))
+        assert float(target.loss.of_batch({"table": TABLE}, batch)) == pytest.approx(
+            float(language.loss.of_batch({"table": TABLE}, other)), rel=1e-12
+        )
+    assert value(target, "tokens").dtype == np.float32
+    np.testing.assert_allclose(value(target, "tokens"), expected, rtol=1e-6)
+    np.testing.assert_array_equal(value(target, "few"), value(target, "tokens")[:5])
+    np.testing.assert_allclose(value(target, "rows"), value(target, "tokens").sum(axis=1), rtol=1e-6)
+    assert recorded(target, "float64", 4)["few"] == jax.ShapeDtypeStruct((5, 5), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (lambda p, b: (with_tokens(p, b)[0], b["mask"][:, 0]), r"arrays of shapes \(12, 5\) and \(12,\) on 12 rows"),
+        (
+            lambda p, b: (with_tokens(p, b)[0].T, b["mask"][:, 1:].T),
+            r"expected the losses of .* \(rows, tokens\) = \(12, ",
+        ),
+        (lambda p, b: (with_tokens(p, b)[0], jax.nn.sigmoid(with_tokens(p, b)[0])), "its pair .* depends on the param"),
+    ],
+)
+def test_arrays_that_are_no_losses_of_tokens_are_refused(loss, said):
+    with pytest.raises(ConfigError, match=said):
+        target_of(loss, {"table": TABLE}, DATA, None)
+
+
+def test_a_loss_without_tokens_is_refused_in_a_sentence(language):
+    said = r"observable it: the loss returns no losses of tokens; return \(losses, mask\)"
+    with pytest.raises(ConfigError, match=said):
+        recorded(with_observables(language, {"it": ObserveConfig(per="token")}), "float32", 4)
+
+
 def test_deep_linear_networks_have_no_rows_to_choose_from():
     dln, _ = build_target(DlnBuild(target=DlnTarget(widths=[2, 2, 2], data="empirical", noise_std=0.1, n=50)))
     target = with_observables(dln, {"all": ObserveConfig(), "rows": ObserveConfig(per="row")})
     assert value(target, "rows").mean() == pytest.approx(float(value(target, "all")), rel=1e-5)
     with pytest.raises(ConfigError, match=r"observe.a: data and rows need .* does not store them; leave both out"):
         with_observables(dln, {"a": ObserveConfig(rows=3)})
+    said = "observable it: per: token: the rows of this target have no tokens; write per: row"
+    with pytest.raises(ConfigError, match=said):
+        recorded(with_observables(dln, {"it": ObserveConfig(per="token")}), "float32", 4)
 
 
 def stochastic(params, batch, key):
@@ -131,7 +182,6 @@ def test_a_loss_without_rows_or_with_randomness_is_refused():
 @pytest.mark.parametrize(
     ("observe", "said"),
     [
-        ({"a": {"per": "token"}}, "per: got 'token', but a loss gives no values of tokens; write function:"),
         ({"a": {"per": "rows"}}, "per: unknown 'rows'; did you mean 'row'"),
         ({"a": {"per": "row", "function": "m:f"}}, "per: got 'row' beside a function"),
         ({"a": {"data": "module"}}, "data: got 'module', expected package.module:function"),
