@@ -21,7 +21,7 @@ from flows.driver.plan import Plan
 from flows.driver.request import Request
 from flows.driver.rounds import POLL, Outcome, Round
 from flows.driver.screen import Screen
-from flows.driver.stopping import STOP_SECONDS, OutOfTime, Stop, Stopped, kill_under
+from flows.driver.stopping import STOP_SECONDS, OutOfTime, Stop, Stopped
 from flows.driver.workers import Workers, start_workers
 from lambda_hat.errors import LaunchError, StoreUnwritable
 from lambda_hat.planning.packing import PlannedRun
@@ -112,11 +112,7 @@ class Attempts:
             return None
         builds = bool(plan.builds)
         with start_workers(self._request, heartbeat, builds, self._screen.say, self._log.append) as workers:
-            try:
-                return self._rounds(plan, workers)
-            except KeyboardInterrupt:
-                kill_under(heartbeat.path)
-                raise
+            return self._rounds(plan, workers)
 
     def _rounds(self, plan: Plan, workers: Workers) -> Plan | None:
         for number in itertools.count():
