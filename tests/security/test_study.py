@@ -121,14 +121,6 @@ def test_everything_listens_on_loopback_alone(ended):
             assert any("/mpiexec " in program for program in listener.programs), listener
 
 
-def test_parsl_s_channels_are_encrypted(ended):
-    place, _ = ended
-    for label in ("tasks", "packs"):
-        keys = list(place.store.glob(f"parsl/*/*/{label}/certificates/*.key_secret"))
-        assert {path.name for path in keys} == {"server.key_secret", "client.key_secret"}
-        assert all(stat.S_IMODE(path.parent.stat().st_mode) & 0o007 == 0 for path in keys)
-
-
 def holds_a_pickle(data: bytes) -> bool:
     """Whether `data` can be read as a pickle from its first byte to its last."""
     try:
