@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,8 @@ MOST_POINTS = 1000
 """Most draws of a chain that a panel shows, evenly spaced. It is about 300 pixels wide."""
 MOST_BINS = 20
 """Most bars of a chain's ranks, and most chains whose numbers are named."""
+FiguresOfRuns = dict[tuple[str, str], Drawn]
+"""The figure of each run, by target and run."""
 PANEL = (3.4, 2.5)
 ROW = 4
 """Panels of a run."""
@@ -52,10 +55,24 @@ def how_chosen(shown: int, finished: int) -> str:
     )
 
 
-def draw_chains(rows: pd.DataFrame) -> tuple[list[Drawn], list[str]]:
-    """Draw a figure for each run in `rows` (of the table), and return a sentence for each without readable draws."""
+def draw_chains(
+    rows: pd.DataFrame, known: FiguresOfRuns, going: Callable[[], bool] = lambda: True
+) -> tuple[list[Drawn], list[str]]:
+    """Draw a figure for each run in `rows` (of the table), and return a sentence for each without readable draws.
+
+    Args:
+        rows: the runs.
+        known: figures that were drawn before; those that are drawn now are added.
+        going: asked before each figure; once it is false, no more are drawn.
+    """
     figures, missing = [], []
     for row in rows.to_dict("records"):
+        if not going():
+            break
+        key = row["target_id"], row["run_id"]
+        if key in known:
+            figures.append(known[key])
+            continue
         try:
             losses, at_w_star, n_beta = load_losses(row)
         except LambdaHatError as error:
@@ -65,7 +82,8 @@ def draw_chains(rows: pd.DataFrame) -> tuple[list[Drawn], list[str]]:
         if llc.ndim != 2 or not llc.size:
             missing.append(f"no draws of {row['run_id']} of {row['target_id']}: trace.nc has none")
             continue
-        figures.append(_draw(row, llc))
+        known[key] = _draw(row, llc)
+        figures.append(known[key])
     return figures, missing
 
 

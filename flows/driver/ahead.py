@@ -1,0 +1,51 @@
+"""What of the report can be done while the last runs finish: cores are idle then, which the report would wait for."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from flows.driver.request import Request
+from lambda_hat.errors import guarded
+
+if TYPE_CHECKING:
+    from lambda_hat.report.study_report import FiguresOfRuns
+
+MOST_RUNS = 1000
+"""Of a study of more runs only packages are imported ahead: its table takes long to read."""
+
+
+class Ahead:
+    """A thread that imports what the report needs, and draws the figures of runs that are finished."""
+
+    def __init__(self, request: Request):
+        self._request, self._stop = request, threading.Event()
+        self._thread: threading.Thread | None = None
+        self._figures: FiguresOfRuns = {}
+
+    def begin(self) -> None:
+        """Start, unless it has been started, or no report is wanted."""
+        if self._request.report and self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="report-ahead", daemon=True)
+            self._thread.start()
+
+    def end(self) -> FiguresOfRuns:
+        """Stop after the figure that is being drawn. Returns the figures."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        return self._figures
+
+    def _work(self) -> None:
+        # What goes wrong here goes wrong in the report as well, which says so.
+        guarded(self._draw, lambda error: None)
+
+    def _draw(self) -> None:
+        from lambda_hat.report.results import collect
+        from lambda_hat.report.study_report import draw_ahead, import_packages
+
+        study = self._request.study
+        import_packages()
+        if len(study.runs) <= MOST_RUNS and not self._stop.is_set():
+            table = collect(self._request.store, study.runs, study.targets)
+            draw_ahead(table, self._figures, going=lambda: not self._stop.is_set())
