@@ -24,9 +24,8 @@ def request_of(tmp_path):
     experiments = write_study(tmp_path, [2], TWO_RUNS, [])
 
     def make(*words: str) -> Request:
-        return Request.from_options(
-            parse_options("", ["--experiments", str(experiments), *words], packed=True), packed=True
-        )
+        options = parse_options("", ["--experiments", str(experiments), *words], packed=True)
+        return Request.from_options(options, packed=True)
 
     return make
 

@@ -115,7 +115,7 @@ def test_everything_listens_on_loopback_alone(ended):
     """But for the port on which Hydra's mpiexec waits for its own helper; it has no option to bind it."""
     _, listeners = ended
     loopback = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-    assert sum(listener.address in loopback for listener in listeners) >= 6
+    assert any(listener.address in loopback for listener in listeners)
     for listener in listeners:
         if listener.address not in loopback:
             assert any("/mpiexec " in program for program in listener.programs), listener
