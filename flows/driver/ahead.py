@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from flows.driver.request import Request
-from lambda_hat.errors import guarded
 
 if TYPE_CHECKING:
     from lambda_hat.report.study_report import FiguresOfRuns
@@ -20,25 +20,22 @@ class Ahead:
 
     def __init__(self, request: Request):
         self._request, self._stop = request, threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: ThreadPoolExecutor | None = None
         self._figures: FiguresOfRuns = {}
 
     def begin(self) -> None:
         """Start, unless it has been started, or no report is wanted."""
         if self._request.report and self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="report-ahead", daemon=True)
-            self._thread.start()
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="report-ahead")
+            # What goes wrong there goes wrong in the report as well, which says so.
+            self._thread.submit(self._draw)
 
     def end(self) -> FiguresOfRuns:
         """Stop after the figure that is being drawn. Returns the figures."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.shutdown()
         return self._figures
-
-    def _work(self) -> None:
-        # What goes wrong here goes wrong in the report as well, which says so.
-        guarded(self._draw, lambda error: None)
 
     def _draw(self) -> None:
         from lambda_hat.report.results import collect

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows.driver.ahead import Ahead
 from flows.driver.attempts import Tally
@@ -21,8 +21,6 @@ from lambda_hat.planning.calibration import update_costs
 from lambda_hat.store.process_logs import log_of
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from lambda_hat.report.study_report import FiguresOfRuns
 
 MOST_FAILURES = 20
@@ -54,7 +52,7 @@ def finish(
     except OSError as error:
         raise StoreError(f"{results_root}: cannot be written: {error.strerror or error}") from None
     where["store"] = store.root
-    usage = rank_usage(pack_dirs)
+    usage = rank_usage(pack_dirs, table)
     print_summary(table, screen.console, seconds=time.monotonic() - begun, usage=usage, where=where, tries=tally.line())
     rows = table.to_pylist()
     _say_failures(request, screen, rows)
@@ -67,7 +65,7 @@ def finish(
     return EXIT_FAILED if statuses & {"failed", "blocked"} else EXIT_OK
 
 
-def _draw(request: Request, screen: Screen, table: pa.Table, of_runs: FiguresOfRuns, page: bool) -> dict[str, Path]:
+def _draw(request: Request, screen: Screen, table: Any, of_runs: FiguresOfRuns, page: bool) -> dict[str, Path]:
     """Write the pictures, and the page where there is time for it. Returns their paths. Raises OSError."""
     from lambda_hat.report.study_report import draw_pictures, write_pictures, write_report
 
