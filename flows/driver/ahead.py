@@ -16,12 +16,21 @@ MOST_RUNS = 1000
 
 
 class Ahead:
-    """A thread that imports what the report needs, and draws the figures of runs that are finished."""
+    """A thread that imports what the report needs, and draws the figures of runs that are finished.
+
+    It has stopped at the end of `with Ahead(request) as ahead:`.
+    """
 
     def __init__(self, request: Request):
         self._request, self._stop = request, threading.Event()
         self._thread: ThreadPoolExecutor | None = None
         self._figures: FiguresOfRuns = {}
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.end()
 
     def begin(self) -> None:
         """Start, unless it has been started, or no report is wanted."""

@@ -42,8 +42,7 @@ def run_study(
         screen.say_all(dry_run(request, plan))
         return EXIT_OK
     request.prepare()
-    with write_study(request.store.root, request.record(plan)) as log:
-        ahead = Ahead(request)
+    with write_study(request.store.root, request.record(plan)) as log, Ahead(request) as ahead:
         attempts, end = Attempts(request, submit, screen, stop, log, on_last_runs=ahead.begin), None
         if plan.runs or plan.elsewhere:
             with stop.on_signals():
