@@ -14,7 +14,7 @@ IN_PARALLEL := -n 2 --dist worksteal --durations=30
 .PHONY: run test test-all docs notebooks bench soak lint clean
 
 run: $(VENV)/.run
-	$(BIN)/python flows/packed.py --pack 32
+	$(BIN)/python flows/packed.py --pack 64
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'not slow'

@@ -1,7 +1,7 @@
 """The Parsl apps.
 
-They run on workers, which know no name of the driver's `__main__`. So apps live in an importable module and take
-everything they need as arguments.
+They run on workers, which know no name of the driver's `__main__`, or in threads of the driver. So apps live in an
+importable module and take everything they need as arguments.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parsl import python_app
 
@@ -19,30 +19,42 @@ from lambda_hat.store.drain import DEADLINE_VARIABLE, Drain, earliest_deadline
 from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE, heartbeat_state
 from mpi.launchers import LauncherChoice
 
+if TYPE_CHECKING:
+    from flows.sites.beside import Place
+
 START_SECONDS = 600.0
 """The first rank of a launch has to show itself in this time: a thousand ranks import Python from one filesystem."""
 
 
 @python_app(executors=["tasks"])
-def run_task(argv: list[str], out_file: str, err_file: str, env: dict[str, str], inputs: Sequence = ()) -> int:
+def run_task(
+    argv: list[str],
+    out_file: str,
+    err_file: str,
+    env: dict[str, str],
+    inputs: Sequence = (),
+    place: Place | None = None,
+) -> int:
     """Run one process to its end. Returns its exit status; what happened is in the store.
 
-    Without time left, or with the driver gone, nothing is started, and the status is 75.
+    place: beside the driver, where the process runs. Without time left, or with the driver gone, nothing is started,
+    and the status is 75.
     """
     import os
 
     from flows.apps import give_deadline, not_started, run_process, why_not_to_start
 
-    env = give_deadline(env, None, os.environ)
+    env = give_deadline(env, None, os.environ if place is None else place.environ)
     if (reason := why_not_to_start(env)) is not None:
         return not_started(reason, err_file)
-    return run_process(argv, out_file, err_file, env)
+    return run_process(argv, out_file, err_file, env, place=place)
 
 
 @python_app(executors=["packs"])
 def run_pack(
     command: list[str],
     choice: LauncherChoice,
+    ranks_per_node: int,
     cores_per_rank: int,
     gpus_per_node: int,
     out_file: str,
@@ -53,13 +65,14 @@ def run_pack(
     deadline: float | None = None,
     inputs: Sequence = (),
     parsl_resource_specification: dict[str, Any] | None = None,
+    place: Place | None = None,
 ) -> int:
     """Launch `command` over the nodes that Parsl gave this task. Returns the launcher's exit status.
 
-    inputs: futures that are done once the builds of the pack's targets have ended. limit_seconds: after so long the
-    launcher is ended, and the status is 124. sign_of_life: as for `run_process`. deadline: when the ranks drain at
-    the latest, in seconds since the epoch; they also drain before their block or job ends. Without time left, or with
-    the driver gone, nothing is launched, and the status is 75.
+    place: beside the driver, these nodes. inputs: futures that are done once the builds of the pack's targets have
+    ended. limit_seconds: after so long the launcher is ended, and the status is 124. sign_of_life: as for
+    `run_process`. deadline: when the ranks drain at the latest, in seconds since the epoch; they also drain before
+    their block or job ends. Without time left, or with the driver gone, nothing is launched, and the status is 75.
     """
     import os
 
@@ -67,19 +80,20 @@ def run_pack(
     from mpi.launch import Launch, launch_environment, launch_line
     from mpi.launchers import find_launcher
 
-    env = give_deadline(env, deadline, os.environ)
+    environ = os.environ if place is None else place.environ
+    env = give_deadline(env, deadline, environ)
     if (reason := why_not_to_start(env)) is not None:
         return not_started(reason, err_file)
-    # Parsl tells a task its place through these variables only.
-    nodes = os.environ["PARSL_MPI_NODELIST"].split(",")
-    launch = Launch(tuple(nodes), int(os.environ["PARSL_RANKS_PER_NODE"]), cores_per_rank, gpus_per_node)
-    launcher = find_launcher(choice)
-    env = env | launch_environment(launcher, launch, os.environ)
-    argv = launch_line(launcher, launch, command, {**os.environ, **env})
+    # An MPIExecutor tells a task its nodes through this variable only.
+    nodes = tuple(os.environ["PARSL_MPI_NODELIST"].split(",")) if place is None else place.nodes
+    launch = Launch(nodes, ranks_per_node, cores_per_rank, gpus_per_node)
+    launcher = find_launcher(choice, environ)
+    env = env | launch_environment(launcher, launch, environ)
+    argv = launch_line(launcher, launch, command, {**environ, **env})
     if limit_seconds is not None:
         # An app's own walltime would not kill the command.
         argv = ["timeout", "-k", "5", str(limit_seconds), *argv]
-    return run_process(argv, out_file, err_file, env, sign_of_life)
+    return run_process(argv, out_file, err_file, env, sign_of_life, place)
 
 
 def give_deadline(env: dict[str, str], own: float | None, environ: Mapping[str, str]) -> dict[str, str]:
@@ -105,12 +119,18 @@ def not_started(reason: str, err_file: str) -> int:
 
 
 def run_process(
-    argv: list[str], out_file: str, err_file: str, env: dict[str, str], sign_of_life: str | None = None
+    argv: list[str],
+    out_file: str,
+    err_file: str,
+    env: dict[str, str],
+    sign_of_life: str | None = None,
+    place: Place | None = None,
 ) -> int:
     """Run `argv` with its output in two files and no standard input. Returns its exit status.
 
-    sign_of_life: a pattern of file names. Where no such file appears in time, the process is ended with status 124: a
-    launcher whose helpers the scheduler refuses may wait for them for ever.
+    env: what its environment has beside that of `place`, or of this process. sign_of_life: a pattern of file names.
+    Where no such file appears in time, the process is ended with status 124: a launcher whose helpers the scheduler
+    refuses may wait for them for ever.
     """
     import glob
     import os
@@ -119,7 +139,16 @@ def run_process(
     from flows.apps import START_SECONDS
 
     with open(out_file, "ab") as out, open(err_file, "ab") as err:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env={**os.environ, **env})
+        environ = os.environ if place is None else place.environ
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env={**environ, **env},
+            # Beside the driver, Ctrl-C is for the driver alone, which then lets its processes checkpoint.
+            start_new_session=place is not None,
+        )
         begun = time.monotonic()
         while sign_of_life is not None and process.poll() is None and not glob.glob(sign_of_life):
             if time.monotonic() - begun > START_SECONDS:

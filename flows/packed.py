@@ -100,7 +100,7 @@ def inner_words(request: Request, args: argparse.Namespace) -> list[str]:
     for option in ("pack", "lanes", "retries"):
         if getattr(args, option) is not None:
             words += [f"--{option}", str(getattr(args, option))]
-    words += ["--quiet"] if args.quiet else []
+    words += [f"--{option}" for option in ("quiet", "no-report") if getattr(args, option.replace("-", "_"))]
     return [*words, *(word for word in args.words if not word.startswith("site."))]
 
 

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from flows.driver.deaths import forget
@@ -21,7 +22,7 @@ from flows.driver.plan import Plan
 from flows.driver.request import Request
 from flows.driver.rounds import POLL, Outcome, Round
 from flows.driver.screen import Screen
-from flows.driver.stopping import STOP_SECONDS, OutOfTime, Stop, Stopped, kill_under
+from flows.driver.stopping import STOP_SECONDS, OutOfTime, Stop, Stopped
 from flows.driver.workers import Workers, start_workers
 from lambda_hat.errors import LaunchError, StoreUnwritable
 from lambda_hat.planning.packing import PlannedRun
@@ -60,7 +61,8 @@ class Attempts:
     """The attempts of one driver at a request.
 
     submit: submits the builds of a round and what samples its runs. next_study: called where nothing is left; another
-    study to go on with, on the same site and in the same store, or None.
+    study to go on with, on the same site and in the same store, or None. on_last_runs: called again and again while a
+    pack has more ranks than runs are left, which leaves cores idle.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class Attempts:
         stop: Stop,
         log: StudyLog,
         next_study: Callable[[], Study | None] = lambda: None,
+        on_last_runs: Callable[[], None] = lambda: None,
     ):
         self._request, self._submit, self._next_study = request, submit, next_study
+        self._on_last_runs = on_last_runs
         self._screen, self._stop, self._log = screen, stop, log
         self.pack_dirs: list[Path] = []
         self.tally = Tally()
@@ -112,11 +116,7 @@ class Attempts:
             return None
         builds = bool(plan.builds)
         with start_workers(self._request, heartbeat, builds, self._screen.say, self._log.append) as workers:
-            try:
-                return self._rounds(plan, workers)
-            except KeyboardInterrupt:
-                kill_under(heartbeat.path)
-                raise
+            return self._rounds(plan, workers)
 
     def _rounds(self, plan: Plan, workers: Workers) -> Plan | None:
         for number in itertools.count():
@@ -177,6 +177,7 @@ class Attempts:
         self._log.append("round", name=round_.name, builds=len(plan.builds), runs=len(plan.runs))
         workers.show_on(round_.progress)
         round_.watch(workers.look)
+        round_.watch(partial(self._look_for_the_last, round_))
         with round_.progress:
             try:
                 self._stop.check()
@@ -193,6 +194,12 @@ class Attempts:
                 self.tally.quarantined += round_.outcome.quarantined
                 raise
         return round_.outcome
+
+    def _look_for_the_last(self, round_: Round) -> bool:
+        ranks = self._request.num_ranks if self._request.packed else None
+        if ranks is not None and round_.progress.totals["runs"] - round_.progress.done["runs"] < ranks:
+            self._on_last_runs()
+        return True
 
     def _check_time(self, plan: Plan, outcome: Outcome) -> None:
         """Raise OutOfTime where runs are left and this allocation has no time for them."""

@@ -44,6 +44,7 @@ def options_parser(description: str, *, packed: bool) -> argparse.ArgumentParser
         metavar="K",
         help="pack again what was left unfinished, until K tries in a row get nothing done (default 1, 0: never)",
     )
+    parser.add_argument("--no-report", action="store_true", help="write the table, but no pictures and no page")
     parser.add_argument("--quiet", action="store_true", help="only trouble and the summary")
     parser.add_argument(
         "words", nargs="*", metavar="key=value", help="overrides of the study; site.key=value of the site"

@@ -63,10 +63,10 @@ def launch(
     from flows.apps import run_pack
 
     out, err = str(directory / "stdout.log"), str(directory / "stderr.log")
-    per_rank, per_node = site.cores_per_rank, site.gpus_per_node
+    resources = (site.ranks, site.cores_per_rank, site.gpus_per_node)
     options["parsl_resource_specification"] = site.resources
     # A type checker takes an app of Parsl's for its function.
-    return cast(Future, run_pack(command, site.launcher, per_rank, per_node, out, err, environment, **options))
+    return cast(Future, run_pack(command, site.launcher, *resources, out, err, environment, **options))
 
 
 def world_of(request: Request) -> dict[str, Any]:

@@ -47,6 +47,8 @@ class Request:
     """Which runs are sampled again though the store has them: failed ones, or all."""
     quiet: bool
     """Say only trouble and the summary."""
+    report: bool
+    """Draw pictures and the page at the end."""
     packed: bool
     """Runs are sampled in MPI packs; else in one process each."""
     stop_at: float | None = None
@@ -91,6 +93,7 @@ class Request:
             results_root=Path(study.settings.results_root).expanduser().absolute(),
             rerun=args.rerun,
             quiet=args.quiet,
+            report=not getattr(args, "no_report", False),
             packed=packed,
             stop_at=stop_at,
             give_up_at=give_up_at,

@@ -20,7 +20,7 @@ from flows.driver.screen import StudyProgress
 from flows.driver.single_processes import SingleProcesses
 from flows.driver.stopping import OutOfTime, Stop
 from flows.driver.workers import Workers
-from lambda_hat.config import CustomBuild
+from lambda_hat.config import CustomBuild, MlpBuild
 from lambda_hat.id_utils import trajectory_id
 from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.store.drain import DEADLINE_VARIABLE
@@ -107,7 +107,9 @@ class Round:
         trainings: dict[str, list[str]] = {}
         for target_id in self.plan.builds:
             trainings.setdefault(trajectory_id(targets[target_id]) or target_id, []).append(target_id)
-        for target_ids in trainings.values():
+        # A network that is trained, or code of the user's, may take longer than all other builds together.
+        slow = (MlpBuild, CustomBuild)
+        for target_ids in sorted(trainings.values(), key=lambda ids: not isinstance(targets[ids[0]], slow)):
             for target_id in target_ids:
                 self.processes.configure(store.target_dir(target_id), targets[target_id])
                 (store.target_dir(target_id) / "error.json").unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
+from flows.driver.ahead import Ahead
 from flows.driver.attempts import Attempts
 from flows.driver.ending import finish
 from flows.driver.plan import Plan
@@ -41,14 +42,14 @@ def run_study(
         screen.say_all(dry_run(request, plan))
         return EXIT_OK
     request.prepare()
-    with write_study(request.store.root, request.record(plan)) as log:
-        attempts, end = Attempts(request, submit, screen, stop, log), None
+    with write_study(request.store.root, request.record(plan)) as log, Ahead(request) as ahead:
+        attempts, end = Attempts(request, submit, screen, stop, log, on_last_runs=ahead.begin), None
         if plan.runs or plan.elsewhere:
             with stop.on_signals():
                 end = early_end(lambda: attempts.run(plan), screen.say)
                 if isinstance(end, OutOfTime) and on_out_of_time is not None and request.plan(None).runs:
                     on_out_of_time(screen, log)
         has_time = end is None and not request.is_late
-        status = finish(request, screen, time.monotonic() - started, attempts.tally, attempts.pack_dirs, page=has_time)
+        status = finish(request, screen, started, attempts.tally, attempts.pack_dirs, ahead, page=has_time)
         log.exit_status = EXIT_INTERRUPTED if isinstance(end, Stopped) else status
     return log.exit_status

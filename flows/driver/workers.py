@@ -7,10 +7,13 @@ import datetime
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from flows.driver.request import Request
 from flows.driver.screen import StudyProgress
+from flows.driver.stopping import kill_under
 from flows.sites.blocks import Blocks
 from flows.sites.executors import TASKS, parsl_config
 from flows.sites.interchange import end_parsl, fail_where_lost, start_parsl
@@ -80,16 +83,23 @@ def start_workers(
         run_dir = request.store.root / "parsl" / name
         with writing(run_dir):
             tasks = builds or not request.packed
-            config = stack.enter_context(
-                parsl_config(request.site, run_dir, request.packed, heartbeat.path, tasks=tasks)
-            )
+            config = parsl_config(request.site, run_dir, request.packed, heartbeat.path, tasks=tasks)
             kernel = start_parsl(config)
         blocks = None
         if isinstance(request.site, BatchSite):
             executors = cast("Sequence[BatchExecutor]", config.executors)
             blocks = Blocks(request.site, executors, say, heartbeat, log_event)
             stack.callback(blocks.cancel)
+        at_once = partial(_kill_where_interrupted, heartbeat.path)
+        stack.push(at_once)
         stack.callback(end_parsl, kernel, config.executors)
+        stack.push(at_once)
         # This comes first: what still computes then ends by itself while Parsl shuts down.
         stack.callback(heartbeat.withdraw)
         yield Workers(heartbeat, name, blocks, config.executors)
+
+
+def _kill_where_interrupted(lease: Path, kind: type | None, error: BaseException | None, trace: Any) -> None:
+    """Kill what the driver has started on this machine where it was told a second time to stop."""
+    if isinstance(error, KeyboardInterrupt):
+        kill_under(lease)

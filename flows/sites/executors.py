@@ -1,27 +1,22 @@
 """From a site to a Parsl configuration.
 
-Two executors, by label: `packs`, an MPIExecutor, takes packs, and `tasks` takes single processes: builds of targets,
-and the runs of an unpacked study. On a batch site each asks the scheduler for blocks of its own.
+Two executors, by label: `packs` takes packs, and `tasks` takes single processes: builds of targets, and the runs of an
+unpacked study. On a batch site each asks the scheduler for blocks of its own, and `packs` is an MPIExecutor. Elsewhere
+both are threads of the driver.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shlex
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from flows.sites.deadlines import drain_period
 from flows.sites.interchange import bound_waits, keep_waiting_blocks, start_by_module
-from flows.sites.providers import builds_provider, local_provider, packs_provider
+from flows.sites.providers import builds_provider, packs_provider
 from flows.sites.shell_lines import PLAIN_PATH, watcher_lines
 from flows.sites.site_schemas import (
-    AllocationSite,
     BatchSite,
     PythonSite,
     SiteConfig,
@@ -33,81 +28,79 @@ from lambda_hat.errors import ConfigError
 if TYPE_CHECKING:
     from parsl import Config
     from parsl.executors import HighThroughputExecutor
+    from parsl.executors.base import ParslExecutor
 
-    from flows.sites.providers import SiteProvider
+    from flows.sites.providers import BatchProvider
 
 PACKS, TASKS = "packs", "tasks"
 HEARTBEAT_PERIOD, HEARTBEAT_THRESHOLD = 5, 20
-STRATEGY_PERIOD = {"local": 0.5, "batch": 2.0}
+STRATEGY_PERIOD = 2.0
 """Seconds between two looks of Parsl at its queue. Its default of 5 s adds as much to the first task (seen: 9 s against
 4 s). Parsl repeats a refused submission at this period until `lost_blocks` have failed."""
 IDLE_SECONDS = 10.0
 """A block that had no work for so long is given back."""
-LINK_PREFIX = "lambda_hat_link_"
 
 
-@contextmanager
-def parsl_config(
-    site: SiteConfig, run_dir: Path, packs: bool, lease: Path | None = None, tasks: bool = True
-) -> Iterator[Config]:
+def parsl_config(site: SiteConfig, run_dir: Path, packs: bool, lease: Path | None = None, tasks: bool = True) -> Config:
     """The Parsl configuration of `site`.
 
     run_dir: the folder of Parsl's own files. packs, tasks: whether it has an executor for MPI packs, and for single
     processes. lease: the driver's; workers end when it is no longer renewed.
-    Raises ConfigError where a Python site does not fit.
+    Raises ConfigError where a Python site does not fit, where a batch site has no use for `run_dir`, and where
+    `worker_init` fails.
     """
     if isinstance(site, PythonSite):
-        yield _python_config(site, packs)
-        return
+        return _python_config(site, packs)
     from parsl import Config
 
-    with _plain_path(site, run_dir) as parsl_dir:
-        batch = isinstance(site, BatchSite)
-        executors = _batch_executors(site) if batch else _local_executors(site, parsl_dir)
-        executors = [executor for executor in executors if {TASKS: tasks, PACKS: packs}[executor.label]]
-        for executor in executors:
-            start_by_module(executor, parsl_dir)
-            bound_waits(executor)
-            if batch:
-                keep_waiting_blocks(executor)
-            if lease is not None:
-                cast("SiteProvider", executor.provider).worker_init += watcher_lines(lease)
-        yield Config(
-            executors=executors,
-            run_dir=str(parsl_dir),
-            strategy="htex_auto_scale" if batch else "none",
-            strategy_period=STRATEGY_PERIOD["batch" if batch else "local"],
-            max_idletime=IDLE_SECONDS,
-            retries=0,
-            usage_tracking=0,
+    batch = isinstance(site, BatchSite)
+    if batch and not PLAIN_PATH.fullmatch(str(run_dir)):
+        raise ConfigError(
+            f"store_root: {run_dir.parents[1]}: on a {site.kind} site the path may have letters, digits and ./+@:_- "
+            "only; give another one with --store DIR"
         )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    wanted = {TASKS: tasks, PACKS: packs}
+    executors = _batch_executors(site, run_dir, lease) if batch else _executors_beside(site)
+    return Config(
+        executors=[executor for executor in executors if wanted[executor.label]],
+        run_dir=str(run_dir),
+        strategy="htex_auto_scale" if batch else "none",
+        strategy_period=STRATEGY_PERIOD,
+        max_idletime=IDLE_SECONDS,
+        retries=0,
+        usage_tracking=0,
+    )
 
 
-def _local_executors(site: SiteConfig, parsl_dir: Path) -> list[HighThroughputExecutor]:
-    """Workers beside the driver: on this machine, or on the first node of its allocation."""
-    node_file = parsl_dir / "nodefile"
-    node_file.write_text("".join(f"{node}\n" for node in site.nodes))
-    # Parsl reads SLURM's list where there is one, else this file. The one of PBS has a line per MPI process.
-    lines = [f"export PBS_NODEFILE={shlex.quote(str(node_file))}"]
-    if isinstance(site, AllocationSite) and os.environ.get("SLURM_NODELIST"):
-        lines = []
-    elif not isinstance(site, AllocationSite):
-        lines.append("unset SLURM_NODELIST")
+def _executors_beside(site: SiteConfig) -> list[ParslExecutor]:
+    """Threads of this process: on this machine, or on the first node of its allocation."""
+    from flows.sites.beside import Beside, Place, environment_beside
+
+    environ = environment_beside(site)
     workers = site.task_workers or (len(os.sched_getaffinity(0)) if site.block_nodes == 1 else 2 * site.block_nodes)
-    packs = local_provider(site, site.block_nodes, *lines)
-    return [_tasks_executor(site, local_provider(site, 1), workers), _packs_executor(site, packs)]
+    shares = [site.nodes[i : i + site.pack_nodes] for i in range(0, site.block_nodes, site.pack_nodes)]
+    packs = [Place(tuple(nodes), environ) for nodes in shares]
+    # The line of a single process says on which node it runs.
+    return [Beside(TASKS, workers * [Place((), environ)]), Beside(PACKS, packs)]
 
 
-def _batch_executors(site: BatchSite) -> list[HighThroughputExecutor]:
+def _batch_executors(site: BatchSite, run_dir: Path, lease: Path | None) -> list[HighThroughputExecutor]:
     """Blocks of the scheduler, apart for builds and packs: a build that needs much memory holds no sampling node."""
     workers = site.task_workers or site.builds.cores_per_node
-    return [_tasks_executor(site, builds_provider(site), workers), _packs_executor(site, packs_provider(site))]
+    executors = [_tasks_executor(site, builds_provider(site), workers), _packs_executor(site, packs_provider(site))]
+    for executor in executors:
+        start_by_module(executor, run_dir)
+        bound_waits(executor)
+        keep_waiting_blocks(executor)
+        if lease is not None:
+            cast("BatchProvider", executor.provider).worker_init += watcher_lines(lease)
+    return executors
 
 
-def _common(site: SiteConfig, provider: SiteProvider) -> dict[str, Any]:
+def _common(site: BatchSite, provider: BatchProvider) -> dict[str, Any]:
     from parsl.addresses import address_by_interface
     from parsl.jobs.error_handlers import windowed_error_handler
-    from parsl.providers import LocalProvider
 
     address = site.address
     if site.interface is not None:
@@ -115,22 +108,19 @@ def _common(site: SiteConfig, provider: SiteProvider) -> dict[str, Any]:
             address = address_by_interface(site.interface)
         except OSError as error:
             raise ConfigError(f"interface: {site.interface}: {error.strerror or error}") from None
-    # One failed node does not end an executor; several failed blocks in a row do.
-    threshold = site.lost_blocks if isinstance(site, BatchSite) else 1
-    # A block that is about to end would have to stop whatever it starts.
-    batch = not isinstance(provider, LocalProvider)
-    drain = drain_period(parse_walltime("walltime", provider.walltime)) if batch else None
     return {
         "address": address,
         "encrypted": True,
         "heartbeat_period": HEARTBEAT_PERIOD,
         "heartbeat_threshold": HEARTBEAT_THRESHOLD,
-        "block_error_handler": partial(windowed_error_handler, threshold=threshold),
-        "drain_period": drain,
+        # One failed node does not end an executor; several failed blocks in a row do.
+        "block_error_handler": partial(windowed_error_handler, threshold=site.lost_blocks),
+        # A block that is about to end would have to stop whatever it starts.
+        "drain_period": drain_period(parse_walltime("walltime", provider.walltime)),
     }
 
 
-def _tasks_executor(site: SiteConfig, provider: SiteProvider, workers: int) -> HighThroughputExecutor:
+def _tasks_executor(site: BatchSite, provider: BatchProvider, workers: int) -> HighThroughputExecutor:
     from parsl.executors import HighThroughputExecutor
 
     return HighThroughputExecutor(
@@ -142,7 +132,7 @@ def _tasks_executor(site: SiteConfig, provider: SiteProvider, workers: int) -> H
     )
 
 
-def _packs_executor(site: SiteConfig, provider: SiteProvider) -> HighThroughputExecutor:
+def _packs_executor(site: BatchSite, provider: BatchProvider) -> HighThroughputExecutor:
     from parsl.executors import MPIExecutor
 
     # One node count per executor: packs of different sizes that queue inside a block can hang for ever.
@@ -181,38 +171,3 @@ def _python_config(site: PythonSite, packs: bool) -> Config:
         if isinstance(executor, HighThroughputExecutor):
             bound_waits(executor)
     return config
-
-
-@contextmanager
-def _plain_path(site: SiteConfig, directory: Path) -> Iterator[Path]:
-    """`directory`, or a link to it without spaces and quotes: Parsl does not quote its own folder in shell lines."""
-    if PLAIN_PATH.fullmatch(str(directory)):
-        directory.mkdir(parents=True, exist_ok=True)
-        yield directory
-        return
-    if isinstance(site, BatchSite):
-        raise ConfigError(
-            f"store_root: {directory.parents[1]}: on a {site.kind} site the path may have letters, digits and ./+@:_- "
-            "only; give another one with --store DIR"
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-    _clear_links(directory.parent)
-    with tempfile.TemporaryDirectory(prefix=f"{LINK_PREFIX}{os.getpid()}_", dir=_links_folder()) as folder:
-        link = Path(folder) / "parsl"
-        link.symlink_to(directory)
-        yield link
-
-
-def _links_folder() -> str:
-    """Where links can lie: TMPDIR may have spaces as well."""
-    return tempfile.gettempdir() if PLAIN_PATH.fullmatch(tempfile.gettempdir()) else "/tmp"
-
-
-def _clear_links(parent: Path) -> None:
-    """Remove the links into `parent` that killed drivers have left."""
-    for folder in Path(_links_folder()).glob(f"{LINK_PREFIX}*_*"):
-        link, pid = folder / "parsl", folder.name.removeprefix(LINK_PREFIX).partition("_")[0]
-        with contextlib.suppress(OSError):
-            if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path(os.readlink(link)).parent == parent:
-                link.unlink()
-                folder.rmdir()

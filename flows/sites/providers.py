@@ -1,4 +1,4 @@
-"""From a site to Parsl's providers, which start the workers of a block."""
+"""From a batch site to Parsl's providers, which start the workers of a block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from flows.sites.site_schemas import (
     BatchSite,
     PbsBuilds,
     PbsSite,
-    SiteConfig,
     SlurmBuilds,
     SlurmSite,
     format_walltime,
@@ -21,10 +20,9 @@ from flows.sites.site_schemas import (
 )
 
 if TYPE_CHECKING:
-    from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
+    from parsl.providers import PBSProProvider, SlurmProvider
 
     BatchProvider = SlurmProvider | PBSProProvider
-    SiteProvider = LocalProvider | BatchProvider
 
 PBS_NODES = [
     'awk \'!seen[$0]++\' "$PBS_NODEFILE" > "${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"',
@@ -32,30 +30,6 @@ PBS_NODES = [
 ]
 """Lines of a block's first shell. The node file of PBS has a line per MPI process, and Parsl takes every line for a
 node."""
-
-
-def local_provider(site: SiteConfig, nodes: int, *lines: str) -> LocalProvider:
-    """Parsl's provider of workers beside the driver. lines: of their shell, the last ones."""
-    from parsl.launchers import SimpleLauncher
-    from parsl.providers import LocalProvider
-
-    class Provider(LocalProvider):
-        """Takes workers without an exit status, as on a full disk, for failed. Parsl would wait for ever."""
-
-        def _read_job_file(self, script_path: str, suffix: str) -> str:
-            try:
-                return super()._read_job_file(script_path, suffix)
-            except OSError as error:
-                return str(error)
-
-    return Provider(
-        launcher=cast(Any, SimpleLauncher()),  # Parsl takes any Launcher and gives the parameter no type
-        nodes_per_block=nodes,
-        init_blocks=1,
-        min_blocks=1,
-        max_blocks=1,
-        worker_init="\n".join([python_path_line(), OWN_TMPDIR, site.worker_init, *lines]),
-    )
 
 
 def packs_provider(site: BatchSite) -> BatchProvider:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -55,8 +56,12 @@ def watcher_lines(lease: Path) -> str:
     return WATCHER.format(lease=shlex.quote(str(lease)))
 
 
+def with_checkout(environ: Mapping[str, str]) -> str:
+    """The `PYTHONPATH` of an environment, with this checkout first."""
+    inherited = environ.get("PYTHONPATH", "")
+    return os.pathsep.join([str(REPO_ROOT), *([inherited] if inherited else [])])
+
+
 def python_path_line() -> str:
     """The line that puts this checkout first on the path of Python."""
-    inherited = os.environ.get("PYTHONPATH", "")
-    path = os.pathsep.join([str(REPO_ROOT), *([inherited] if inherited else [])])
-    return f"export PYTHONPATH={shlex.quote(path)}"
+    return f"export PYTHONPATH={shlex.quote(with_checkout(os.environ))}"

@@ -42,8 +42,6 @@ class SiteConfig:
     mpi: str = "bundled"
     flavour: str = "auto"
     srun_mpi: str = "pmi2"
-    address: str | None = None
-    interface: str | None = None
     ranks_per_node: int | None = None
     cores_per_rank: int = 1
     gpus_per_node: int = 0
@@ -63,8 +61,6 @@ class SiteConfig:
                     raise ConfigError(f"{key}: got {value}, expected an integer of at least {least}")
                 if value is not None and value > MOST:
                     raise ConfigError(f"{key}: got {value}, expected at most {MOST}")
-        if self.address is not None and self.interface is not None:
-            raise ConfigError(f"interface: got {self.interface} beside address {self.address}; give one of them")
 
     def check(self) -> None:
         """Refuse what could not run, or would leave nodes or GPUs idle. Raises ConfigError naming the key."""
@@ -145,8 +141,6 @@ class SiteConfig:
 class LocalSite(SiteConfig):
     """This machine."""
 
-    address: str | None = "127.0.0.1"
-
     @property
     def nodes(self) -> list[str]:
         return ["localhost"]
@@ -179,7 +173,6 @@ class AllocationSite(SiteConfig):
     """Inside one SLURM or PBS job. All of its nodes are one block, and nothing more is submitted."""
 
     kind: str = "allocation"
-    address: str | None = "127.0.0.1"
 
     @cached_property
     def nodes(self) -> list[str]:
@@ -238,6 +231,8 @@ class BatchSite(SiteConfig):
     """From a login node a scheduler is asked for blocks of nodes."""
 
     account: str | None = None
+    address: str | None = None
+    interface: str | None = None
     nodes_per_block: int = 1
     min_blocks: int = 0
     max_blocks: int = 1
@@ -253,6 +248,8 @@ class BatchSite(SiteConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.address is not None and self.interface is not None:
+            raise ConfigError(f"interface: got {self.interface} beside address {self.address}; give one of them")
         for key, text in (("walltime", self.walltime), ("builds.walltime", self.builds.walltime)):
             parse_walltime(key, text)
         for key, value in (("lost_blocks", self.lost_blocks), ("poll_seconds", self.poll_seconds)):

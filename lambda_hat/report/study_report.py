@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,16 @@ from lambda_hat.report.estimates import draw_estimates
 from lambda_hat.report.foreign import matplotlib_without_trace
 from lambda_hat.report.page import Section, render
 from lambda_hat.report.results import to_frame
-from lambda_hat.report.single_runs import choose_runs, draw_chains, how_chosen
+from lambda_hat.report.single_runs import FiguresOfRuns, choose_runs, draw_chains, how_chosen
 from lambda_hat.report.sweeps import draw_sweeps
 from lambda_hat.report.timeline import draw_timeline
 from lambda_hat.report.training import draw_training
 from lambda_hat.store.layout import Store, write_bytes_atomic
 
-__all__ = ["PAGE_NAME", "Report", "draw_pictures", "write_pictures", "write_report"]
+__all__ = [
+    "PAGE_NAME", "FiguresOfRuns", "Report", "draw_ahead", "draw_pictures", "import_packages", "write_pictures",
+    "write_report",
+]  # fmt: skip
 
 PAGE_NAME = "report.html"
 FIGURES_NAME = "figures"
@@ -58,7 +62,38 @@ def write_pictures(pictures: dict[str, Drawn], results_root: Path) -> dict[str, 
     return {what: _write(picture, results_root) for what, picture in pictures.items()}
 
 
-def write_report(store: Store, table: pa.Table, results_root: Path, pictures: dict[str, Drawn] | None = None) -> Report:
+def import_packages() -> None:
+    """Import what drawing a report takes; this is half of the time that a small one takes."""
+    from lambda_hat.report.foreign import import_itables
+
+    with matplotlib_without_trace():
+        import jinja2  # noqa: F401
+        import matplotlib.pyplot  # noqa: F401
+
+        import_itables()
+
+
+def draw_ahead(table: pa.Table, figures: FiguresOfRuns, going: Callable[[], bool]) -> None:
+    """Draw what a report of an unfinished study would show, and keep the figures of its runs.
+
+    Args:
+        table: as of `write_report`.
+        figures: for `write_report` later, filled here.
+        going: asked between figures; once it is false, no more are drawn.
+    """
+    draw_chains(choose_runs(to_frame(table)), figures, going)
+    if going():
+        # The first figure with a formula takes four times as long as the next one.
+        draw_pictures(table)
+
+
+def write_report(
+    store: Store,
+    table: pa.Table,
+    results_root: Path,
+    pictures: dict[str, Drawn] | None = None,
+    of_runs: FiguresOfRuns | None = None,
+) -> Report:
     """Write `report.html` and `figures/*.png`.
 
     Sections without content are left out. The page names what could not be read.
@@ -68,6 +103,7 @@ def write_report(store: Store, table: pa.Table, results_root: Path, pictures: di
         table: its runs, from `results.collect`.
         results_root: the folder to write into.
         pictures: those of `draw_pictures(table)`. Default: they are drawn here.
+        of_runs: figures of single runs that `draw_ahead` has drawn.
 
     Raises:
         OSError: `results_root` cannot be written.
@@ -76,7 +112,7 @@ def write_report(store: Store, table: pa.Table, results_root: Path, pictures: di
     pictures = draw_pictures(table) if pictures is None else pictures
     material = gather(store, table)
     with matplotlib_without_trace():
-        sections, missing = _sections(material.frame, material.lives, pictures)
+        sections, missing = _sections(material.frame, material.lives, pictures, {} if of_runs is None else of_runs)
     missing = [*material.missing, *missing]
     page = results_root / PAGE_NAME
     figures = [figure for section in sections for figure in section.figures]
@@ -89,10 +125,12 @@ def write_report(store: Store, table: pa.Table, results_root: Path, pictures: di
     return Report(page, paths, missing)
 
 
-def _sections(frame: pd.DataFrame, lives: list, pictures: dict[str, Drawn]) -> tuple[list[Section], list[str]]:
+def _sections(
+    frame: pd.DataFrame, lives: list, pictures: dict[str, Drawn], of_runs: FiguresOfRuns
+) -> tuple[list[Section], list[str]]:
     """The sections that have a figure, and sentences on draws that could not be read."""
     rows = choose_runs(frame)
-    chains, missing = draw_chains(rows)
+    chains, missing = draw_chains(rows, of_runs)
     finished = list(frame["status"]).count("finished")
     sections = [
         Section("estimates", "Estimates", _there(pictures.get("picture"))),

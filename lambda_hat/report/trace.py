@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from lambda_hat.errors import ConfigError, CorruptArtifact, StoreError
 from lambda_hat.report.foreign import import_arviz
@@ -73,7 +75,33 @@ def _files(folder: Path) -> dict[str, Any]:
     return files if isinstance(files, dict) else {}
 
 
-def _read(folder: Path, name: str, files: Mapping[str, Any]) -> InferenceData:
+def load_losses(row: Mapping[str, Any]) -> tuple[np.ndarray, float, float]:
+    """The losses of a finished run, their value at `w_star`, and `n_beta`, without the import of ArviZ.
+
+    Args:
+        row: a row of the table.
+
+    Returns:
+        The losses of `load_trace`, shape (chain, draw), `loss_at_w_star` in the same units, and `n_beta`.
+
+    Raises:
+        StoreError, CorruptArtifact: as `load_trace`.
+    """
+    import h5netcdf
+
+    folder = _folder_of("load_losses", row)
+    path = _sound(folder, "trace.nc", _files(folder))
+    try:
+        with h5netcdf.File(path, "r") as file:
+            losses = np.asarray(file.groups["posterior"].variables["loss"][...], dtype=np.float64)
+            at_w_star, n_beta = (float(cast(float, file.attrs[key])) for key in ("loss_at_w_star", "n_beta"))
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise CorruptArtifact(f"{path} holds no losses ({error}); {_remedy(folder)}") from None
+    return losses, at_w_star, n_beta
+
+
+def _sound(folder: Path, name: str, files: Mapping[str, Any]) -> Path:
+    """The path of a file of a run, once its checksum has been found to fit."""
     path = folder / name
     try:
         entry = file_entry(path.read_bytes())
@@ -83,6 +111,11 @@ def _read(folder: Path, name: str, files: Mapping[str, Any]) -> InferenceData:
         raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from None
     if files.get(name) != entry:
         raise CorruptArtifact(f"{path}: damaged: its checksum does not fit; {_remedy(folder)}")
+    return path
+
+
+def _read(folder: Path, name: str, files: Mapping[str, Any]) -> InferenceData:
+    path = _sound(folder, name, files)
     arviz = import_arviz()
     try:
         with arviz.rc_context({"data.load": "eager"}):

@@ -186,8 +186,6 @@ FAULTS = (
     Fault("kill -9 of mpiexec", ("launcher",), _signalling(signal.SIGKILL, "launcher"), 2),
     Fault("kill -9 of MPI's proxy", ("proxy",), _signalling(signal.SIGKILL, "proxy")),
     Fault("kill -9 of a build", ("build",), _signalling(signal.SIGKILL, "build")),
-    Fault("kill -9 of the pool", ("pool",), _signalling(signal.SIGKILL, "pool"), 2),
-    Fault("kill -9 of an interchange", ("interchange",), _signalling(signal.SIGKILL, "interchange")),
     Fault("kill -9 of the driver", ("driver",), _signalling(signal.SIGKILL, "driver"), 3),
     Fault("SIGTERM to a rank", ("rank",), _signalling(signal.SIGTERM, "rank")),
     Fault("SIGUSR1 to a rank", ("rank",), _signalling(signal.SIGUSR1, "rank")),

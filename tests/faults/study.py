@@ -54,8 +54,6 @@ KINDS = {
     "rank": "mpi/run_pack.py",
     "launcher": "mpiexec -",
     "proxy": "hydra_pmi_proxy",
-    "pool": "process_worker_pool",
-    "interchange": "interchange",
     "build": "lambda_hat.entrypoints.build_target",
     "driver": "flows/packed.py",
 }
@@ -165,7 +163,6 @@ class Study:
 
     def _is_ours(self, entry: Path, line: str) -> bool:
         """Raises OSError where it has ended."""
-        # An interchange gives itself a title, which overwrites its environment.
         if str(self.folder) in line or os.readlink(entry / "cwd").startswith(str(self.folder)):
             return True
         return f"{MARK}={self.folder}".encode() in (entry / "environ").read_bytes().split(b"\0")
@@ -291,7 +288,7 @@ class Driver:
         # A driver that has not begun its study yet ends as any command does.
         assert status in (0, 1, 2, 75, 130) or (self.killed and status < 0), (status, said)
         if status == 2:
-            # Nothing was started: a pack's file had been damaged, or Parsl was killed as it started.
+            # Nothing was started: a pack's file had been damaged.
             assert said.splitlines()[-1].startswith("error: "), said
         elif status not in (0, 130) and status > 0:
             assert said.strip(), f"exit status {status} without a word"
@@ -309,8 +306,8 @@ def verify(store: Store) -> list[str]:
 
 
 def _kind(line: str) -> str:
-    # The launcher's line names the program of the ranks, and that of the pool the launcher.
-    order = ("pool", "launcher", "proxy", "rank", "interchange", "build", "driver")
+    # The launcher's line names the program of the ranks.
+    order = ("launcher", "proxy", "rank", "build", "driver")
     return next((kind for kind in order if KINDS[kind] in line), "other")
 
 

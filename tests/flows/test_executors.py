@@ -8,14 +8,18 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
+from parsl.executors import ThreadPoolExecutor
 
 from flows.driver.workers import Workers
+from flows.sites.beside import Place, environment_beside
 from flows.sites.executors import PACKS, TASKS, parsl_config
 from flows.sites.providers import builds_provider, packs_provider
-from flows.sites.shell_lines import OWN_TMPDIR, WATCHER
+from flows.sites.shell_lines import OWN_TMPDIR, REPO_ROOT, WATCHER
 from flows.sites.site_schemas import LocalSite, PbsSite, SlurmSite, load_site
 from lambda_hat.errors import ConfigError
 from lambda_hat.store.heartbeat import Heartbeat
@@ -36,20 +40,48 @@ def _in_the_folder(tmp_path, monkeypatch):
 
 
 def test_the_local_site(awkward_dir):
-    with parsl_config(LocalSite(), awkward_dir / "parsl", packs=True) as config:
-        executors = {executor.label: executor for executor in config.executors}
-        assert set(executors) == {PACKS, TASKS}
-        assert config.retries == 0
-        for executor in executors.values():
-            assert executor.encrypted
-            assert executor.address == "127.0.0.1"
-            assert executor.heartbeat_threshold <= 20
-        assert executors[PACKS].max_workers_per_block == 1
-        assert not set(config.run_dir) & set(" '\"`$()")
-    with parsl_config(LocalSite(), awkward_dir / "parsl", packs=False) as config:
-        assert [executor.label for executor in config.executors] == [TASKS]
-    with parsl_config(LocalSite(), awkward_dir / "parsl", packs=True, tasks=False) as config:
-        assert [executor.label for executor in config.executors] == [PACKS]
+    """Threads of the driver: nobody is asked for nodes, so nothing waits for workers, and nothing listens."""
+    config = parsl_config(LocalSite(task_workers=3), awkward_dir / "parsl", packs=True)
+    executors = {executor.label: executor for executor in config.executors}
+    assert {label: executor.max_threads for label, executor in executors.items()} == {TASKS: 3, PACKS: 1}
+    assert all(isinstance(executor, ThreadPoolExecutor) for executor in executors.values())
+    assert (config.retries, config.strategy) == (0, "none")
+    for wanted in ({"packs": False}, {"packs": True, "tasks": False}):
+        (executor,) = parsl_config(LocalSite(), awkward_dir / "parsl", **wanted).executors
+        assert executor.label == (PACKS if wanted["packs"] else TASKS)
+
+
+def test_packs_of_an_allocation_share_its_nodes(tmp_path, monkeypatch):
+    (tmp_path / "nodes").write_text("a\nb\nc\nd\n")
+    monkeypatch.setenv("PBS_NODEFILE", str(tmp_path / "nodes"))
+    monkeypatch.delenv("SLURM_NODELIST", raising=False)
+    config = parsl_config(load_site("allocation", ["nodes_per_pack=2"]), tmp_path / "parsl", packs=True)
+    packs = next(executor for executor in config.executors if executor.label == PACKS)
+    together, seen = threading.Barrier(2), []
+
+    def pack(wait: bool, place: Place) -> None:
+        seen.append(place.nodes)
+        if wait:
+            together.wait(timeout=30)
+
+    packs.start()
+    for future in [packs.submit(pack, {"num_nodes": 2}, wait) for wait in (True, True, False, False)]:
+        future.result()
+    packs.shutdown()
+    assert sorted(seen[:2]) == [("a", "b"), ("c", "d")]
+    assert set(seen[2:]) <= set(seen[:2])
+
+
+def test_processes_beside_the_driver_get_what_worker_init_sets(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_NODELIST", "n[1-2]")
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    lines = "echo loading\nexport GREETING='hello\nworld'\nunset HOME"
+    environ = environment_beside(LocalSite(worker_init=lines))
+    assert environ["GREETING"] == "hello\nworld"
+    assert environ["PYTHONPATH"] == f"{REPO_ROOT}{os.pathsep}/mine"
+    assert not {"HOME", "SLURM_NODELIST"} & set(environ)
+    with pytest.raises(ConfigError, match="worker_init: its lines ended with status 3: no such module"):
+        environment_beside(LocalSite(worker_init="echo no such module >&2; exit 3"))
 
 
 def test_a_slurm_site_asks_for_packs_and_builds_apart(tmp_path):
@@ -58,9 +90,9 @@ def test_a_slurm_site_asks_for_packs_and_builds_apart(tmp_path):
     words += ["walltime=1-00:00:00", "scheduler_options='#SBATCH --mail-type=END'", "worker_init=module load x"]
     words += ["builds={partition: big, cores_per_node: 8, mem_per_node: 500, walltime: '02:00:00', max_blocks: 2}"]
     site = load_site("slurm", [*words, "poll_seconds=30", "lost_blocks=4"])
-    with parsl_config(site, tmp_path / "parsl", packs=True) as config:
-        packs = next(e for e in config.executors if e.label == PACKS)
-        tasks = next(e for e in config.executors if e.label == TASKS)
+    config = parsl_config(site, tmp_path / "parsl", packs=True)
+    packs = next(e for e in config.executors if e.label == PACKS)
+    tasks = next(e for e in config.executors if e.label == TASKS)
     assert packs.address is None
     assert packs.max_workers_per_block == 2
     assert packs.block_error_handler.keywords == {"threshold": 4}
@@ -116,28 +148,22 @@ def test_providers_get_only_what_they_know(site):
 
 
 def test_blocks_that_wait_are_kept_where_none_is_too_many(tmp_path):
-    with parsl_config(SlurmSite(ranks_per_node=1), tmp_path / "parsl", packs=True) as config:
-        executor = next(e for e in config.executors if e.label == PACKS)
-        # Without the guard this would ask the interchange for its managers, of which there is none.
-        assert executor.scale_in(0, max_idletime=1.0) == []
+    config = parsl_config(SlurmSite(ranks_per_node=1), tmp_path / "parsl", packs=True)
+    executor = next(e for e in config.executors if e.label == PACKS)
+    # Without the guard this would ask the interchange for its managers, of which there is none.
+    assert executor.scale_in(0, max_idletime=1.0) == []
 
 
 def test_a_batch_site_refuses_a_store_that_a_script_would_break_on(tmp_path):
     folder = tmp_path / "a folder" / "parsl" / "run"
-    with (
-        pytest.raises(ConfigError, match="letters, digits"),
-        parsl_config(SlurmSite(ranks_per_node=1), folder, packs=True),
-    ):
-        pass
+    with pytest.raises(ConfigError, match="letters, digits"):
+        parsl_config(SlurmSite(ranks_per_node=1), folder, packs=True)
     assert not folder.exists()
 
 
 def test_an_interface_that_is_not_there(tmp_path):
-    with (
-        pytest.raises(ConfigError, match="interface: nosuch0"),
-        parsl_config(SlurmSite(ranks_per_node=1, interface="nosuch0"), tmp_path / "parsl", packs=True),
-    ):
-        pass
+    with pytest.raises(ConfigError, match="interface: nosuch0"):
+        parsl_config(SlurmSite(ranks_per_node=1, interface="nosuch0"), tmp_path / "parsl", packs=True)
 
 
 def test_a_python_site(tmp_path):
@@ -145,23 +171,17 @@ def test_a_python_site(tmp_path):
     path.write_text("import parsl\nsite = {'ranks_per_node': 2}\nconfig = parsl.Config(executors=[])\n")
     site = load_site(str(path))
     assert site.ranks == 2
-    with pytest.raises(ConfigError, match="no executor labelled 'tasks'"), parsl_config(site, tmp_path, packs=False):
-        pass
+    with pytest.raises(ConfigError, match="no executor labelled 'tasks'"):
+        parsl_config(site, tmp_path, packs=False)
     path.write_text(
         "import parsl\nfrom parsl.executors import HighThroughputExecutor as Executor\n"
         "config = parsl.Config(executors=[Executor(label='tasks', address='127.0.0.1', encrypted=False)])\n"
     )
-    with (
-        pytest.raises(ConfigError, match=r"executor 'tasks' speaks unencrypted.*; write encrypted=True"),
-        parsl_config(load_site(str(path)), tmp_path, packs=False),
-    ):
-        pass
+    with pytest.raises(ConfigError, match=r"executor 'tasks' speaks unencrypted.*; write encrypted=True"):
+        parsl_config(load_site(str(path)), tmp_path, packs=False)
     path.write_text("config = 3\n")
-    with (
-        pytest.raises(ConfigError, match=r"expected a variable `config`, a parsl\.Config"),
-        parsl_config(load_site(str(path)), tmp_path, packs=False),
-    ):
-        pass
+    with pytest.raises(ConfigError, match=r"expected a variable `config`, a parsl\.Config"):
+        parsl_config(load_site(str(path)), tmp_path, packs=False)
 
 
 def test_an_executor_of_threads_is_never_lost(tmp_path):
@@ -171,10 +191,8 @@ def test_an_executor_of_threads_is_never_lost(tmp_path):
         "import parsl\nfrom parsl.executors import ThreadPoolExecutor\n"
         "config = parsl.Config(executors=[ThreadPoolExecutor('tasks')])\n"
     )
-    with (
-        Heartbeat(tmp_path / "packs") as lease,
-        parsl_config(load_site(str(path)), tmp_path / "parsl", packs=False) as config,
-    ):
+    config = parsl_config(load_site(str(path)), tmp_path / "parsl", packs=False)
+    with Heartbeat(tmp_path / "packs") as lease:
         workers = Workers(lease, "20260101-000000-abcd", None, config.executors)
         assert workers.look()
         assert not workers.lost
@@ -207,24 +225,39 @@ def test_a_pool_ends_without_a_driver_that_renews_its_lease(tmp_path, alive):
         shell.stdout.close()
 
 
+SITE = """
+from parsl import Config
+from parsl.executors import HighThroughputExecutor
+from parsl.providers import LocalProvider
+
+config = Config(
+    executors=[
+        HighThroughputExecutor(
+            label="tasks", address="127.0.0.1", max_workers_per_node=1, encrypted=True,
+            provider=LocalProvider(init_blocks=1, max_blocks=1),
+        )
+    ],
+    run_dir="parsl",
+)
+"""
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
 from parsl import python_app
 from flows.sites.executors import parsl_config
 from flows.sites.interchange import InterchangeLost, end_parsl, start_parsl
-from flows.sites.site_schemas import LocalSite
+from flows.sites.site_schemas import load_site
 
-with parsl_config(LocalSite(), Path(sys.argv[1]), packs=False) as config:
-    kernel = start_parsl(config)
-    (executor,) = config.executors
-    app = python_app(lambda: 1, executors=[executor.label])
-    assert app().result() == 1
-    os.kill(executor.interchange_proc.pid, signal.SIGKILL)
-    time.sleep(float(sys.argv[2]))
-    failures = [future.exception() for future in [app() for _ in range(5)]] if sys.argv[3] == "wait" else [app()]
-    print({type(failure) for failure in failures} == {InterchangeLost} or sys.argv[3])
-    end_parsl(kernel, config.executors)
+config = parsl_config(load_site("site.py"), Path(), packs=False)
+kernel = start_parsl(config)
+(executor,) = config.executors
+app = python_app(lambda: 1, executors=[executor.label])
+assert app().result() == 1
+os.kill(executor.interchange_proc.pid, signal.SIGKILL)
+time.sleep(float(sys.argv[1]))
+failures = [future.exception() for future in [app() for _ in range(5)]] if sys.argv[2] == "wait" else [app()]
+print({type(failure) for failure in failures} == {InterchangeLost} or sys.argv[2])
+end_parsl(kernel, config.executors)
 print("over")
 """
 
@@ -234,6 +267,9 @@ print("over")
 @pytest.mark.parametrize(("pause", "then"), [("0.5", "wait"), ("0.5", "end"), ("0", "end")])
 def test_tasks_that_a_killed_interchange_never_takes_keep_nobody(tmp_path, repo_env, pause, then):
     """Parsl would send them for ever."""
-    argv = [sys.executable, "-c", KILLED, str(tmp_path / "parsl"), pause, then]
-    done = subprocess.run(argv, env=repo_env, capture_output=True, text=True, timeout=90)
+    (tmp_path / "site.py").write_text(SITE)
+    argv = [sys.executable, "-c", KILLED, pause, then]
+    # Parsl finds the script of its pool on the PATH.
+    env = {**repo_env, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=90)
     assert (done.returncode, done.stdout.splitlines()) == (0, ["True" if then == "wait" else then, "over"]), done.stderr

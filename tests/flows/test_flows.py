@@ -96,8 +96,10 @@ def test_a_process_per_run_and_a_rerun_give_the_same_numbers(tmp_path):
     assert all((run / "sample.log").is_file() and (run / "sample.err").is_file() for run in runs)
 
     before = analyses(tmp_path / "runs")
-    rerun = flow("packed.py", *packed, "--rerun", "all", cwd=tmp_path)
+    rerun = flow("packed.py", *packed, "--rerun", "all", "--no-report", "--results", "bare", cwd=tmp_path)
     assert rerun.returncode == 0, rerun.stdout
+    assert [path.name for path in (tmp_path / "bare").iterdir()] == ["llc_runs.parquet"]
+    assert "report.html" not in rerun.stdout
     timing = ("started", "pid", "rank", "pack_id", "programs_compiled", "programs_loaded", "sha256")
     for path, analysis in analyses(tmp_path / "runs").items():
         assert analysis["started"] > before[path]["started"]

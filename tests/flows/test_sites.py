@@ -60,7 +60,7 @@ def test_every_site_of_the_repository_loads(path, in_pbs_job):
 @pytest.mark.parametrize("kind", sorted(SITE_SCHEMAS))
 def test_every_key_of_a_kind_has_its_line_in_the_file_of_that_kind(kind):
     text = (CONF / f"{kind}.yaml").read_text()
-    unneeded = {"local": {"srun_mpi", "interface"}, "allocation": {"interface", "worker_init"}}.get(kind, set())
+    unneeded = {"local": {"srun_mpi"}, "allocation": {"worker_init"}}.get(kind, set())
     for field in dataclasses.fields(SITE_SCHEMAS[kind]):
         assert field.name in unneeded or f"\n{field.name}:" in text, field.name
 

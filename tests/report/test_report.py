@@ -22,7 +22,7 @@ from lambda_hat.report.browser_table import MOST_ROWS, view_of
 from lambda_hat.report.closing import agreement
 from lambda_hat.report.efficiency import draw_temperature
 from lambda_hat.report.results import collect, runs_in_store, runs_of, to_frame
-from lambda_hat.report.single_runs import MOST_RUNS, choose_runs, running_means
+from lambda_hat.report.single_runs import MOST_RUNS, choose_runs, density, running_means
 from lambda_hat.report.study_report import write_report
 from lambda_hat.store.layout import file_entry, write_record
 from tests.report.studies import SCRIPT
@@ -64,6 +64,27 @@ def test_everything_is_in_the_one_file(whole):
     assert not re.search(r"@import|url\(\s*['\"]?https?:", whole.page)
     sections = {"table", "estimates", "training", "sweeps", "convergence", "chains", "cost", "ranks", "failures"}
     assert sections | {"configuration"} <= reader.ids
+
+
+@pytest.mark.parametrize("num_draws", [50, 5000])
+def test_a_density_is_one_and_close_to_the_true_one(num_draws):
+    draws = np.random.default_rng(7).normal(size=num_draws)
+    points, found = density(draws)
+    step = points[1] - points[0]
+    assert found.sum() * step == pytest.approx(1, abs=1e-6)
+    exact = np.exp(-0.5 * points**2) / np.sqrt(2 * np.pi)
+    width = 0.9 * num_draws**-0.2
+    # Silverman (1986), equations 3.12 and 3.14: the curvature is at most that at 0.
+    bias, deviation = 0.5 * width**2 * exact.max(), np.sqrt(exact.max() / (2 * np.sqrt(np.pi) * num_draws * width))
+    inside = np.abs(points) < 1.5
+    assert np.abs(found - exact)[inside].max() < bias + 4 * deviation
+
+
+def test_a_density_ends_where_its_draws_end():
+    draws = np.random.default_rng(0).exponential(size=20_000)
+    points, found = density(draws)
+    assert points[0] > draws.min() and points[-1] < draws.max()
+    assert found[:5].min() > 0.8, "nothing is lost beyond the edge, where the density is 1"
 
 
 def test_the_figures_are_files_as_well(whole):

@@ -1,4 +1,4 @@
-"""Parsl's channels: encrypted on every kind of site, and on this machine's loopback wherever no other machine calls."""
+"""Parsl's channels: encrypted wherever another machine calls, and none where none does."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from flows.sites.executors import parsl_config
 from flows.sites.site_schemas import AllocationSite, LocalSite, PbsSite, SlurmSite
 
 
-@pytest.mark.parametrize("kind", ["local", "allocation", "slurm", "pbs"])
-def test_channels_are_encrypted_on_every_kind_of_site(tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize("site", [SlurmSite, PbsSite])
+def test_channels_are_encrypted_on_every_batch_site(tmp_path, monkeypatch, site):
     monkeypatch.chdir(tmp_path)
+    config = parsl_config(site(ranks_per_node=1, address="198.51.100.7"), tmp_path / "parsl", packs=True)
+    assert [executor.encrypted for executor in config.executors] == [True, True]
+
+
+@pytest.mark.parametrize("site", [LocalSite, AllocationSite])
+def test_beside_the_driver_there_are_no_channels(tmp_path, monkeypatch, site):
     (tmp_path / "nodes").write_text("a\nb\n")
     monkeypatch.setenv("PBS_NODEFILE", str(tmp_path / "nodes"))
     monkeypatch.delenv("SLURM_NODELIST", raising=False)
-    site = {
-        "local": LocalSite(),
-        "allocation": AllocationSite(),
-        "slurm": SlurmSite(ranks_per_node=1, address="198.51.100.7"),
-        "pbs": PbsSite(ranks_per_node=1, address="198.51.100.7"),
-    }[kind]
-    with parsl_config(site, tmp_path / "parsl", packs=True) as config:
-        assert len(config.executors) == 2
-        for executor in config.executors:
-            assert executor.encrypted is True
-            assert (executor.address == "127.0.0.1") == (kind in ("local", "allocation"))
+    for executor in parsl_config(site(), tmp_path / "parsl", packs=True).executors:
+        assert not hasattr(executor, "address")
+        assert not hasattr(executor, "interchange_proc")

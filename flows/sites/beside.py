@@ -1,0 +1,72 @@
+"""Executors beside the driver, on this machine or inside an allocation: threads that start processes and wait for them.
+
+No scheduler is asked for nodes there, so Parsl needs neither an interchange nor pools of workers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+from parsl.executors import ThreadPoolExecutor
+
+from flows.sites.shell_lines import with_checkout
+from flows.sites.site_schemas import AllocationSite, SiteConfig
+from lambda_hat.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one task at a time runs its process."""
+
+    nodes: tuple[str, ...]
+    environ: Mapping[str, str]
+    """The environment of the process, to which the task adds its own."""
+
+
+class Beside(ThreadPoolExecutor):
+    """An executor with a thread per place. A task gets the free place of its time as the argument `place`."""
+
+    def __init__(self, label: str, places: Sequence[Place]):
+        super().__init__(label, max_threads=len(places))
+        self._free: SimpleQueue[Place] = SimpleQueue()
+        for place in places:
+            self._free.put(place)
+
+    def submit(self, func: Any, resource_specification: dict[str, Any], *args: Any, **kwargs: Any) -> Future:
+        """Call `func` on the next free thread. Every task of an executor takes one place, whatever it specifies."""
+        return self.executor.submit(self._on_a_place, func, *args, **kwargs)
+
+    def _on_a_place(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        place = self._free.get()
+        try:
+            return func(*args, place=place, **kwargs)
+        finally:
+            self._free.put(place)
+
+
+def environment_beside(site: SiteConfig) -> dict[str, str]:
+    """The environment of the processes that are started beside the driver, with what `worker_init` sets.
+
+    Raises ConfigError where `worker_init` fails.
+    """
+    environ = {**os.environ, "PYTHONPATH": with_checkout(os.environ)}
+    if not isinstance(site, AllocationSite):
+        # A launcher would look for its nodes in the job that this machine is in.
+        environ.pop("SLURM_NODELIST", None)
+    if not site.worker_init.strip():
+        return environ
+    # The lines may print; what they set comes out of a descriptor of its own.
+    script = f'exec 3>&1 1>&2\n{site.worker_init}\nexec "$0" -0 >&3'
+    command = ["bash", "-c", script, shutil.which("env") or "env"]
+    done = subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, capture_output=True)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        raise ConfigError(f"worker_init: its lines ended with status {done.returncode}{said and f': {said}'}")
+    return dict(entry.split("=", 1) for entry in os.fsdecode(done.stdout).split("\0") if "=" in entry)
