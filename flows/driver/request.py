@@ -30,6 +30,7 @@ from lambda_hat.store.study_records import (
     in_order,
     new_name,
 )
+from lambda_hat.store.umask import check_umask
 from lambda_hat.workflow_config import Study, compose_study
 from mpi.launchers import find_launcher
 
@@ -143,7 +144,11 @@ class Request:
         self.site.resources  # noqa: B018 - raises where the site does not say how many ranks a node has
 
     def check_folders(self) -> None:
-        """Refuse a store or results folder that cannot be written. Nothing is made. Raises StoreError."""
+        """Refuse a store or results folder that cannot be written. Nothing is made.
+
+        Raises StoreError, and ConfigError where this user could not read what it writes.
+        """
+        check_umask()
         check_folder(self.store.root, "store", "give another one with --store DIR or store_root: DIR")
         check_folder(self.results_root, "results folder", "give another one with --results DIR")
 

@@ -87,7 +87,7 @@ def start_workers(
         blocks = None
         if isinstance(request.site, BatchSite):
             executors = cast("Sequence[BatchExecutor]", config.executors)
-            blocks = Blocks(request.site, executors, say, heartbeat, log_event)
+            blocks = Blocks(request.site, executors, say, heartbeat, log_event, executors[0].provider.jobs)
             stack.callback(blocks.cancel)
         stack.callback(end_parsl, kernel, config.executors)
         # This comes first: what still computes then ends by itself while Parsl shuts down.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flows.sites.deadlines import drain_period
 from flows.sites.interchange import bound_waits, keep_waiting_blocks, start_by_module
-from flows.sites.providers import builds_provider, local_provider, packs_provider
+from flows.sites.providers import builds_provider, local_provider, packs_provider, too_many_lost, watched_jobs
 from flows.sites.shell_lines import PLAIN_PATH, watcher_lines
 from flows.sites.site_schemas import (
     AllocationSite,
@@ -71,7 +71,7 @@ def parsl_config(
             if batch:
                 keep_waiting_blocks(executor)
             if lease is not None:
-                cast("SiteProvider", executor.provider).worker_init += watcher_lines(lease)
+                cast("SiteProvider", executor.provider).worker_init += watcher_lines(lease, batch)
         yield Config(
             executors=executors,
             run_dir=str(parsl_dir),
@@ -100,13 +100,13 @@ def _local_executors(site: SiteConfig, parsl_dir: Path) -> list[HighThroughputEx
 
 def _batch_executors(site: BatchSite) -> list[HighThroughputExecutor]:
     """Blocks of the scheduler, apart for builds and packs: a build that needs much memory holds no sampling node."""
-    workers = site.task_workers or site.builds.cores_per_node
-    return [_tasks_executor(site, builds_provider(site), workers), _packs_executor(site, packs_provider(site))]
+    workers, jobs = site.task_workers or site.builds.cores_per_node, watched_jobs(site)
+    builds, packs = builds_provider(site, jobs), packs_provider(site, jobs)
+    return [_tasks_executor(site, builds, workers), _packs_executor(site, packs)]
 
 
 def _common(site: SiteConfig, provider: SiteProvider) -> dict[str, Any]:
     from parsl.addresses import address_by_interface
-    from parsl.jobs.error_handlers import windowed_error_handler
     from parsl.providers import LocalProvider
 
     address = site.address
@@ -125,7 +125,7 @@ def _common(site: SiteConfig, provider: SiteProvider) -> dict[str, Any]:
         "encrypted": True,
         "heartbeat_period": HEARTBEAT_PERIOD,
         "heartbeat_threshold": HEARTBEAT_THRESHOLD,
-        "block_error_handler": partial(windowed_error_handler, threshold=threshold),
+        "block_error_handler": partial(too_many_lost, threshold=threshold),
         "drain_period": drain,
     }
 

@@ -204,7 +204,7 @@ class FakePbs:
 
     @contextlib.contextmanager
     def away(self, silent: bool = False) -> Iterator[None]:
-        """No command reaches the server in the block; jobs go on. silent: commands get no answer, not even a refusal."""
+        """No command reaches the server in the block; jobs go on. silent: commands wait, and get no refusal either."""
         path = self.folder / "away"
         path.with_suffix(".new").write_text("silent" if silent else "refused")
         path.with_suffix(".new").rename(path)
