@@ -86,10 +86,10 @@ def submit_job(request: Request, args: argparse.Namespace) -> int:
         path.unlink()
         raise
     watch = scheduler.watch_command(job_id)
-    submitted = {"scheduler": scheduler.title, "job_id": job_id, "watch": watch}
+    submitted = {"scheduler": scheduler.title, "job_id": job_id, "watch": watch, "end": scheduler.end_command(job_id)}
     write_study(request.store.root, request.record(plan, submitted)).close()
     screen.say(f"submitted job {job_id}; its log will be {path.with_suffix('')}.{job_id}.log")
-    screen.say(f"to look at it: {watch}")
+    screen.say(f"to look at it: {watch}; to end it: {submitted['end']}")
     return EXIT_OK
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.driver.plan import Plan, Rerun, make_plan
-from flows.sites.batch_jobs import SCRIPT_VARIABLE
+from flows.sites.batch_jobs import SCRIPT_VARIABLE, enclosing_job
 from flows.sites.deadlines import MARGIN, margin, parse_deadline, scheduler_deadline
 from flows.sites.scheduler import require_scheduler
 from flows.sites.site_schemas import AllocationSite, BatchSite, SiteConfig, load_site
@@ -135,6 +135,7 @@ class Request:
             runs=runs,
             job_script=os.environ.get(SCRIPT_VARIABLE),
             submitted=submitted,
+            job=enclosing_job(os.environ) if isinstance(self.site, AllocationSite) else None,
         )
 
     def check_launch(self) -> None:

@@ -126,7 +126,7 @@ class Pbs:
         by_number = {_number(job_id): job_id for job_id in job_ids}
         told = {
             by_number[_number(name)]: _described(job)
-            for name, job in _jobs_in(done.stdout)
+            for name, job in _told_of("Jobs", done.stdout)
             if _number(name) in by_number
         }
         gone = {number for line in done.stderr.splitlines() if GONE.search(line) for number in re.findall(r"\d+", line)}
@@ -154,6 +154,13 @@ class Pbs:
             if not GONE.search(str(error)):
                 raise
         return False
+
+    def details(self, words: Sequence[str], kind: str) -> dict[str, dict[str, Any]]:
+        """What qstat tells in full of a kind of things, Jobs, Queue or Server: attributes by name.
+
+        Raises SchedulerError where there is no answer.
+        """
+        return dict(_told_of(kind, _ask(["qstat", words[0], "-F", "json", *words[1:]])))
 
     def watch_command(self, job_id: str) -> str:
         """What a person types to look at the job."""
@@ -196,15 +203,15 @@ def require_scheduler(kind: str) -> Scheduler:
     return scheduler
 
 
-def _jobs_in(said: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The jobs that qstat told of in JSON; none where it is no JSON."""
+def _told_of(kind: str, said: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The things of a kind that qstat told of in JSON; none where it is no JSON."""
     try:
         answer = json.loads(said)
     except ValueError:
         return
-    jobs = answer.get("Jobs") if isinstance(answer, dict) else None
-    if isinstance(jobs, dict):
-        yield from ((name, job) for name, job in jobs.items() if isinstance(job, dict))
+    found = answer.get(kind) if isinstance(answer, dict) else None
+    if isinstance(found, dict):
+        yield from ((name, attributes) for name, attributes in found.items() if isinstance(attributes, dict))
 
 
 def _described(job: dict[str, Any]) -> str:

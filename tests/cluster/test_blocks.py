@@ -15,7 +15,9 @@ from flows.driver.leftovers import end_leftovers
 from flows.driver.stopping import Stop
 from flows.sites.blocks import Blocks
 from flows.sites.executors import parsl_config
+from flows.sites.limits import check_limits
 from flows.sites.providers import packs_provider, watched_jobs
+from flows.sites.scheduler import Pbs
 from flows.sites.shell_lines import watcher_lines
 from flows.sites.site_schemas import PbsSite
 from lambda_hat.errors import SchedulerError
@@ -287,6 +289,38 @@ def test_a_refusal_names_the_keys_of_its_block(pbs, tmp_path):
             "the block of packs asked for nodes_per_block=2, cores_per_node=null, gpus_per_node=0, mem_per_node=null, "
             "walltime=01:00:00, queue=workq, account=null"
         ]
+
+
+LIMITS = {"workq": {"ncpus": 8, "walltime": "02:00:00"}, "": {"nodect": 3}}
+
+
+@pytest.mark.parametrize("pbs", [{"resources_max": LIMITS}], indirect=True)
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (
+            {"nodes_per_block": 2, "cores_per_node": 5},
+            "queue workq takes ncpus=8 at most, and the block asks for ",
+        ),
+        ({"walltime": "03:00:00", "queue": "workq"}, "queue workq takes walltime=02:00:00 at most, and the "),
+        (
+            {"nodes_per_block": 4, "queue": "builds"},
+            "server fakepbs takes nodect=3 at most, and the block asks ",
+        ),
+        ({"nodes_per_block": 2, "cores_per_node": 4, "walltime": "02:00:00"}, None),
+        ({"cores_per_node": 64, "queue": "builds"}, None),
+        ({"queue": "nowhere"}, None),
+    ],
+)
+def test_packs_that_a_queue_will_refuse_are_refused_beforehand(pbs, keys, told):
+    site = PbsSite(ranks_per_node=1, **keys)
+    if told is None:
+        check_limits(site, Pbs())
+        return
+    with pytest.raises(SchedulerError) as raised:
+        check_limits(site, Pbs())
+    assert told in str(raised.value)
+    assert all(f"{key}={value}" in str(raised.value) for key, value in keys.items())
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027])

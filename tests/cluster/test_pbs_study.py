@@ -355,6 +355,11 @@ def test_a_chain_reaches_the_end(pbs, tmp_path):
         ({"accounts": ["physics"]}, LOGIN, "PBS refused the block of tasks: qsub: Invalid Account"),
         ({"accounts": ["physics"]}, [*LOGIN, "site.account=nobody"], "PBS refused the block of tasks: qsub: Invalid"),
         ({"accounts": ["physics"]}, ["--submit=pbs"], "qsub refused: qsub: Invalid Account"),
+        (
+            {"resources_max": {"": {"ncpus": 4}}},
+            [*LOGIN, "site.cores_per_node=8"],
+            "PBS would refuse the block of packs",
+        ),
         ({}, ["--submit=pbs", "site.queue=nowhere"], "qsub refused: qsub: Unknown queue"),
         ({}, ["--submit=pbs", "--walltime=noon"], "--walltime: got 'noon', expected hours:minutes:seconds"),
     ],
