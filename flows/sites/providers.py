@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     SiteProvider = LocalProvider | BatchProvider
 
+ANSWER_SECONDS = 10.0
+"""Seconds that Parsl waits to hear which of its blocks run, before it gives some back."""
 PBS_NODES = [
     'awk \'!seen[$0]++\' "$PBS_NODEFILE" > "${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"',
     'export PBS_NODEFILE="${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"',
@@ -220,15 +222,16 @@ class SteadyProvider:
     def cancel(self, job_ids: Sequence[str]) -> list[bool]:
         """Let running blocks end by themselves, and take waiting ones out of the queue. Returns what succeeded."""
         if job_ids and self.give_back is not None:
-            self.jobs.ask()
+            self.jobs.ask(ANSWER_SECONDS)
         running = [job_id for job_id in job_ids if self.jobs.states.get(job_id, "").startswith("RUNNING")]
         running = running if self.give_back is not None else []
         if running and self.give_back is not None:
             self.give_back(running)
         waiting = [job_id for job_id in job_ids if job_id not in running]
         done = dict.fromkeys(running, True)
-        done |= zip(waiting, cast(Any, super()).cancel(waiting) if waiting else [], strict=True)
-        return [done[job_id] for job_id in job_ids]
+        if waiting and self.jobs.silence is None:
+            done |= zip(waiting, cast(Any, super()).cancel(waiting), strict=True)
+        return [done.get(job_id, False) for job_id in job_ids]
 
 
 class SteadyPbs(SteadyProvider):

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from lambda_hat.store.files import undone_on_error
 from tests.cluster import pbs_server
+from tests.users import USERS_PYTHON
 
 T = TypeVar("T")
 PROGRAMS = Path(__file__).parent
@@ -119,7 +120,7 @@ class FakePbs:
         }
         self._server: subprocess.Popen[bytes] | None = None
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "PMI", "PBS_", "HYDRA"))}
-        bin_folder = Path(sys.executable).parent
+        bin_folder = Path(USERS_PYTHON).parent
         path = os.environ.get("PATH", os.defpath)
         self.env: dict[str, str] = {**clean, "PATH": f"{self.folder}/bin:{bin_folder}:{path}"}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,10 @@ import yaml
 from lambda_hat.store.layout import read_events
 from tests.cluster.fake_pbs import FakePbs
 from tests.cluster.slurm_lab import SlurmLab
+from tests.users import USERS_PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKED = [sys.executable, str(ROOT / "flows" / "packed.py")]
+PACKED = [USERS_PYTHON, str(ROOT / "flows" / "packed.py")]
 PATIENCE = 400.0
 """Seconds for a study of half a minute, on a machine that does other things as well."""
 QUADRATIC = {"target": "quadratic", "overrides": {"target": {"dim": 3, "rank": 2}}}
@@ -193,7 +193,7 @@ def block_script(store: Path, label: str) -> str:
         (re.escape(str(path.parents[1])), "PARSL"),
         (re.escape(path.name), "NAME"),
         (r"/\S+/driver_\w+\.lease", "LEASE"),
-        (re.escape(sys.executable), "PYTHON"),
+        (re.escape(USERS_PYTHON), "PYTHON"),
         (re.escape(str(ROOT)), "REPOSITORY"),
         (re.escape(str(store.parent)), "FOLDER"),
         (r"umask=\d+", "umask=UMASK"),

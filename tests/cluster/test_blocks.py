@@ -1,4 +1,5 @@
-"""Blocks on the fake PBS, without a study: held and suspended ones, a server that is away, and how they end."""
+"""Blocks without a study, on the fake PBS, and one on a real SLURM: held and suspended ones, a server that is away, and
+how they end."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from flows.sites.limits import check_limits
 from flows.sites.providers import packs_provider, watched_jobs
 from flows.sites.scheduler import Pbs
 from flows.sites.shell_lines import watcher_lines
-from flows.sites.site_schemas import PbsSite
+from flows.sites.site_schemas import PbsSite, SlurmSite
 from lambda_hat.errors import SchedulerError
 from lambda_hat.store.heartbeat import Heartbeat
 from tests.cluster.fake_pbs import FakePbs
@@ -59,7 +60,7 @@ class Executor:
 class Driver:
     """What a driver has of a site: the executor of packs, its blocks, its lease, and what was said."""
 
-    def __init__(self, folder: Path, site: PbsSite, lease: Heartbeat):
+    def __init__(self, folder: Path, site: PbsSite | SlurmSite, lease: Heartbeat):
         self.said: list[str] = []
         self.events: list[tuple[str, dict]] = []
         self.lease = lease
@@ -83,15 +84,18 @@ class Driver:
 
 
 @pytest.fixture(autouse=True)
-def login_node(pbs: FakePbs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process is on the login node of the fake, and asks often."""
-    monkeypatch.setenv("PATH", pbs.env["PATH"])
+def login_node(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is on the login node of the cluster that the test uses, and asks often."""
+    for name in {"pbs", "slurm_lab"} & set(request.fixturenames):
+        environment = request.getfixturevalue(name).env
+        for key in {"PATH", "SLURM_CONF"} & environment.keys():
+            monkeypatch.setenv(key, environment[key])
     monkeypatch.setattr("flows.sites.blocks.FIRST_LOOK", 0.2)
 
 
 @contextmanager
-def driver(folder: Path, **keys) -> Iterator[Driver]:
-    site = PbsSite(ranks_per_node=1, poll_seconds=1, **keys)
+def driver(folder: Path, kind: type[PbsSite | SlurmSite] = PbsSite, **keys) -> Iterator[Driver]:
+    site = kind(ranks_per_node=1, poll_seconds=1, **keys)
     folder.mkdir(exist_ok=True)
     with Heartbeat(folder.parent / "packs") as lease:
         found = Driver(folder, site, lease)
@@ -338,6 +342,27 @@ def test_a_block_has_the_umask_of_its_submitter(pbs, tmp_path, umask):
             assert {path.stat().st_mode & 0o777 for path in (tmp_path / "file", errors)} == {0o666 & ~umask}
     finally:
         os.umask(before)
+
+
+def test_held_and_suspended_blocks_of_slurm_are_not_replaced_and_good_ones_are_completed(slurm_lab, tmp_path):
+    with driver(tmp_path / "scripts", SlurmSite, nodes_per_block=4) as made:
+        executor = made.executor
+        first = executor.start_block()
+        slurm_lab.wait_for(lambda: slurm_lab.job(int(first))["JobState"] == "RUNNING")
+        second = executor.start_block()
+        slurm_lab.run("scontrol", "hold", second)
+        slurm_lab.run("scontrol", "suspend", first)
+        assert refreshed(executor) == [JobState.RUNNING, JobState.PENDING]
+        states = made.blocks._jobs.states
+        assert states[first].startswith("SUSPENDED") and states[second] == "PENDING (JobHeldUser)"
+        slurm_lab.run("scontrol", "resume", first)
+        slurm_lab.wait_for(lambda: slurm_lab.job(int(first))["JobState"] == "RUNNING")
+        made.blocks.look()
+        assert executor.provider.cancel([first, second]) == [True, True]
+        made.blocks.cancel()
+        assert [slurm_lab.job(int(job))["JobState"] for job in (first, second)] == ["COMPLETED", "CANCELLED"]
+        assert slurm_lab.job(int(first))["ExitCode"] == "0:0"
+        assert made.said == []
 
 
 def test_both_executors_of_a_site_watch_their_jobs_together(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from tests.cluster.studies import (
     start_packed,
     write_study,
 )
+from tests.users import USERS_PYTHON
 
 pytestmark = [pytest.mark.cluster, pytest.mark.parsl, pytest.mark.mpi, pytest.mark.slow]
 
@@ -301,7 +301,7 @@ def test_status_has_the_words_of_pbs_while_there_is_no_allocation(pbs, tmp_path)
 
     def status() -> str:
         # Not one of the cluster's commands is on this path.
-        command = [sys.executable, "-m", "lambda_hat.entrypoints.cli", "status"]
+        command = [USERS_PYTHON, "-m", "lambda_hat.entrypoints.cli", "status"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         return " ".join(done.stdout.split()) if done.returncode == 0 else ""
 
