@@ -23,7 +23,6 @@ from flows.sites.shell_lines import watcher_lines
 from flows.sites.site_schemas import PbsSite, SlurmSite
 from lambda_hat.errors import SchedulerError
 from lambda_hat.store.heartbeat import Heartbeat
-from tests.cluster.fake_pbs import FakePbs
 
 pytestmark = [pytest.mark.cluster, pytest.mark.parsl]
 
@@ -99,9 +98,11 @@ def driver(folder: Path, kind: type[PbsSite | SlurmSite] = PbsSite, **keys) -> I
     folder.mkdir(exist_ok=True)
     with Heartbeat(folder.parent / "packs") as lease:
         found = Driver(folder, site, lease)
-        yield found
-        found.lease.withdraw()
-        found.blocks.cancel()
+        try:
+            yield found
+        finally:
+            found.lease.withdraw()
+            found.blocks.cancel()
 
 
 def refreshed(executor: Executor) -> list[JobState]:
@@ -354,7 +355,7 @@ def test_held_and_suspended_blocks_of_slurm_are_not_replaced_and_good_ones_are_c
         slurm_lab.run("scontrol", "suspend", first)
         assert refreshed(executor) == [JobState.RUNNING, JobState.PENDING]
         states = made.blocks._jobs.states
-        assert states[first].startswith("SUSPENDED") and states[second] == "PENDING (JobHeldUser)"
+        assert states[first].startswith("SUSPENDED") and states[second].startswith("PENDING (JobHeld")
         slurm_lab.run("scontrol", "resume", first)
         slurm_lab.wait_for(lambda: slurm_lab.job(int(first))["JobState"] == "RUNNING")
         made.blocks.look()
