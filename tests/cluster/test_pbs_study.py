@@ -253,6 +253,32 @@ def test_a_held_block_and_a_silent_server_cost_no_second_block(pbs, tmp_path):
     assert pbs.job(block)["Exit_status"] == 0
 
 
+def test_a_suspended_block_is_not_replaced_and_its_runs_are_finished_after_it(pbs, tmp_path):
+    path, log = write_study(tmp_path / "study.yaml", seeds=6, thin=8000, targets=[QUADRATIC]), tmp_path / "said"
+    driver = start_packed(pbs, "--experiments", path, *LOGIN, "site.ranks_per_node=1", cwd=tmp_path, log=log)
+
+    def blocks() -> dict[str, str]:
+        return {job: state for job, state in pbs.jobs().items() if ".packs." in pbs.job(job)["Job_Name"]}
+
+    try:
+        pbs.wait_for(lambda: analyses(tmp_path / "runs") or driver.poll() is not None, PATIENCE)
+        (block,) = blocks()
+        pbs.run("qsig", "-s", "suspend", block)
+        pbs.wait_for(lambda: "lost because their block was stopped" in log.read_text(), PATIENCE)
+        assert blocks() == {block: "S"}
+        pbs.run("qsig", "-s", "resume", block)
+        pbs.wait_for(
+            lambda: sum(state != "F" for state in blocks().values()) > 1 or driver.poll() is not None, PATIENCE
+        )
+        assert driver.wait(PATIENCE) == 0, log.read_text()
+    finally:
+        driver.kill()
+    wait_for_all(pbs)
+    said = log.read_text()
+    assert f"(job {block}: SUSPENDED (Job run at " in said and "6 finished" in said
+    assert len(blocks()) <= 2
+
+
 def test_a_check_that_is_told_to_stop_leaves_no_job_and_a_later_one_cancels_what_a_killed_one_left(pbs, tmp_path):
     path, log = write_study(tmp_path / "study.yaml", targets=[QUADRATIC]), tmp_path / "said"
     # Two nodes: a block of three waits.
