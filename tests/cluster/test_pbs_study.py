@@ -260,6 +260,10 @@ def test_a_suspended_block_is_not_replaced_and_its_runs_are_finished_after_it(pb
     def blocks() -> dict[str, str]:
         return {job: state for job, state in pbs.jobs().items() if ".packs." in pbs.job(job)["Job_Name"]}
 
+    def ended_with_one_block_at_a_time() -> bool:
+        assert sum(state != "F" for state in blocks().values()) <= 1
+        return driver.poll() is not None
+
     try:
         pbs.wait_for(lambda: analyses(tmp_path / "runs") or driver.poll() is not None, PATIENCE)
         (block,) = blocks()
@@ -267,9 +271,7 @@ def test_a_suspended_block_is_not_replaced_and_its_runs_are_finished_after_it(pb
         pbs.wait_for(lambda: "lost because their block was stopped" in log.read_text(), PATIENCE)
         assert blocks() == {block: "S"}
         pbs.run("qsig", "-s", "resume", block)
-        pbs.wait_for(
-            lambda: sum(state != "F" for state in blocks().values()) > 1 or driver.poll() is not None, PATIENCE
-        )
+        pbs.wait_for(ended_with_one_block_at_a_time, PATIENCE)
         assert driver.wait(PATIENCE) == 0, log.read_text()
     finally:
         driver.kill()
