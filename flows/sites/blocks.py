@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from flows.sites.interchange import InterchangeLost
-from flows.sites.providers import is_unanswered, watched_jobs
+from flows.sites.providers import watched_jobs
 from flows.sites.scheduler import SCHEDULERS
 from flows.sites.site_schemas import BatchSite, asked_for
+from flows.sites.steady_providers import is_unanswered
 from flows.sites.watched_jobs import ENDED, SUBMITTED, WatchedJobs
 from lambda_hat.errors import LambdaHatError, SchedulerError, SchedulerSilent
 from lambda_hat.store.heartbeat import Heartbeat

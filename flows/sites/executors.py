@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flows.sites.deadlines import drain_period
 from flows.sites.interchange import bound_waits, keep_waiting_blocks, start_by_module
-from flows.sites.providers import builds_provider, local_provider, packs_provider, too_many_lost, watched_jobs
+from flows.sites.providers import builds_provider, local_provider, packs_provider, watched_jobs
 from flows.sites.shell_lines import PLAIN_PATH, watcher_lines
 from flows.sites.site_schemas import (
     AllocationSite,
@@ -28,6 +28,7 @@ from flows.sites.site_schemas import (
     load_python_site,
     parse_walltime,
 )
+from flows.sites.steady_providers import too_many_lost
 from lambda_hat.errors import ConfigError
 
 if TYPE_CHECKING:

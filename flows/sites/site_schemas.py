@@ -346,6 +346,11 @@ def asked_for(site: BatchSite, label: str) -> str:
     part: BatchSite | BatchBuilds = site.builds if builds else site
     keys = ["nodes_per_block", *_BLOCK_KEYS] if not builds else _BLOCK_KEYS
     found = {("builds." if builds else "") + key: getattr(part, key) for key in keys if hasattr(part, key)}
+    for key in ("queue", "partition", "qos") if builds else ():
+        # Builds go where packs go, unless they say otherwise.
+        if f"builds.{key}" in found and found[f"builds.{key}"] is None:
+            del found[f"builds.{key}"]
+            found[key] = getattr(site, key)
     found["account"] = site.account
     return ", ".join(f"{key}={'null' if value is None else value}" for key, value in found.items() if value != "")
 
