@@ -65,8 +65,7 @@ def view(store: Store, status: StudyStatus, now: float, bars: bool) -> Iterator[
 def _facts(store: Store, status: StudyStatus, now: float, bars: bool) -> Iterator[tuple[str, RenderableType]]:
     record, driver = status.record, status.driver
     yield "store", Text(printable(str(store.root)))
-    command = outer_record(store, record).command
-    yield "study", Text(printable(shown(command)) if command else f"{record.name}, without a driver")
+    yield "study", Text(printable(shown(record.command)) if record.command else f"{record.name}, without a driver")
     more = "; its ranks are stopping" if driver.over and status.ranks_at_work else ""
     if driver.state == "alive" and status.total == status.finished + status.failed + status.blocked:
         more = "; it collects the results"
@@ -74,6 +73,9 @@ def _facts(store: Store, status: StudyStatus, now: float, bars: bool) -> Iterato
     if record.job is not None and not driver.over:
         job = {key: printable(text) for key, text in record.job.items()}
         yield "job", Text(f"{job['job_id']} of {job['scheduler']}; to end it: {job['end']}")
+        outer = outer_record(store, record)
+        if outer is not record:
+            yield "", Text(f"submitted by {printable(shown(outer.command))}")
     if status.note is not None:
         yield "", Text(printable(status.note), style="yellow")
     if status.next_job is not None:

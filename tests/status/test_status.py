@@ -285,9 +285,8 @@ def test_a_study_inside_a_job_shows_the_job_and_the_command_that_submitted_it(tm
     assert read_study(made.store.root, record.name).job == inside
     text = shown(made)
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert "study python flows/packed.py --submit pbs --nodes 2" in lines
+    assert "submitted by python flows/packed.py --submit pbs --nodes 2" in lines
     assert "job 12.pbs of PBS; to end it: qdel 12.pbs" in lines
-    assert "allocation" not in text
     made.say("end", status=75)
     assert "to end it" not in shown(made)
 
