@@ -19,7 +19,7 @@ from flows.driver.run_study import run_study
 from flows.driver.screen import Screen
 from flows.sites.batch_jobs import SCRIPT_VARIABLE, BatchJob, submit_next
 from flows.sites.scheduler import require_scheduler
-from flows.sites.site_schemas import BatchSite
+from flows.sites.site_schemas import BatchSite, asked_for
 from lambda_hat.errors import EXIT_OK, ConfigError, LambdaHatError, run_command
 from lambda_hat.store.layout import write_bytes_atomic
 from lambda_hat.store.study_records import StudyLog, write_study
@@ -84,12 +84,13 @@ def submit_job(request: Request, args: argparse.Namespace) -> int:
         job_id = scheduler.submit(path)
     except LambdaHatError:
         path.unlink()
+        screen.say(f"the job asked for {asked_for(site, 'packs')}")
         raise
     watch = scheduler.watch_command(job_id)
-    submitted = {"scheduler": scheduler.title, "job_id": job_id, "watch": watch}
+    submitted = {"scheduler": scheduler.title, "job_id": job_id, "watch": watch, "end": scheduler.end_command(job_id)}
     write_study(request.store.root, request.record(plan, submitted)).close()
     screen.say(f"submitted job {job_id}; its log will be {path.with_suffix('')}.{job_id}.log")
-    screen.say(f"to look at it: {watch}")
+    screen.say(f"to look at it: {watch}; to end it: {submitted['end']}")
     return EXIT_OK
 
 

@@ -93,6 +93,10 @@ class SchedulerError(LambdaHatError):
     exit_code = EXIT_USAGE
 
 
+class SchedulerSilent(SchedulerError):
+    """A command did not reach the cluster's scheduler, so it says nothing of any job."""
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """The hint for a mistyped word: "did you mean ...? valid: ...".
 

@@ -36,6 +36,7 @@ from lambda_hat.planning.preflight import CHECK_KEYS, LINE_PREFIX
 from lambda_hat.programs.cores import Binding
 from lambda_hat.programs.memory import memory_limits
 from lambda_hat.store.layout import Store, finite_or_none, read_json, write_bytes_atomic, write_json_atomic
+from lambda_hat.store.umask import keep_umask
 from mpi.devices import bind_rank, check_gpu
 from mpi.dispatch import start_mpi
 from mpi.launcher_variables import launcher_local_rank, launcher_local_size, launcher_rank, launcher_size
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ConfigError: The check file cannot be read, or lacks a key.
         StoreError: The report cannot be written into the store.
     """
+    keep_umask(os.environ)
     parser = argparse.ArgumentParser(prog="check_pack.py", description="One rank's part of a site's preflight.")
     parser.add_argument("check", type=Path, metavar="CHECK.json", help="what is checked, as the driver wrote it")
     first = launcher_rank(os.environ) == 0

@@ -95,6 +95,12 @@ def find_launcher(choice: LauncherChoice, environ: Mapping[str, str] | None = No
             )
         return Launcher(ask_flavour(choice.flavour, program), str(program), {}, choice.srun_mpi)
     program = _outside_environment(names, environ)
+    wrapper = None if program else _outside_environment(names, environ, wrappers=True)
+    if wrapper is not None:
+        raise ConfigError(
+            f"mpi: system: {wrapper} belongs to PBS, and only wraps HPE's MPT; no MPI module is loaded: write "
+            "module load mpich, or openmpi, into worker_init, or mpi: bundled for the one that pip brings"
+        )
     if program is None:
         raise ConfigError(
             f"mpi: system: no {' or '.join(names)} on the PATH outside {Path(sys.executable).parent}; load the "
@@ -180,13 +186,22 @@ def _find_srun(choice: LauncherChoice, environ: Mapping[str, str]) -> Launcher:
     return Launcher("srun", program, _library_environment(mpiexec, flavour, environ), choice.srun_mpi)
 
 
-def _outside_environment(names: Sequence[str], environ: Mapping[str, str]) -> Path | None:
-    """The first program of one of these names on the PATH that is not in python's environment."""
+def is_wrapper_of_pbs(program: Path) -> bool:
+    """Whether a launcher is PBS's own, which is on every PATH, and starts nothing without HPE's MPT."""
+    return "pbs_version" in _version(program)
+
+
+def _outside_environment(names: Sequence[str], environ: Mapping[str, str], wrappers: bool = False) -> Path | None:
+    """The first program of one of these names on the PATH that is not in python's environment, and no wrapper of PBS.
+
+    wrappers: take one of those.
+    """
     own_bin = Path(sys.executable).parent.resolve()
     for directory in environ.get("PATH", "").split(os.pathsep):
         for name in names:
             found = Path(directory or ".").absolute() / name
-            if _executable(found) and own_bin not in (found.parent.resolve(), found.resolve().parent):
+            own = own_bin in (found.parent.resolve(), found.resolve().parent)
+            if _executable(found) and not own and (wrappers or not is_wrapper_of_pbs(found)):
                 return found
     return None
 

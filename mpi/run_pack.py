@@ -75,6 +75,7 @@ from lambda_hat.store.layout import (
     Store,
     write_json_atomic,
 )
+from lambda_hat.store.umask import keep_umask
 from lambda_hat.workflow_config import compose_study
 from mpi.devices import bind_rank
 from mpi.dispatch import World, dispatch, install_abort_hooks, start_mpi, to_stderr
@@ -96,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         75 when some are left.
     """
     started = time.monotonic()
+    keep_umask(os.environ)
     first = launcher_rank(os.environ) == 0
     with contextlib.nullcontext() if first else _silence():
         args = _parse(argv)

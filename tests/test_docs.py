@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,9 +19,11 @@ import pytest
 
 from docs.hooks.keys import keys_in_markdown
 from docs.hooks.options import options_in_markdown, parsers
+from flows.driver.check import NEEDS
 from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS
 from lambda_hat.estimate.verdict import WORST_FIRST
 from lambda_hat.report.results import SCHEMA
+from tests.users import USERS_PYTHON
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = "README.md CONTRIBUTING.md CHANGELOG.md benchmarks/README.md"
@@ -34,8 +37,9 @@ GALLERY = ROOT / "docs" / "gallery.md"
 RUN_ON_SLURM = ROOT / "docs" / "clusters.md"
 """Its commands are those of tests/cluster/test_documents.py."""
 TUTORIAL = ROOT / "docs" / "tutorial.md"
-NEEDED = {"pytorch": ("torch", "torchax", "transformers")}
-"""Packages that pages need beside those that every installation has."""
+NEEDED = {"pytorch": ("torch", "torchax", "transformers"), "frameworks": ("flax", "haiku")}
+"""Packages that pages need beside those that every installation has. The environment of the tests runs these pages,
+and that of users all others."""
 FILE_NAME = re.compile(r"# (\S+\.(?:yaml|py))\n")
 """First line of a block that is a file."""
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)")
@@ -60,10 +64,12 @@ def snippets(document: Path) -> list[str]:
     return [text for text in blocks(document, "python") if not FILE_NAME.match(text)]
 
 
-def run(command: str | list[str], folder: Path, seconds: float = 400) -> subprocess.CompletedProcess:
+def run(
+    command: str | list[str], folder: Path, seconds: float = 400, python: str = sys.executable
+) -> subprocess.CompletedProcess:
     env = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}",
         "MPLBACKEND": "Agg",
     }
     done = subprocess.run(
@@ -87,7 +93,7 @@ def checkout(tmp_path_factory) -> Path:
         for name, text in files_in(page).items():
             assert shown.setdefault(name, text) == text, f"{page}: {name} is another file on another page"
             (folder / name).write_text(text)
-    run(commands(TUTORIAL)[-1], folder)
+    run(commands(TUTORIAL)[-1], folder, python=USERS_PYTHON)
     return folder
 
 
@@ -103,11 +109,12 @@ def test_every_command_and_snippet_of_a_page_runs_in_its_order(page, checkout):
     for package in NEEDED.get(page.stem, ()):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is missing: pip install -e '.[torch]' transformers")
+    python = sys.executable if page.stem in NEEDED else USERS_PYTHON
     for command in commands(page):
         if command not in RUN_BY_CI:
-            run(command, checkout)
+            run(command, checkout, python=python)
     for code in snippets(page):
-        assert run([sys.executable, "-c", code], checkout, 120).stdout.strip()
+        assert run([python, "-c", code], checkout, 120, python).stdout.strip()
 
 
 @pytest.mark.slow
@@ -132,6 +139,18 @@ def test_ci_runs_what_the_documents_promise():
     assert promised == {"make run", "make test", "make docs"}
     assert all(command in script.splitlines() for command in [*promised, "make test-all"])
     assert ".venv/bin/lambda-hat validate" in script
+    first, *_ = [command for command in commands(ROOT / "README.md") if command.startswith("make ")]
+    assert first == "make run"
+    installed = ['make VENV="$users" "$users/.run"', 'export LAMBDA_HAT_USERS_PYTHON="$users/bin/python"']
+    lines = script.splitlines()
+    places = [lines.index(line) for line in [*installed, "make test", "make test-all"]]
+    assert places == sorted(places)
+
+
+def test_the_environment_of_users_has_what_a_check_asks_ranks_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    installed = [*project["dependencies"], *project["optional-dependencies"]["mpi"]]
+    assert set(NEEDS) <= {re.split(r"[^\w-]", line)[0] for line in installed}
     targets = re.findall(r"^([\w$()/.-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert {"run", "test", "test-all", "lint", "docs", "notebooks", "$(VENV)/.run"} <= set(targets)
 

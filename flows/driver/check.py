@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from flows.driver.dry_run import launch_on
+from flows.driver.leftovers import end_leftovers
 from flows.driver.packs import launch, world_of
 from flows.driver.pricing import longest_run
 from flows.driver.reasons import log_tail
 from flows.driver.request import Request
-from flows.driver.rounds import POLL
+from flows.driver.rounds import POLL, process_environment
 from flows.driver.screen import Screen, StudyProgress
+from flows.driver.stopping import Stop, Stopped
 from flows.driver.workers import start_workers
 from flows.sites.site_schemas import BatchSite
-from lambda_hat.errors import EXIT_FAILED, EXIT_OK
+from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from lambda_hat.planning.preflight import COLUMNS, judge, read_reports, table
-from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE, Heartbeat
+from lambda_hat.store.heartbeat import Heartbeat
 from lambda_hat.store.layout import write_json_atomic
 from lambda_hat.store.study_records import StudyLog
 
@@ -41,23 +45,13 @@ def check_site(request: Request, dry: bool) -> int:
         return EXIT_OK
     runs = request.plan("all", look_only=True).runs
     request.prepare()
-    with (
-        Heartbeat(request.store.packs_dir) as heartbeat,
-        start_workers(request, heartbeat, True, screen.say, StudyLog().append) as workers,
-    ):
-        pack_id = f"check_{workers.name}"
-        folder = request.store.pack_dir(pack_id)
-        world = world_of(request)
-        check = {"pack_id": pack_id, **world, "expected_nodes": site.pack_nodes, "needs": list(NEEDS)}
-        write_json_atomic(folder / "check.json", check)
-        screen.say(f"checking site {request.study.settings.site}: one pack of {world['expected_ranks']} ranks")
-        workers.show_on(StudyProgress(screen.console, targets=0, packs=1, runs=0))
-        command = [sys.executable, str(PROGRAM), str(folder / "check.json")]
-        environment = {HEARTBEAT_VARIABLE: str(heartbeat.path)}
-        future = launch(site, command, folder, environment, limit_seconds=LIMIT_SECONDS)
-        while not future.done():
-            workers.look()
-            time.sleep(POLL)
+    stop = Stop()
+    with stop.on_signals():
+        try:
+            folder, check, future = _check_pack(request, screen, stop)
+        except Stopped:
+            screen.say("stopped: nothing is left running, and the site was not judged")
+            return EXIT_INTERRUPTED
     output = (folder / "stdout.log").read_text(errors="replace") if (folder / "stdout.log").is_file() else ""
     reports = read_reports(folder, output)
     if reports:
@@ -76,6 +70,34 @@ def check_site(request: Request, dry: bool) -> int:
         screen.say(f"wrong: {sentence}")
     screen.say(f"verdict: {'this site will not do' if wrong else 'ok, packs can run here'} (reports in {folder})")
     return EXIT_FAILED if wrong else EXIT_OK
+
+
+def _check_pack(request: Request, screen: Screen, stop: Stop) -> tuple[Path, dict[str, Any], Future]:
+    """Run the pack to its end. Returns its folder, what it was told, and the future of its exit status.
+
+    What an earlier check or study left is ended first. Raises Stopped, once what it started has ended.
+    """
+    site, packs_dir = request.site, request.store.packs_dir
+    end_leftovers(packs_dir, screen.say, stop)
+    with (
+        Heartbeat(packs_dir) as heartbeat,
+        start_workers(request, heartbeat, True, screen.say, StudyLog().append) as workers,
+    ):
+        pack_id = f"check_{workers.name}"
+        folder = request.store.pack_dir(pack_id)
+        world = world_of(request)
+        check: dict[str, Any] = {"pack_id": pack_id, **world, "expected_nodes": site.pack_nodes, "needs": list(NEEDS)}
+        write_json_atomic(folder / "check.json", check)
+        screen.say(f"checking site {request.study.settings.site}: one pack of {world['expected_ranks']} ranks")
+        workers.show_on(StudyProgress(screen.console, targets=0, packs=1, runs=0))
+        command = [sys.executable, str(PROGRAM), str(folder / "check.json")]
+        environment = process_environment(heartbeat)
+        future = launch(site, command, folder, environment, limit_seconds=LIMIT_SECONDS)
+        while not future.done():
+            stop.check()
+            workers.look()
+            time.sleep(POLL)
+    return folder, check, future
 
 
 def show_reports(screen: Screen, reports: list[dict]) -> None:

@@ -234,6 +234,8 @@ def lost_with_block(round_: Round, directory: Path, lost: int) -> str:
     if blocks is None:
         return f"{lost} lost with the workers, which have died; {then}, what is finished is kept; log: {directory}"
     jobs = blocks.lost("packs")
+    if not jobs and (stopped := blocks.stopped("packs")):
+        return f"{lost} lost because their block was stopped ({'; '.join(stopped)}); {then}, what is finished is kept"
     which = f"job {', '.join(jobs)} ended: " if jobs else ""
     logs = [directory, *jobs.values()]
     sentence = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.driver.plan import Plan, Rerun, make_plan
-from flows.sites.batch_jobs import SCRIPT_VARIABLE
+from flows.sites.batch_jobs import SCRIPT_VARIABLE, enclosing_job
 from flows.sites.deadlines import MARGIN, margin, parse_deadline, scheduler_deadline
 from flows.sites.scheduler import require_scheduler
 from flows.sites.site_schemas import AllocationSite, BatchSite, SiteConfig, load_site
@@ -30,6 +30,7 @@ from lambda_hat.store.study_records import (
     in_order,
     new_name,
 )
+from lambda_hat.store.umask import check_umask
 from lambda_hat.workflow_config import Study, compose_study
 from mpi.launchers import find_launcher
 
@@ -137,6 +138,7 @@ class Request:
             runs=runs,
             job_script=os.environ.get(SCRIPT_VARIABLE),
             submitted=submitted,
+            job=enclosing_job(os.environ) if isinstance(self.site, AllocationSite) else None,
         )
 
     def check_launch(self) -> None:
@@ -146,7 +148,11 @@ class Request:
         self.site.resources  # noqa: B018 - raises where the site does not say how many ranks a node has
 
     def check_folders(self) -> None:
-        """Refuse a store or results folder that cannot be written. Nothing is made. Raises StoreError."""
+        """Refuse a store or results folder that cannot be written. Nothing is made.
+
+        Raises StoreError, and ConfigError where this user could not read what it writes.
+        """
+        check_umask()
         check_folder(self.store.root, "store", "give another one with --store DIR or store_root: DIR")
         check_folder(self.results_root, "results folder", "give another one with --results DIR")
 

@@ -24,13 +24,19 @@ from lambda_hat.config import CustomBuild, MlpBuild
 from lambda_hat.id_utils import trajectory_id
 from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.store.drain import DEADLINE_VARIABLE
-from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE
+from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE, Heartbeat
 from lambda_hat.store.layout import CACHE_OFF, CACHE_VARIABLE, read_json
 from lambda_hat.store.study_records import StudyLog
+from lambda_hat.store.umask import UMASK_VARIABLE, umask_word
 
 POLL = 0.1
 LAST_TASKS_SECONDS = 4.0
 """Seconds for single processes to end once their driver has stopped. Those that sample write a checkpoint first."""
+
+
+def process_environment(heartbeat: Heartbeat) -> dict[str, str]:
+    """What every process that a driver starts gets beside its inherited environment."""
+    return {HEARTBEAT_VARIABLE: str(heartbeat.path), UMASK_VARIABLE: umask_word()}
 
 
 class Unresolved(Exception):
@@ -82,7 +88,7 @@ class Round:
         packs = math.ceil(len(plan.runs) / request.study.settings.pack) if request.packed else 0
         self.request, self.plan, self.workers, self.stop, self.log = request, plan, workers, stop, log
         self.name = f"{workers.name}-{number}"
-        self.environment = {HEARTBEAT_VARIABLE: str(workers.heartbeat.path)}
+        self.environment = process_environment(workers.heartbeat)
         """What every process of the study gets beside its inherited environment."""
         if request.stop_at is not None:
             self.environment[DEADLINE_VARIABLE] = repr(request.stop_at)

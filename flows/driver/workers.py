@@ -17,7 +17,9 @@ from flows.driver.stopping import kill_under
 from flows.sites.blocks import Blocks
 from flows.sites.executors import TASKS, parsl_config
 from flows.sites.interchange import end_parsl, fail_where_lost, start_parsl
-from flows.sites.site_schemas import BatchSite
+from flows.sites.limits import check_limits
+from flows.sites.scheduler import Pbs
+from flows.sites.site_schemas import BatchSite, PbsSite
 from lambda_hat.store.heartbeat import Heartbeat
 from lambda_hat.store.layout import writing
 
@@ -73,10 +75,13 @@ def start_workers(
 
     builds: whether targets have to be built. Packs alone need no workers for single processes.
     say, log_event: take a sentence, and an event of the driver log with its fields.
-    Raises ConfigError, LaunchError and StoreUnwritable where they cannot be started.
+    Raises ConfigError, LaunchError and StoreUnwritable where they cannot be started, and SchedulerError where the packs
+    would be refused once their targets are built.
     """
     # Where Parsl cannot write its own log, the disk being full, Python would print a traceback for every line.
     logging.raiseExceptions = False
+    if isinstance(request.site, PbsSite) and request.packed and builds:
+        check_limits(request.site, Pbs())
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     with contextlib.ExitStack() as stack:
         name = f"{stamp}-{heartbeat.path.stem[-4:]}"
@@ -88,7 +93,7 @@ def start_workers(
         blocks = None
         if isinstance(request.site, BatchSite):
             executors = cast("Sequence[BatchExecutor]", config.executors)
-            blocks = Blocks(request.site, executors, say, heartbeat, log_event)
+            blocks = Blocks(request.site, executors, say, heartbeat, log_event, executors[0].provider.jobs)
             stack.callback(blocks.cancel)
         at_once = partial(_kill_where_interrupted, heartbeat.path)
         stack.push(at_once)

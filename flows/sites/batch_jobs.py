@@ -9,7 +9,7 @@ import re
 import shlex
 import string
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flows.sites.providers import pbs_place, pbs_select
@@ -112,6 +112,15 @@ def inner_site_words(site: BatchSite) -> list[str]:
         if field.name not in OWN_KEYS and value != field.default:
             words.append(f"site.{field.name}={'null' if value is None else value}")
     return words
+
+
+def enclosing_job(environ: Mapping[str, str]) -> dict[str, str] | None:
+    """The job that this process runs in: its `scheduler`, its `job_id`, and the command that would `end` it."""
+    for variable, kind in (("SLURM_JOB_ID", "slurm"), ("PBS_JOBID", "pbs")):
+        if job_id := environ.get(variable):
+            scheduler = SCHEDULERS[kind]
+            return {"scheduler": scheduler.title, "job_id": job_id, "end": scheduler.end_command(job_id)}
+    return None
 
 
 def submit_next(script: Path) -> tuple[Path, str]:

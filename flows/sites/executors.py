@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flows.sites.deadlines import drain_period
 from flows.sites.interchange import bound_waits, keep_waiting_blocks, start_by_module
-from flows.sites.providers import builds_provider, packs_provider
+from flows.sites.providers import builds_provider, packs_provider, watched_jobs
 from flows.sites.shell_lines import PLAIN_PATH, watcher_lines
 from flows.sites.site_schemas import (
     BatchSite,
@@ -23,6 +23,7 @@ from flows.sites.site_schemas import (
     load_python_site,
     parse_walltime,
 )
+from flows.sites.steady_providers import too_many_lost
 from lambda_hat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,8 +88,9 @@ def _executors_beside(site: SiteConfig) -> list[ParslExecutor]:
 
 def _batch_executors(site: BatchSite, run_dir: Path, lease: Path | None) -> list[HighThroughputExecutor]:
     """Blocks of the scheduler, apart for builds and packs: a build that needs much memory holds no sampling node."""
-    workers = site.task_workers or site.builds.cores_per_node
-    executors = [_tasks_executor(site, builds_provider(site), workers), _packs_executor(site, packs_provider(site))]
+    workers, jobs = site.task_workers or site.builds.cores_per_node, watched_jobs(site)
+    builds, packs = builds_provider(site, jobs), packs_provider(site, jobs)
+    executors = [_tasks_executor(site, builds, workers), _packs_executor(site, packs)]
     for executor in executors:
         start_by_module(executor, run_dir)
         bound_waits(executor)
@@ -100,7 +102,6 @@ def _batch_executors(site: BatchSite, run_dir: Path, lease: Path | None) -> list
 
 def _common(site: BatchSite, provider: BatchProvider) -> dict[str, Any]:
     from parsl.addresses import address_by_interface
-    from parsl.jobs.error_handlers import windowed_error_handler
 
     address = site.address
     if site.interface is not None:
@@ -114,7 +115,7 @@ def _common(site: BatchSite, provider: BatchProvider) -> dict[str, Any]:
         "heartbeat_period": HEARTBEAT_PERIOD,
         "heartbeat_threshold": HEARTBEAT_THRESHOLD,
         # One failed node does not end an executor; several failed blocks in a row do.
-        "block_error_handler": partial(windowed_error_handler, threshold=site.lost_blocks),
+        "block_error_handler": partial(too_many_lost, threshold=site.lost_blocks),
         # A block that is about to end would have to stop whatever it starts.
         "drain_period": drain_period(parse_walltime("walltime", provider.walltime)),
     }

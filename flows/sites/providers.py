@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from flows.sites.deadlines import block_end_line
+from flows.sites.scheduler import SCHEDULERS
 from flows.sites.shell_lines import OWN_TMPDIR, python_path_line
 from flows.sites.site_schemas import (
     BatchSite,
@@ -18,11 +19,19 @@ from flows.sites.site_schemas import (
     format_walltime,
     parse_walltime,
 )
+from flows.sites.steady_providers import SteadyPbs, SteadySlurm
+from flows.sites.watched_jobs import WatchedJobs
+from lambda_hat.store.umask import umask_word
 
 if TYPE_CHECKING:
     from parsl.providers import PBSProProvider, SlurmProvider
 
-    BatchProvider = SlurmProvider | PBSProProvider
+    class BatchProvider(SlurmProvider, PBSProProvider):
+        """What `_provider` makes: one of the two, with these."""
+
+        jobs: WatchedJobs
+        give_back: Callable[[list[str]], None] | None
+
 
 PBS_NODES = [
     'awk \'!seen[$0]++\' "$PBS_NODEFILE" > "${TMPDIR:-/tmp}/lambda_hat_nodes.$PBS_JOBID"',
@@ -32,8 +41,8 @@ PBS_NODES = [
 node."""
 
 
-def packs_provider(site: BatchSite) -> BatchProvider:
-    """Parsl's provider of the blocks that packs run in."""
+def packs_provider(site: BatchSite, jobs: WatchedJobs | None = None) -> BatchProvider:
+    """Parsl's provider of the blocks that packs run in. jobs: where they are watched; None: alone."""
     settings: dict[str, Any] = {
         "nodes_per_block": site.nodes_per_block,
         "min_blocks": site.min_blocks,
@@ -57,13 +66,13 @@ def packs_provider(site: BatchSite) -> BatchProvider:
             "queue": site.queue,
             "cpus_per_node": site.chunk_cores,
             "select_options": pbs_select(site.mem_per_node, site.gpus_per_node, site.select_options),
-            "scheduler_options": "\n".join([pbs_place(site.exclusive), site.scheduler_options]),
+            "scheduler_options": _lines(pbs_place(site.exclusive), pbs_umask(), site.scheduler_options),
         }
-    return _provider(site, settings)
+    return _provider(site, settings, jobs)
 
 
-def builds_provider(site: BatchSite) -> BatchProvider:
-    """Parsl's provider of the blocks that targets are built in."""
+def builds_provider(site: BatchSite, jobs: WatchedJobs | None = None) -> BatchProvider:
+    """Parsl's provider of the blocks that targets are built in. jobs: where they are watched; None: alone."""
     builds = site.builds
     settings: dict[str, Any] = {
         "nodes_per_block": 1,
@@ -87,8 +96,9 @@ def builds_provider(site: BatchSite) -> BatchProvider:
             "queue": builds.queue or site.queue,
             "cpus_per_node": builds.cores_per_node,
             "select_options": pbs_select(builds.mem_per_node, 0, builds.select_options),
+            "scheduler_options": _lines(pbs_umask(), builds.scheduler_options),
         }
-    return _provider(site, settings)
+    return _provider(site, settings, jobs)
 
 
 def block_walltime(site: BatchSite, seconds: int) -> str:
@@ -108,18 +118,33 @@ def pbs_place(exclusive: bool) -> str:
     return f"#PBS -l place=scatter{':excl' if exclusive else ''}"
 
 
-def _provider(site: BatchSite, settings: dict[str, Any]) -> BatchProvider:
+def pbs_umask() -> str:
+    """The line that gives a job the umask of its submitter."""
+    return f"#PBS -W umask={umask_word()}"
+
+
+def _lines(*lines: str) -> str:
+    return "\n".join(filter(None, lines))
+
+
+def watched_jobs(site: BatchSite) -> WatchedJobs:
+    """Where the jobs of a site's blocks are watched."""
+    return WatchedJobs(SCHEDULERS[site.kind], site.poll_seconds)
+
+
+def _provider(site: BatchSite, settings: dict[str, Any], jobs: WatchedJobs | None) -> BatchProvider:
     from parsl.launchers import SimpleLauncher
     from parsl.providers import PBSProProvider, SlurmProvider
 
     kind = SlurmProvider if isinstance(site, SlurmSite) else PBSProProvider
+    steady = SteadySlurm if isinstance(site, SlurmSite) else SteadyPbs
     # Jobs of PBS start in the home folder.
     init = [f"cd {shlex.quote(os.getcwd())}", site.worker_init, python_path_line(), OWN_TMPDIR]
     init += [] if isinstance(site, SlurmSite) else PBS_NODES
     init.append(block_end_line(parse_walltime("walltime", settings["walltime"])))
     # Parsl offers no other way to say how often the scheduler is asked.
-    period = {"status_polling_interval": site.poll_seconds}
-    polled = cast("Callable[..., BatchProvider]", type(kind.__name__, (kind,), period))
+    more = {"status_polling_interval": site.poll_seconds, "jobs": watched_jobs(site) if jobs is None else jobs}
+    polled = cast("Callable[..., BatchProvider]", type(kind.__name__, (type(kind.__name__, (steady, kind), {}),), more))
     return polled(
         account=site.account,
         init_blocks=settings["min_blocks"],

@@ -334,6 +334,28 @@ class PbsSite(BatchSite):
         return self.cores_per_node or self.ranks * self.cores_per_rank
 
 
+def asked_for(site: BatchSite, label: str) -> str:
+    """The keys of a site that the blocks of an executor are made of, with their values.
+
+    label: packs, or tasks: the blocks of builds.
+    """
+    builds = label != "packs"
+    part: BatchSite | BatchBuilds = site.builds if builds else site
+    keys = ["nodes_per_block", *_BLOCK_KEYS] if not builds else _BLOCK_KEYS
+    found = {("builds." if builds else "") + key: getattr(part, key) for key in keys if hasattr(part, key)}
+    for key in ("queue", "partition", "qos") if builds else ():
+        # Builds go where packs go, unless they say otherwise.
+        if f"builds.{key}" in found and found[f"builds.{key}"] is None:
+            del found[f"builds.{key}"]
+            found[key] = getattr(site, key)
+    found["account"] = site.account
+    return ", ".join(f"{key}={'null' if value is None else value}" for key, value in found.items() if value != "")
+
+
+_BLOCK_KEYS = (
+    "cores_per_node", "gpus_per_node", "mem_per_node", "walltime", "queue", "partition", "qos", "constraint",
+    "select_options", "scheduler_options",
+)  # fmt: skip
 SITE_SCHEMAS: dict[str, type[SiteConfig]] = {
     "local": LocalSite,
     "allocation": AllocationSite,

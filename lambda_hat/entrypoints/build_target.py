@@ -16,6 +16,7 @@ from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.programs.cores import bind_process
 from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE, exit_when_lost
 from lambda_hat.store.layout import Store
+from lambda_hat.store.umask import keep_umask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build into `--target-dir`. Returns 0, also if the target is already there."""
+    keep_umask(os.environ)
     cfg = with_checkpoint_hash(load_build_config(args.config_yaml), str(args.config_yaml))
     target_id = target_id_for(cfg)
     if args.target_id and args.target_id != target_id:

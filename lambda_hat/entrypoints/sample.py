@@ -17,6 +17,7 @@ from lambda_hat.store import claims
 from lambda_hat.store.drain import Drain, earliest_deadline
 from lambda_hat.store.files import undone_on_error
 from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE, Heartbeat, drain_when_lost
+from lambda_hat.store.umask import keep_umask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sample into `--run-dir`. Returns 0, also if the run is already finished there."""
+    keep_umask(os.environ)
     asked = Run.of(load_sample_config(args.config_yaml))
     run_id = asked.run_id
     if args.target_id and args.target_id != asked.target_id:

@@ -110,6 +110,18 @@ def _record_of_pack(store: Store, path: Path, written: float) -> StudyRecord | N
     )
 
 
+def outer_record(store: Store, record: StudyRecord) -> StudyRecord:
+    """The record of the command that a person typed: the one that submitted the job of `record`, if a job it is."""
+    if record.job_script is None:
+        return record
+    found = (read_study(store.root, name) for name in study_names(store.root)[:MOST_RECORDS])
+    job_id = record.job["job_id"] if record.job else None
+    submitted = (each for each in found if each is not None and each.submitted is not None)
+    own = next((each for each in submitted if each.submitted and each.submitted["job_id"] == job_id), None)
+    # Further jobs of a chain were submitted by the one before.
+    return own or newest_record(store, runnable=True) or record
+
+
 def newest_record(store: Store, runnable: bool = False) -> StudyRecord | None:
     """The record of the newest study of a store; None where there is none.
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNFINISHED, EXIT_USAGE
-from lambda_hat.status.recent_studies import newest_record
+from lambda_hat.status.recent_studies import outer_record
 from lambda_hat.status.study_state import Driver, Running, StudyStatus
 from lambda_hat.status.terminal import duration, moment, printable, run_name, store_word
 from lambda_hat.store.layout import Store
@@ -70,6 +70,12 @@ def _facts(store: Store, status: StudyStatus, now: float, bars: bool) -> Iterato
     if driver.state == "alive" and status.total == status.finished + status.failed + status.blocked:
         more = "; it collects the results"
     yield "driver", _driver_words(record, driver, now) + Text(more)
+    if record.job is not None and not driver.over:
+        job = {key: printable(text) for key, text in record.job.items()}
+        yield "job", Text(f"{job['job_id']} of {job['scheduler']}; to end it: {job['end']}")
+        outer = outer_record(store, record)
+        if outer is not record:
+            yield "", Text(f"submitted by {printable(shown(outer.command))}")
     if status.note is not None:
         yield "", Text(printable(status.note), style="yellow")
     if status.next_job is not None:
@@ -113,6 +119,7 @@ def _driver_words(record: StudyRecord, driver: Driver, now: float) -> Text:
         job = {key: printable(text) for key, text in record.submitted.items()}
         return Text(
             f"job {job['job_id']} of {job['scheduler']} is to run this study, and has not begun; {job['watch']}"
+            + (f"; to end it: {job['end']}" if "end" in job else "")
         )
     assert driver.ended is not None
     words = ENDS.get(driver.status or 0, f"exit status {driver.status}")
@@ -210,8 +217,7 @@ def _hints(store: Store, status: StudyStatus) -> Iterator[str]:
     if goes_on and status.next_job is None:
         who = f"the driver on {printable(str(record.driver.get('host', '?')))} died" if driver.state == "died" else ""
         yield f"{who or 'there is more to do'}; run the same command again to continue:"
-        again = newest_record(store, runnable=True) if record.job_script is not None else record
-        yield f"    {printable((again or record).typed())}"
+        yield f"    {printable(outer_record(store, record).typed())}"
     if status.failed or status.blocked:
         runs = [failure.key[1] for failure in status.failures if failure.key[1]]
         if runs:

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,6 +34,8 @@ SLOWEST_LOOK = 5.0
 """Longest time in seconds between two looks of a rank at its heartbeat: with a longer one it could outlive `GRACE`."""
 KEPT = 3600.0
 """Seconds for which the file of a heartbeat that is over is kept. Arbitrary."""
+KEPT_FOR_JOBS = 30 * 24 * 3600.0
+"""Seconds for which it is kept while jobs are left that nobody could cancel. Arbitrary."""
 HEARTBEAT_VARIABLE = "LAMBDA_HAT_LEASE"
 """Environment variable in which a driver hands the path of its heartbeat to the processes that it starts."""
 
@@ -54,7 +56,7 @@ class Heartbeat:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="heartbeat", daemon=True)
         self._lock = threading.Lock()
-        self._record = {**whoami(), "count": 0, "state": "running", "jobs": []}
+        self._record = {**whoami(), "count": 0, "state": "running", "jobs": [], "left": [], "end": []}
 
     def _write(self) -> None:
         with self._lock:
@@ -84,12 +86,33 @@ class Heartbeat:
         with contextlib.suppress(OSError, StoreError):
             self._write()
 
+    def give_back(self, job_ids: Iterable[str]) -> None:
+        """Tell jobs of the scheduler, which read the file, to end by themselves: there is no more work for them.
+
+        Args:
+            job_ids: Their ids; the part before the first point says which.
+        """
+        self._record["end"] += [f"end {job_id.partition('.')[0]}" for job_id in job_ids]
+        with contextlib.suppress(OSError, StoreError):
+            self._write()
+
+    def note_left(self, jobs: list[dict[str, Any]]) -> None:
+        """Write the jobs into the file that could not be cancelled at the driver's end. A later driver cancels them.
+
+        Args:
+            jobs: As for `note_jobs`.
+        """
+        self._record["left"] = list(jobs)
+        with contextlib.suppress(OSError, StoreError):
+            self._write()
+
     def withdraw(self) -> None:
         """Stop, and mark the heartbeat ended: every process that watches it drains within a second or two."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        self._record["state"] = "ended"
+        # Until its driver has cancelled them, they are left.
+        self._record |= {"state": "ended", "left": self._record["jobs"]}
         try:
             self._write()
         except (OSError, StoreError):
@@ -237,14 +260,26 @@ def dead_heartbeats(directory: Path) -> list[DeadHeartbeat]:
     found = []
     for path, look in _all_leases(directory):
         if look.state == "dead" and look.record and look.record.get("state") == "running":
-            jobs = look.record.get("jobs")
-            jobs = [job for job in jobs if isinstance(job, dict)] if isinstance(jobs, list) else []
-            found.append(DeadHeartbeat(path, str(look.record.get("host")), jobs))
+            found.append(DeadHeartbeat(path, str(look.record.get("host")), _jobs_of(look, "jobs")))
     return found
 
 
-def mark_ended(path: Path) -> None:
+def heartbeats_with_jobs(directory: Path) -> list[DeadHeartbeat]:
+    """The heartbeats of drivers that have ended, with the jobs that they could not cancel."""
+    found = []
+    for path, look in _all_leases(directory):
+        left = _jobs_of(look, "left")
+        if look.state == "dead" and look.record and look.record.get("state") == "ended" and left:
+            found.append(DeadHeartbeat(path, str(look.record.get("host")), left))
+    return found
+
+
+def mark_ended(path: Path, left: list[dict[str, Any]] | None = None) -> None:
     """Mark the heartbeat of a dead driver ended: every process that watches it drains within seconds.
+
+    Args:
+        path: The heartbeat's file.
+        left: The jobs that have still to be cancelled; by default all that the driver noted.
 
     Raises:
         StoreUnwritable: The file cannot be written.
@@ -255,7 +290,8 @@ def mark_ended(path: Path) -> None:
         return
     except OSError:
         record = {}
-    write_bytes_atomic(path, json.dumps({**record, "state": "ended"}).encode())
+    ended = {**record, "state": "ended", "left": record.get("jobs", []) if left is None else left}
+    write_bytes_atomic(path, json.dumps(ended).encode())
 
 
 def live_heartbeats(directory: Path, clock: FileSystemClock | None = None) -> list[Path]:
@@ -275,11 +311,20 @@ def tidy_heartbeats(directory: Path) -> int:
     removed = 0
     for path, look in _all_leases(directory):
         record = look.record or {}
-        if look.state == "dead" and look.age > KEPT and (record.get("state") == "ended" or not record.get("jobs")):
+        if record.get("state") == "ended":
+            kept = KEPT_FOR_JOBS if _jobs_of(look, "left") else KEPT
+        else:
+            kept = float("inf") if record.get("jobs") else KEPT
+        if look.state == "dead" and look.age > kept:
             with contextlib.suppress(OSError):
                 path.unlink()
                 removed += 1
     return removed
+
+
+def _jobs_of(look: _Look, key: str) -> list[dict[str, Any]]:
+    jobs = (look.record or {}).get(key)
+    return [job for job in jobs if isinstance(job, dict)] if isinstance(jobs, list) else []
 
 
 class _Look(NamedTuple):

@@ -89,8 +89,10 @@ class StudyRecord:
     job_script: str | None = None
     """The script of the job that the driver runs in, where `--submit` made one."""
     submitted: dict[str, str] | None = None
-    """The job that this start has submitted to run the study: its `scheduler`, `job_id`, and `watch`, a command that
-    shows it."""
+    """The job that this start has submitted to run the study: its `scheduler`, `job_id`, and the commands that `watch`
+    and `end` it."""
+    job: dict[str, str] | None = None
+    """The job that the driver runs in, likewise without `watch`."""
     written: float = field(default=0.0, compare=False)
     """When the record was written, by the file system's clock."""
     own: bool = field(default=True, compare=False)
@@ -242,8 +244,14 @@ def _record(name: str, content: Any) -> StudyRecord:
             for target_id, runs in content["runs"].get(group, {}).items()
             for run_id, cost in runs
         ],
-        submitted=None if submitted is None else {key: str(submitted[key]) for key in ("scheduler", "job_id", "watch")},
+        submitted=None if submitted is None else _texts(submitted, "scheduler", "job_id", "watch"),
+        job=None if content.get("job") is None else _texts(content["job"], "scheduler", "job_id", "end"),
     )
+
+
+def _texts(found: dict[str, Any], *needed: str) -> dict[str, str]:
+    """The texts of a job, with all that are needed."""
+    return {key: str(found[key]) for key in [*needed, *(key for key in found if key not in needed)]}
 
 
 _KINDS: dict[str, tuple[type, ...]] = {

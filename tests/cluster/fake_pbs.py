@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lambda_hat.store.files import undone_on_error
 from tests.cluster import pbs_server
+from tests.users import USERS_PYTHON
 
 T = TypeVar("T")
 PROGRAMS = Path(__file__).parent
@@ -34,13 +35,21 @@ esac
 cd "$HOME" && exec setsid --wait {remote}"""
 NAMED = """unshare --uts sh -c 'hostname "$0" && exec sh -c "$1"' "$host" "$*\""""
 
+# /opt/pbs/bin/mpiexec of a server without HPE's MPT.
+MPT_WRAPPER = """\
+[ "$1" != --version ] || { echo 'pbs_version = 23.06.06'; exit 0; }
+echo 'mpiexec: no MPT here' >&2
+exit 1"""
+
 
 class PbsError(RuntimeError):
     """The fake did not start, or what was waited for did not come."""
 
 
 class FakePbs:
-    """A context in which `qsub`, `qstat` and `qdel` behave like those of OpenPBS 23.06, as far as this project needs.
+    """A context in which PBS's commands behave like those of OpenPBS 23.06, as far as this project needs.
+
+    They are `qsub`, `qstat`, `qdel`, `qhold`, `qrls` and `qsig`.
 
     Seen on the real server, and so here:
 
@@ -50,6 +59,12 @@ class FakePbs:
     - `qdel` and the walltime send SIGTERM to the processes of the job's session, then SIGKILL after `kill_delay`
       seconds. Exit_status is -29 after the walltime and 271 after qdel. Until all are gone, the job keeps its nodes.
     - stdout and stderr of a job appear when it ends.
+    - A job runs with umask 077, and its output is delivered with 0600, unless it was submitted with `-W umask=...`.
+    - States are Q, R and F, beside H (`qsub -h`, `qhold`), S (`qsig -s suspend`: its processes stop, its nodes are
+      free), W (`qsub -a`), T (for `transit` seconds) and E (for `exiting` seconds; it keeps its nodes).
+    - A server that is away (`with pbs.away():`) lets commands exit with 255, and qstat's JSON has no "Jobs".
+    - PBS's own `mpiexec` is on the PATH: a wrapper for MPT, which is not there.
+    - Who asks for more than `resources_max` is refused.
     - One unknown id makes `qstat` exit with 153. With `history=False`, `qstat -x` prints an error, exits with 0, and
       its JSON has no "Jobs"; finished jobs are unknown.
 
@@ -69,6 +84,8 @@ class FakePbs:
     history: `job_history_enable`; None leaves it unset, which works like False but does not show in `qstat -Bf`.
     accounts: the names that `qsub -A` takes; None takes all, and none.
     queues: their names, the default one first.
+    resources_max: queue, or "" for the server, to what a job may ask for at most: ncpus, nodect, walltime.
+    transit, exiting: seconds that a job is in the states T and E.
     """
 
     def __init__(
@@ -81,6 +98,9 @@ class FakePbs:
         ncpus: int = 4,
         kill_delay: float = 10.0,
         account_message: str = "Invalid Account",
+        resources_max: Mapping[str, Mapping[str, str | int]] | None = None,
+        transit: float = 0.0,
+        exiting: float = 0.0,
     ) -> None:
         self._own_folder = folder is None
         self.folder = Path(folder or tempfile.mkdtemp(prefix="pbs-", dir="/tmp"))
@@ -94,10 +114,13 @@ class FakePbs:
             "account_message": account_message,
             "queues": queues,
             "kill_delay": kill_delay,
+            "resources_max": resources_max or {},
+            "transit": transit,
+            "exiting": exiting,
         }
         self._server: subprocess.Popen[bytes] | None = None
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "PMI", "PBS_", "HYDRA"))}
-        bin_folder = Path(sys.executable).parent
+        bin_folder = Path(USERS_PYTHON).parent
         path = os.environ.get("PATH", os.defpath)
         self.env: dict[str, str] = {**clean, "PATH": f"{self.folder}/bin:{bin_folder}:{path}"}
 
@@ -121,9 +144,10 @@ class FakePbs:
         (self.folder / "hosts").write_text(Path("/etc/hosts").read_text() + names)
         # A login shell builds a PATH of its own; on a real cluster it has PBS's commands.
         (self.home / ".profile").write_text(f"PATH={shlex.quote(str(self.folder / 'bin'))}:$PATH\n")
-        for name in ("qsub", "qstat", "qdel"):
+        for name in ("qsub", "qstat", "qdel", "qhold", "qrls", "qsig"):
             words = [sys.executable, "-S", "-E", str(PROGRAMS / "pbs_clients.py"), name, str(self.folder)]
             self._program(name, f'exec {shlex.join(words)} "$@"')
+        self._program("mpiexec", MPT_WRAPPER)
         self._program(
             "fake_ssh", FAKE_SSH.format(nodes=" ".join(self.nodes), remote=NAMED if namespaces else 'sh -c "$*"')
         )
@@ -179,12 +203,23 @@ class FakePbs:
         """`qsub WORDS`; returns the job's id."""
         return self.run("qsub", *words, cwd=cwd).stdout.strip()
 
+    @contextlib.contextmanager
+    def away(self, silent: bool = False) -> Iterator[None]:
+        """No command reaches the server in the block; jobs go on. silent: commands wait, and get no refusal either."""
+        path = self.folder / "away"
+        path.with_suffix(".new").write_text("silent" if silent else "refused")
+        path.with_suffix(".new").rename(path)
+        try:
+            yield
+        finally:
+            path.unlink()
+
     def job(self, job_id: str) -> dict[str, Any]:
-        """A job's attributes, whatever `history` is: job_state (Q, R or F), Exit_status, exec_host, comment, ..."""
+        """A job's attributes, whatever `history` is: job_state, Exit_status, exec_host, comment, ..."""
         return pbs_server.read_job(self.folder, int(job_id.split(".")[0]))["attributes"]
 
     def jobs(self) -> dict[str, str]:
-        """The state (Q, R or F) of every job that was ever accepted."""
+        """The state of every job that was ever accepted."""
         ids = [f"{number}.{pbs_server.SERVER}" for number in pbs_server.job_numbers(self.folder)]
         return {job_id: self.job(job_id)["job_state"] for job_id in ids}
 

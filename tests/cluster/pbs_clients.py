@@ -1,4 +1,4 @@
-"""The commands of the fake PBS: `python -S -E pbs_clients.py qsub|qstat|qdel FOLDER WORDS`.
+"""The commands of the fake PBS: `python -S -E pbs_clients.py qsub|qstat|qdel|qhold|qrls|qsig FOLDER WORDS`.
 
 Messages and exit statuses are those of OpenPBS 23.06, whose clients exit with the server's error number modulo 256.
 """
@@ -14,10 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-from pbs_server import SERVER, clock, job_numbers, read_job, write
+from pbs_server import SERVER, clock, job_numbers, read_job, seconds_of, write
 
 VERSION = "23.06.06"
-UNKNOWN_JOB, UNKNOWN_QUEUE, BAD_ACCOUNT, FINISHED_JOB = 153, 170, 201, 35
+UNKNOWN_JOB, UNKNOWN_QUEUE, BAD_ACCOUNT, FINISHED_JOB, OVER_LIMIT, NO_SERVER = 153, 170, 201, 35, 188, 255
 OPTIONS = "a:A:c:C:e:fGhIj:J:k:l:m:M:N:o:p:P:q:r:R:S:u:v:VW:Xz"
 
 
@@ -39,7 +39,7 @@ def directives(script: str) -> list[str]:
 
 
 def options_of(words: list[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """The options, the resources of every -l, and what is left."""
+    """The options, the resources of every -l, and what is left. `-W umask=022` is the option `umask`."""
     try:
         pairs, operands = getopt.getopt(words, OPTIONS)
     except getopt.GetoptError as error:
@@ -50,7 +50,33 @@ def options_of(words: list[str]) -> tuple[dict[str, str], dict[str, str], list[s
             for item in value.split(","):
                 key, _, amount = item.strip().partition("=")
                 resources[key] = amount
-    return {name: value for name, value in pairs if name != "-l"}, resources, operands
+    options = {name: value for name, value in pairs if name not in ("-l", "-W")}
+    options |= dict(item.partition("=")[::2] for name, value in pairs if name == "-W" for item in value.split(","))
+    return options, resources, operands
+
+
+def wanted(resources: dict[str, str]) -> dict[str, float]:
+    """What a job asks for, as the limits of a queue count it."""
+    chunks = []
+    for part in resources["select"].split("+"):
+        count, _, more = part.partition(":") if part[0].isdigit() else ("1", "", part)
+        chunks.append((int(count), dict(item.partition("=")[::2] for item in more.split(":") if item)))
+    return {
+        "ncpus": sum(count * int(chunk.get("ncpus", 1)) for count, chunk in chunks),
+        "nodect": sum(count for count, _ in chunks),
+        "walltime": seconds_of(resources["walltime"]),
+    }
+
+
+def over_limit(resources: dict[str, str], limits: dict[str, str | int]) -> bool:
+    """Whether a job asks for more than `resources_max`."""
+    asks = wanted(resources)
+    return any(asks[key] > (seconds_of(most) if key == "walltime" else most) for key, most in limits.items())
+
+
+def start_time(word: str) -> float:
+    """`-a [[CC]YY]MMDDhhmm[.SS]` in seconds since the epoch; the fake takes the full form alone."""
+    return time.mktime(time.strptime(word, "%Y%m%d%H%M.%S"))
 
 
 def qsub(folder: Path, words: list[str]) -> int:
@@ -72,6 +98,9 @@ def qsub(folder: Path, words: list[str]) -> int:
         raise Refusal("Unknown queue", UNKNOWN_QUEUE)
     if config["accounts"] is not None and options.get("-A") not in config["accounts"]:
         raise Refusal(config["account_message"], BAD_ACCOUNT)
+    limits = config["resources_max"]
+    if any(over_limit(resources, limits.get(where, {})) for where in ("", queue)):
+        raise Refusal("Job violates queue and/or server resource limits", OVER_LIMIT)
 
     number = 1 + max(job_numbers(folder), default=0)
     while True:  # the script's name is the claim on the number
@@ -119,7 +148,18 @@ def qsub(folder: Path, words: list[str]) -> int:
     }
     if "-A" in options:
         attributes["Account_Name"] = options["-A"]
-    write(folder / f"jobs/{number}.json", {"attributes": attributes, "variables": variables})
+    if "umask" in options:
+        attributes["umask"] = int(options["umask"])
+    job = {"attributes": attributes, "variables": variables}
+    if "-h" in options:
+        attributes |= {"job_state": "H", "Hold_Types": "u"}
+    elif "-a" in options:
+        attributes |= {"job_state": "W", "Execution_Time": clock(start_time(options["-a"]))}
+        job["begin"] = start_time(options["-a"])
+    elif config["transit"]:
+        attributes["job_state"] = "T"
+        job["begin"] = time.time() + config["transit"]
+    write(folder / f"jobs/{number}.json", job)
     print(f"{number}.{SERVER}")
     return 0
 
@@ -134,40 +174,60 @@ def number_of(word: str, command: str) -> int | None:
 
 def server_attributes(folder: Path, config: dict) -> dict:
     states = [read_job(folder, number)["attributes"]["job_state"] for number in job_numbers(folder)]
-    queued, running = states.count("Q"), states.count("R")
+    names = {"Transit": "T", "Queued": "Q", "Held": "H", "Waiting": "W", "Running": "R", "Exiting": "E"}
+    counts = " ".join(f"{name}:{states.count(letter)}" for name, letter in names.items())
     attributes = {
         "server_state": "Active",
         "server_host": socket.gethostname(),
         "scheduling": "True",
-        "total_jobs": len(states) if config["history"] else queued + running,
-        "state_count": f"Transit:0 Queued:{queued} Held:0 Waiting:0 Running:{running} Exiting:0 Begun:0 ",
+        "total_jobs": len(states) if config["history"] else len(states) - states.count("F"),
+        "state_count": f"{counts} Begun:0 ",
         "default_queue": config["queues"][0],
         "pbs_version": VERSION,
     }
     if config["history"] is not None:
         attributes["job_history_enable"] = str(config["history"])
+    if "" in config["resources_max"]:
+        attributes["resources_max"] = config["resources_max"][""]
     return attributes
+
+
+def queue_attributes(config: dict, queue: str) -> dict:
+    limits = config["resources_max"].get(queue)
+    attributes = {"queue_type": "Execution", "enabled": "True", "started": "True"}
+    return {**attributes, "resources_max": limits} if limits else attributes
 
 
 def qstat(folder: Path, words: list[str]) -> int:
     config = json.loads((folder / "config.json").read_text())
     try:
-        pairs, operands = getopt.gnu_getopt(words, "xHfBtwu:F:")
+        pairs, operands = getopt.gnu_getopt(words, "xHfBQtwu:F:")
     except getopt.GetoptError as error:
         raise Refusal(str(error), 2) from None
     options = dict(pairs)
     if "-x" in options and "-f" not in options:
+        if is_away(folder):
+            return no_server("qstat")
         # The table itself is left out.
         if not config["history"]:
             print("qstat: PBS is not configured to maintain job history ", file=sys.stderr)
         return 0
     if "-f" not in options or options.get("-F") != "json":
-        raise Refusal("the fake knows `qstat -x`, `qstat [-x] -f -F json [id ...]` and `qstat -Bf -F json` only", 2)
+        known = "`qstat -x`, `qstat [-x] -f -F json [id ...]`, `qstat -Bf -F json` and `qstat -Qf -F json [queue ...]`"
+        raise Refusal(f"the fake knows {known} only", 2)
     answer: dict = {"timestamp": int(time.time()), "pbs_version": VERSION, "pbs_server": SERVER}
     status = 0
+    if is_away(folder):
+        print(json.dumps(answer, indent=4))
+        return no_server("qstat")
     past = "-x" in options or "-H" in options
     if "-B" in options:
         answer["Server"] = {SERVER: server_attributes(folder, config)}
+    elif "-Q" in options:
+        unknown = [queue for queue in operands if queue not in config["queues"]]
+        if unknown:
+            raise Refusal(f"Unknown queue {unknown[0]}", UNKNOWN_QUEUE)
+        answer["Queue"] = {queue: queue_attributes(config, queue) for queue in operands or config["queues"]}
     elif past and not config["history"]:
         for word in operands or [""]:
             print(f"qstat: PBS is not configured to maintain job history {word}", file=sys.stderr)
@@ -216,13 +276,52 @@ def qdel(folder: Path, words: list[str]) -> int:
             print(f"qdel: Job has finished {number}.{SERVER}", file=sys.stderr)
             status = FINISHED_JOB
         else:
-            (folder / f"jobs/{number}.delete").touch()
+            (folder / f"jobs/{number}.delete").write_text(f"{os.environ.get('USER', 'root')}@{socket.gethostname()}")
     return status
+
+
+def ask_server(command: str, folder: Path, words: list[str]) -> int:
+    """`qhold`, `qrls`, and `qsig -s suspend|resume`: a request that the server reads."""
+    try:
+        pairs, operands = getopt.gnu_getopt(words, "h:s:")
+    except getopt.GetoptError as error:
+        raise Refusal(str(error), 2) from None
+    request = {"qhold": "hold", "qrls": "release"}.get(command) or dict(pairs).get("-s", "")
+    if request not in ("hold", "release", "suspend", "resume"):
+        raise Refusal("the fake knows -s suspend and -s resume only", 2)
+    known = job_numbers(folder)
+    for number in [number_of(word, command) for word in operands]:
+        if number is None or number not in known or read_job(folder, number)["attributes"]["job_state"] == "F":
+            raise Refusal(f"Unknown Job Id {number}.{SERVER}", UNKNOWN_JOB)
+        (folder / f"jobs/{number}.{request}").touch()
+    return 0
+
+
+def is_away(folder: Path) -> bool:
+    """Whether the server cannot be reached. One that is silent lets a command wait until it is back."""
+    away = folder / "away"
+    while away.exists() and away.read_text() == "silent":
+        time.sleep(0.05)
+    return away.exists()
+
+
+def no_server(command: str) -> int:
+    print("Connection refused", file=sys.stderr)
+    print(f"{command}: cannot connect to server {SERVER} (errno=15010)", file=sys.stderr)
+    return NO_SERVER
+
+
+COMMANDS = {"qsub": qsub, "qstat": qstat, "qdel": qdel}
 
 
 def main(command: str, folder: Path, words: list[str]) -> int:
     try:
-        return {"qsub": qsub, "qstat": qstat, "qdel": qdel}[command](folder, words)
+        # The JSON of qstat begins all the same.
+        if command != "qstat" and is_away(folder):
+            return no_server(command)
+        if command in COMMANDS:
+            return COMMANDS[command](folder, words)
+        return ask_server(command, folder, words)
     except Refusal as refusal:
         print(f"{command}: {refusal}", file=sys.stderr)
         return refusal.status

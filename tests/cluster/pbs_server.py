@@ -1,6 +1,7 @@
 """The server of the fake PBS: `python -S -E pbs_server.py FOLDER` starts, watches and ends the jobs of a folder.
 
-`jobs/N.json` is written by qsub, then by this process only; `jobs/N.delete` is qdel's request.
+`jobs/N.json` is written by qsub, then by this process only; `jobs/N.delete` is qdel's request, and `hold`, `release`,
+`suspend` and `resume` are those of qhold, qrls and qsig.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ class Server:
             if job.step():
                 del self.running[job.number]
                 self.finished.add(job.number)
-                for node, cores in job.cores:
-                    self.free[node] += cores
+                if not job.suspended:
+                    self.take(job.cores, -1)
         for number in job_numbers(self.folder):
             if number not in self.running and number not in self.finished:
                 self.consider(number)
@@ -126,19 +127,52 @@ class Server:
             self.finished.add(number)
             write(self.folder / f"jobs/{number}.json", job)
             return
-        empty = dict.fromkeys(self.free, self.config["ncpus"])
-        nodes = self.place(attributes, self.free)
+        before = dict(attributes)
+        if attributes["job_state"] in "TW" and time.time() > job["begin"]:
+            attributes["job_state"] = "Q"
+        if self.asked(number, "hold"):
+            user = os.environ.get("USER", "root")
+            attributes |= {"job_state": "H", "Hold_Types": "u", "comment": f"Job held by {user} on {clock()}"}
+        if self.asked(number, "release"):
+            attributes |= {"job_state": "Q", "Hold_Types": "n"}
+        nodes = self.place(attributes, self.free) if attributes["job_state"] == "Q" else None
         if nodes is None:
-            verdict = "Not Running" if self.place(attributes, empty) else "Can Never Run"
-            comment = f"{verdict}: Insufficient amount of resource: ncpus"
-            if attributes.get("comment") != comment:
-                attributes["comment"] = comment
+            if attributes["job_state"] == "Q":
+                attributes["comment"] = self.why_not(attributes)
+            if attributes != before:
                 write(self.folder / f"jobs/{number}.json", job)
             return
         cores = [(node, chunk["ncpus"]) for node, chunk in zip(nodes, chunks_of(attributes), strict=True)]
-        for node, count in cores:
-            self.free[node] -= count
+        self.take(cores)
         self.running[number] = Running(self, number, job, cores)
+
+    def take(self, cores: list[tuple[str, int]], sign: int = 1) -> bool:
+        """Give cores to a job, or with -1 take them back. Returns whether there were enough."""
+        if sign > 0 and any(self.free[node] < count for node, count in cores):
+            return False
+        for node, count in cores:
+            self.free[node] -= sign * count
+        return True
+
+    def asked(self, number: int, request: str) -> bool:
+        """Whether a command asked this of a job; it is told once."""
+        path = self.folder / f"jobs/{number}.{request}"
+        found = path.exists()
+        path.unlink(missing_ok=True)
+        return found
+
+    def why_not(self, attributes: dict) -> str:
+        """The scheduler's comment on a job that it cannot start now."""
+        wanted = sum(chunk["ncpus"] for chunk in chunks_of(attributes))
+        total, free = self.config["ncpus"] * len(self.free), sum(self.free.values())
+        whole_nodes = attributes["Resource_List"]["place"] != "free"
+        if self.place(attributes, dict.fromkeys(self.free, self.config["ncpus"])) is None:
+            if wanted <= total and whole_nodes:
+                return "Can Never Run: Not enough total nodes available"
+            return f"Can Never Run: Insufficient amount of resource: ncpus (R: {wanted} A: {total} T: {total})"
+        if whole_nodes:
+            return "Not Running: Not enough free nodes available"
+        return f"Not Running: Insufficient amount of resource: ncpus (R: {wanted} A: {free} T: {total})"
 
     def place(self, attributes: dict, free: dict[str, int]) -> list[str] | None:
         """A node for each chunk, or None where there is no room."""
@@ -168,6 +202,10 @@ class Running:
         self.started = time.monotonic()
         self.ended_by = ""
         self.kill_at = 0.0
+        self.suspended: float | None = None
+        self.wants_on = False
+        self.exit_at: float | None = None
+        self.umask = int(str(attributes.get("umask", "77")), 8)
 
         chunks = chunks_of(attributes)
         hosts = [node for (node, _), chunk in zip(cores, chunks, strict=True) for _ in range(chunk["mpiprocs"])]
@@ -212,6 +250,7 @@ class Running:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                umask=self.umask,
             )
         vnodes = "+".join(f"({node}:ncpus={count})" for node, count in cores)
         attributes.update(
@@ -233,14 +272,28 @@ class Running:
         """Look after the job; True when it is over."""
         now = time.monotonic()
         status = self.shell.poll()
+        if self.exit_at is not None:
+            if now < self.exit_at:
+                return False
+            self.finish(self.shell.wait())
+            return True
         if not self.ended_by:
             if status is not None:
-                self.finish(status)
-                return True
+                return self.over()
             if (self.folder / f"jobs/{self.number}.delete").exists():
-                self.ended_by = "qdel"
+                self.ended_by = f"terminated by {(self.folder / f'jobs/{self.number}.delete').read_text()}"
+                self.resume()
+            elif self.suspended is not None:
+                if self.wants_on and self.server.take(self.cores):
+                    self.resume()
+                self.wants_on |= self.server.asked(self.number, "resume")
+            elif self.server.asked(self.number, "suspend"):
+                kill(belonging_to(self.folder, self.id), signal.SIGSTOP)
+                self.suspended, self.wants_on = now, False
+                self.server.take(self.cores, -1)
+                self.show("S")
             elif now - self.started > self.limit:
-                self.ended_by = "walltime"
+                self.ended_by = "exceeded resource walltime"
                 message = f"=>> PBS: job killed: walltime {now - self.started:.0f} exceeded limit {self.limit}\n"
                 with self.spool(self.errors).open("a") as err:
                     err.write(message)
@@ -251,8 +304,28 @@ class Running:
         if in_session(self.shell.pid) and now < self.kill_at:
             return False
         kill(in_session(self.shell.pid), signal.SIGKILL)
+        return self.over()
+
+    def over(self) -> bool:
+        """Its processes have ended: it exits for a while, and keeps its nodes. Returns whether it is over."""
+        seconds = self.server.config["exiting"]
+        if seconds:
+            self.exit_at = time.monotonic() + seconds
+            self.show("E")
+            return False
         self.finish(self.shell.wait())
         return True
+
+    def resume(self) -> None:
+        if self.suspended is not None:
+            self.limit += time.monotonic() - self.suspended
+            self.suspended = None
+            kill(belonging_to(self.folder, self.id), signal.SIGCONT)
+            self.show("R")
+
+    def show(self, state: str) -> None:
+        self.attributes.update(job_state=state, mtime=clock())
+        write(self.folder / f"jobs/{self.number}.json", self.job)
 
     def finish(self, status: int) -> None:
         kill_all(self.folder, self.id)
@@ -266,15 +339,16 @@ class Running:
                 target /= f"{self.id}.{'OU' if kind == 'out' else 'ER'}"
             try:
                 shutil.move(self.spool(kind), target)
+                target.chmod(0o666 & ~self.umask)
             except OSError as error:  # as the real one: the output is lost to the user, the job is not
                 print(f"{self.id}: {target}: {error}", flush=True)
         used = int(time.monotonic() - self.started)
         self.attributes.update(
             job_state="F",
-            Exit_status=-29 if self.ended_by == "walltime" else status if status >= 0 else 256 - status,
+            Exit_status=-29 if "walltime" in self.ended_by else status if status >= 0 else 256 - status,
             resources_used={"walltime": f"{used // 3600:02}:{used // 60 % 60:02}:{used % 60:02}"},
             mtime=clock(),
-            comment=self.attributes["comment"] + (" and terminated" if self.ended_by else " and finished"),
+            comment=f"{self.attributes['comment']} and {self.ended_by or 'finished'}",
         )
         write(self.folder / f"jobs/{self.number}.json", self.job)
 

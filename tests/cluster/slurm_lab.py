@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from lambda_hat.store.files import undone_on_error
+from tests.users import USERS_PYTHON
 
 T = TypeVar("T")
 
@@ -145,7 +145,7 @@ class SlurmLab:
         self.host = socket.gethostname().split(".")[0]
         self._process: subprocess.Popen[bytes] | None = None
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SRUN", "PMI", "PBS_"))}
-        bin_folder = str(Path(sys.executable).parent)
+        bin_folder = str(Path(USERS_PYTHON).parent)
         self.env: dict[str, str] = {
             **clean,
             "SLURM_CONF": str(self.folder / "slurm.conf"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,10 @@ import yaml
 from lambda_hat.store.layout import read_events
 from tests.cluster.fake_pbs import FakePbs
 from tests.cluster.slurm_lab import SlurmLab
+from tests.users import USERS_PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKED = [sys.executable, str(ROOT / "flows" / "packed.py")]
+PACKED = [USERS_PYTHON, str(ROOT / "flows" / "packed.py")]
 PATIENCE = 400.0
 """Seconds for a study of half a minute, on a machine that does other things as well."""
 QUADRATIC = {"target": "quadratic", "overrides": {"target": {"dim": 3, "rank": 2}}}
@@ -29,12 +29,14 @@ OURS = ("--max_workers_per_node", "-a", "--cert_dir", "--hb_threshold", "--drain
 POOL = "PYTHON -m parsl.executors.high_throughput.process_worker_pool"
 OWN_TMPDIR = """\
 leave() {
-[ -z "$watcher" ] || kill "$watcher"
+over=; [ ! -e "$LAMBDA_HAT_TMPDIR/over" ] || over=yes
+for each in $watcher $giver; do kill "$each" 2> /dev/null; done
 rm -rf "$LAMBDA_HAT_TMPDIR"
 for process in /proc/[0-9]*; do
 grep -qsz multiprocessing "$process/cmdline" || continue
 grep -qszxF "TMPDIR=$LAMBDA_HAT_TMPDIR" "$process/environ" && kill -9 "${process#/proc/}"
 done
+[ -z "$over" ] || exit 0
 }
 base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
 LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap leave EXIT
@@ -56,6 +58,17 @@ done
 }
 end_without_driver > /dev/null 2>&1 &
 watcher=$!
+end_given_back() {
+job=${PBS_JOBID:-$SLURM_JOB_ID}
+until grep -qsF "\\"end ${job%%.*}\\"" LEASE; do sleep 1; done
+: > "$LAMBDA_HAT_TMPDIR/over"
+for process in /proc/[0-9]*; do
+grep -qsz process_worker_pool "$process/cmdline" || continue
+grep -qszxF "TMPDIR=$LAMBDA_HAT_TMPDIR" "$process/environ" && kill -9 "${process#/proc/}"
+done
+}
+end_given_back > /dev/null 2>&1 &
+giver=$!
 """
 WORKERS = {
     "packs": f"{POOL} --max_workers_per_node=1 -a 127.0.0.1 --cert_dir PARSL/packs/certificates --hb_threshold=20 "
@@ -180,9 +193,10 @@ def block_script(store: Path, label: str) -> str:
         (re.escape(str(path.parents[1])), "PARSL"),
         (re.escape(path.name), "NAME"),
         (r"/\S+/driver_\w+\.lease", "LEASE"),
-        (re.escape(sys.executable), "PYTHON"),
+        (re.escape(USERS_PYTHON), "PYTHON"),
         (re.escape(str(ROOT)), "REPOSITORY"),
         (re.escape(str(store.parent)), "FOLDER"),
+        (r"umask=\d+", "umask=UMASK"),
     ):
         text = re.sub(pattern, name, text)
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -204,6 +206,114 @@ def test_without_history_a_running_job_is_not_shown(pbs, tmp_path):
     pbs.run("qdel", job_id)
     pbs.wait(job_id)
     assert qstat(pbs, "-f", "-F", "json", job_id)[0] == 153
+
+
+def state(pbs: FakePbs, job_id: str) -> str:
+    """As qstat tells it."""
+    return qstat(pbs, "-f", "-F", "json", job_id)[1]["Jobs"][job_id]["job_state"]
+
+
+def test_a_held_job_waits_for_its_release(pbs, tmp_path):
+    job = script(tmp_path, "exec sleep 60")
+    submitted_so, held = pbs.submit("-h", job, cwd=tmp_path), pbs.submit("-l", "select=3:ncpus=4", job, cwd=tmp_path)
+    pbs.run("qhold", held)
+    pbs.wait_for(lambda: pbs.jobs() == {submitted_so: "H", held: "H"})
+    assert pbs.job(held)["comment"].startswith("Job held by ")
+    assert pbs.job(submitted_so)["Hold_Types"] == "u"
+    pbs.run("qrls", submitted_so, held)
+    pbs.wait_for(lambda: pbs.jobs() == {submitted_so: "R", held: "Q"})
+    assert pbs.job(held)["comment"] == "Can Never Run: Insufficient amount of resource: ncpus (R: 12 A: 8 T: 8)"
+    pbs.cancel_all()
+
+
+def test_a_suspended_job_stops_and_frees_its_nodes(pbs, tmp_path):
+    body = f"cd {tmp_path}; while :; do date +%s%N > tick; sleep 0.05; done"
+    first = pbs.submit(script(tmp_path, body, "-l select=2:ncpus=4"), cwd=tmp_path)
+    second = pbs.submit(script(tmp_path, "exec sleep 60", "-l select=2:ncpus=4", "-l place=scatter"), cwd=tmp_path)
+    pbs.wait_for((tmp_path / "tick").exists)
+    pbs.wait_for(lambda: pbs.job(second).get("comment") == "Not Running: Not enough free nodes available")
+    pbs.run("qsig", "-s", "suspend", first)
+    pbs.wait_for(lambda: pbs.jobs() == {first: "S", second: "R"})
+    seen = (tmp_path / "tick").read_text()
+    pbs.run("qsig", "-s", "resume", first)
+    time.sleep(0.3)
+    assert (state(pbs, first), (tmp_path / "tick").read_text()) == ("S", seen), "its nodes are taken"
+    pbs.run("qdel", second)
+    pbs.wait_for(lambda: pbs.jobs()[first] == "R" and (tmp_path / "tick").read_text() != seen)
+    pbs.cancel_all()
+
+
+@pytest.mark.parametrize("pbs", [{"transit": 0.5, "exiting": 0.5}], indirect=True)
+def test_transit_waiting_and_exiting(pbs, tmp_path):
+    job = script(tmp_path, "true")
+    seen, job_id = [], pbs.submit("-l", "select=2:ncpus=4", job, cwd=tmp_path)
+    pbs.wait_for(lambda: seen.append(pbs.job(job_id)["job_state"]) or seen[-1] == "F")
+    assert list(dict.fromkeys(letter for letter in seen if letter in "TEF")) == ["T", "E", "F"]
+    later = pbs.submit("-a", time.strftime("%Y%m%d%H%M.%S", time.localtime(time.time() + 2)), job, cwd=tmp_path)
+    assert state(pbs, later) == "W"
+    assert pbs.wait(later) == 0
+
+
+def test_a_server_that_is_away(pbs, tmp_path):
+    job = script(tmp_path, f"cd {tmp_path}; until [ -e go ]; do sleep 0.05; done; touch gone")
+    job_id = pbs.submit(job, cwd=tmp_path)
+    with pbs.away():
+        for command in ("qsub", "qdel", "qhold"):
+            refused = pbs.run(command, job if command == "qsub" else job_id, check=False)
+            assert (refused.returncode, refused.stdout) == (255, "")
+            assert refused.stderr == f"Connection refused\n{command}: cannot connect to server fakepbs (errno=15010)\n"
+        status, answer, message = qstat(pbs, "-f", "-F", "json", job_id)
+        assert (status, "Jobs" in answer) == (255, False)
+        assert "qstat: cannot connect to server fakepbs (errno=15010)" in message
+        (tmp_path / "go").touch()
+        pbs.wait_for((tmp_path / "gone").exists)
+    assert pbs.wait(job_id) == 0
+    with pbs.away(silent=True), pytest.raises(subprocess.TimeoutExpired):
+        pbs.run("qstat", "-f", "-F", "json", job_id, timeout=0.5)
+
+
+LIMITS = {"": {"nodect": 2}, "builds": {"ncpus": 4, "walltime": "01:00:00"}}
+
+
+@pytest.mark.parametrize("pbs", [{"resources_max": LIMITS}], indirect=True)
+def test_limits(pbs, tmp_path):
+    job = script(tmp_path, "true", "-l walltime=00:30:00")
+    for words in (
+        ["-l", "select=3:ncpus=1"],
+        ["-q", "builds", "-l", "select=2:ncpus=4"],
+        ["-q", "builds", "-l", "walltime=02:00:00"],
+    ):
+        refused = pbs.run("qsub", *words, job, check=False)
+        assert refused.returncode == 188
+        assert refused.stderr == "qsub: Job violates queue and/or server resource limits\n"
+    assert pbs.wait(pbs.submit("-q", "builds", "-l", "select=1:ncpus=4", job, cwd=tmp_path)) == 0
+    answer = qstat(pbs, "-Qf", "-F", "json", "builds")[1]["Queue"]
+    assert answer["builds"]["resources_max"] == LIMITS["builds"]
+    assert qstat(pbs, "-Bf", "-F", "json")[1]["Server"]["fakepbs"]["resources_max"] == LIMITS[""]
+    assert "resources_max" not in qstat(pbs, "-Qf", "-F", "json")[1]["Queue"]["workq"]
+
+
+@pytest.mark.parametrize(("words", "umask"), [([], 0o077), (["-W", "umask=022"], 0o022)])
+def test_the_umask_of_jobs(pbs, tmp_path, words, umask):
+    body = f"cd {tmp_path}; touch file; umask"
+    job_id = pbs.submit("-o", "out", "-e", "err", *words, script(tmp_path, body), cwd=tmp_path)
+    assert pbs.wait(job_id) == 0
+    assert (tmp_path / "out").read_text().strip() == f"{umask:04o}"
+    modes = {(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "out", "err")}
+    assert modes == {0o666 & ~umask}
+
+
+def test_the_mpiexec_of_pbs(pbs):
+    assert pbs.run("mpiexec", "--version").stdout == "pbs_version = 23.06.06\n"
+    assert pbs.run("mpiexec", "-n", "1", "true", check=False).returncode == 1
+
+
+def test_the_comment_of_a_deleted_job_says_who(pbs, tmp_path):
+    job_id = pbs.submit(script(tmp_path, "exec sleep 60"), cwd=tmp_path)
+    pbs.wait_for(lambda: pbs.job(job_id)["job_state"] == "R")
+    pbs.run("qdel", job_id)
+    pbs.wait(job_id)
+    assert re.search(r"^Job run at .* and terminated by \S+@\S+$", pbs.job(job_id)["comment"])
 
 
 def alive(mark: str) -> list[str]:

@@ -90,6 +90,18 @@ def test_refusals(slurm_lab, words, message):
     assert slurm_lab.jobs() == []
 
 
+def test_a_job_has_the_umask_of_its_submitter(slurm_lab, tmp_path):
+    job = tmp_path / "job.sh"
+    job.write_text("#!/bin/bash\numask\nsrun --mpi=none sh -c umask\n")
+    before = os.umask(0o007)
+    try:
+        number = slurm_lab.submit("-N2", "--ntasks-per-node=1", "-o", tmp_path / "out", job, cwd=tmp_path)
+    finally:
+        os.umask(before)
+    assert slurm_lab.wait(number) == "COMPLETED"
+    assert (tmp_path / "out").read_text().split() == ["0007"] * 3
+
+
 def test_scancel_and_partitions(slurm_lab, tmp_path):
     job = script(tmp_path, PATIENT)
     number = slurm_lab.submit("-p", "builds", "-o", "out", job, cwd=tmp_path)

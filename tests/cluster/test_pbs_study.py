@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from lambda_hat.store.umask import process_umask
 from tests.cluster.fake_pbs import FakePbs
 from tests.cluster.studies import (
     ON_THIS_MACHINE,
@@ -33,6 +33,7 @@ from tests.cluster.studies import (
     start_packed,
     write_study,
 )
+from tests.users import USERS_PYTHON
 
 pytestmark = [pytest.mark.cluster, pytest.mark.parsl, pytest.mark.mpi, pytest.mark.slow]
 
@@ -117,6 +118,22 @@ def test_both_ways_give_the_same_bits(login, allocation):
     assert numbers(login.store) == numbers(allocation.store)
 
 
+def test_good_blocks_end_with_status_0(login):
+    assert [job["Exit_status"] for job in login.jobs.values()] == [0, 0]
+    assert all(job["comment"].endswith(" and finished") for job in login.jobs.values())
+
+
+@pytest.mark.parametrize("way", ["login", "allocation"])
+def test_the_umask_of_the_submitter_holds_in_jobs(request, way):
+    done = request.getfixturevalue(way)
+    umask = process_umask()
+    assert umask != 0o077, "that of PBS"
+    # Parsl's certificates are for nobody else, and no other user may write what `rerun` starts.
+    files = [path for path in done.store.rglob("*") if path.is_file() and "parsl" not in path.parts]
+    modes = {path: path.stat().st_mode & 0o777 for path in files if path.parent.name != "studies"}
+    assert set(modes.values()) == {0o666 & ~umask}, modes
+
+
 @pytest.mark.parametrize("label", ["packs", "tasks"])
 def test_the_script_of_a_block(login, label):
     assert block_script(login.store, label) == BLOCKS[label]
@@ -133,6 +150,7 @@ BLOCKS = {
 #PBS -o SCRIPT.stdout
 #PBS -e SCRIPT.stderr
 #PBS -l place=scatter:excl
+#PBS -W umask=UMASK
 cd FOLDER
 export PYTHONPATH=REPOSITORY
 """
@@ -156,6 +174,7 @@ export JOBNAME="NAME"
 #PBS -l select=1:ncpus=1
 #PBS -o SCRIPT.stdout
 #PBS -e SCRIPT.stderr
+#PBS -W umask=UMASK
 cd FOLDER
 export PYTHONPATH=REPOSITORY
 """
@@ -197,6 +216,111 @@ def test_a_deleted_block_is_told_and_only_what_was_lost_is_sampled_again(pbs, tm
     wait_for_all(pbs)
 
 
+def test_a_held_block_and_a_silent_server_cost_no_second_block(pbs, tmp_path):
+    path, log = write_study(tmp_path / "study.yaml", targets=[QUADRATIC]), tmp_path / "said"
+    sleeper = tmp_path / "sleeper.sh"
+    sleeper.write_text("exec sleep 600\n")
+    # Builds have a node, and packs, which want two, wait.
+    busy = pbs.submit("-l", "select=1:ncpus=4", sleeper, cwd=tmp_path)
+    words = ["--experiments", path, *LOGIN, "site.ranks_per_node=1", "site.nodes_per_block=2", "site.nodes_per_pack=2"]
+    driver = start_packed(pbs, *words, cwd=tmp_path, log=log)
+
+    def blocks() -> list[str]:
+        return [job for job in pbs.jobs() if ".packs." in pbs.job(job)["Job_Name"]]
+
+    def until_said(words: str) -> None:
+        pbs.wait_for(lambda: words in log.read_text() or driver.poll() is not None, PATIENCE)
+        assert driver.poll() is None, log.read_text()
+
+    try:
+        pbs.wait_for(lambda: blocks() or driver.poll() is not None, PATIENCE)
+        (block,) = blocks()
+        pbs.run("qhold", block)
+        until_said(f"job {block}: HELD (Job held by ")
+        with pbs.away():
+            until_said("PBS has given no answer since ")
+        until_said("PBS answers again, after ")
+        pbs.run("qdel", busy)
+        pbs.wait(busy)
+        assert blocks() == [block] and pbs.jobs()[block] == "H"
+        pbs.run("qrls", block)
+        assert driver.wait(PATIENCE) == 0, log.read_text()
+    finally:
+        driver.kill()
+    wait_for_all(pbs)
+    assert "2 finished" in log.read_text()
+    assert blocks() == [block]
+    assert pbs.job(block)["Exit_status"] == 0
+
+
+def test_a_suspended_block_is_not_replaced_and_its_runs_are_finished_after_it(pbs, tmp_path):
+    path, log = write_study(tmp_path / "study.yaml", seeds=6, thin=8000, targets=[QUADRATIC]), tmp_path / "said"
+    driver = start_packed(pbs, "--experiments", path, *LOGIN, "site.ranks_per_node=1", cwd=tmp_path, log=log)
+
+    def blocks() -> dict[str, str]:
+        return {job: state for job, state in pbs.jobs().items() if ".packs." in pbs.job(job)["Job_Name"]}
+
+    def ended_with_one_block_at_a_time() -> bool:
+        assert sum(state != "F" for state in blocks().values()) <= 1
+        return driver.poll() is not None
+
+    try:
+        pbs.wait_for(lambda: analyses(tmp_path / "runs") or driver.poll() is not None, PATIENCE)
+        (block,) = blocks()
+        pbs.run("qsig", "-s", "suspend", block)
+        pbs.wait_for(lambda: "lost because their block was stopped" in log.read_text(), PATIENCE)
+        assert blocks() == {block: "S"}
+        pbs.run("qsig", "-s", "resume", block)
+        pbs.wait_for(ended_with_one_block_at_a_time, PATIENCE)
+        assert driver.wait(PATIENCE) == 0, log.read_text()
+    finally:
+        driver.kill()
+    wait_for_all(pbs)
+    said = log.read_text()
+    assert f"(job {block}: SUSPENDED (Job run at " in said and "6 finished" in said
+    assert len(blocks()) <= 2
+
+
+def test_a_check_that_is_told_to_stop_leaves_no_job_and_a_later_one_cancels_what_a_killed_one_left(pbs, tmp_path):
+    path, log = write_study(tmp_path / "study.yaml", targets=[QUADRATIC]), tmp_path / "said"
+    # Two nodes: a block of three waits.
+    words = ["--experiments", path, "--check", *LOGIN, "site.ranks_per_node=1", "site.nodes_per_block=3"]
+
+    def waiting_check(number: int) -> subprocess.Popen:
+        check = start_packed(pbs, *words, "site.nodes_per_pack=3", cwd=tmp_path, log=log)
+        try:
+            pbs.wait_for(lambda: "submitted for packs" in log.read_text() or check.poll() is not None, PATIENCE)
+            assert len(pbs.jobs()) == number, log.read_text()
+        except BaseException:
+            check.kill()
+            raise
+        return check
+
+    stopped = waiting_check(1)
+    try:
+        stopped.send_signal(signal.SIGTERM)
+        assert stopped.wait(60) == 130, log.read_text()
+    finally:
+        stopped.kill()
+    assert "stopped: nothing is left running, and the site was not judged" in log.read_text()
+    wait_for_all(pbs)
+    killed = waiting_check(2)
+    killed.kill()
+    killed.wait()
+    left = list(pbs.jobs())[-1]
+    assert pbs.jobs()[left] == "Q"
+    later = waiting_check(3)
+    try:
+        assert "an earlier driver was killed on " in log.read_text()
+        assert "and 1 of its jobs cancelled" in log.read_text()
+        assert pbs.wait(left) is None
+        later.send_signal(signal.SIGTERM)
+        assert later.wait(60) == 130
+    finally:
+        later.kill()
+    wait_for_all(pbs)
+
+
 @pytest.mark.parametrize("pbs", [{"nodes": 1}], indirect=True)
 def test_status_has_the_words_of_pbs_while_there_is_no_allocation(pbs, tmp_path):
     path = write_study(tmp_path / "study.yaml", targets=[QUADRATIC])
@@ -205,7 +329,7 @@ def test_status_has_the_words_of_pbs_while_there_is_no_allocation(pbs, tmp_path)
 
     def status() -> str:
         # Not one of the cluster's commands is on this path.
-        command = [sys.executable, "-m", "lambda_hat.entrypoints.cli", "status"]
+        command = [USERS_PYTHON, "-m", "lambda_hat.entrypoints.cli", "status"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         return " ".join(done.stdout.split()) if done.returncode == 0 else ""
 
@@ -218,7 +342,7 @@ def test_status_has_the_words_of_pbs_while_there_is_no_allocation(pbs, tmp_path)
         driver.kill()
     (job_id,) = (job for job in pbs.jobs() if ".packs." in pbs.job(job)["Job_Name"])
     assert f"{job_id} packs 2 01:00:00 QUEUED (Can Never Run:" in said
-    assert "2 no allocation yet: PBS says QUEUED (Can Never Run: Insufficient amount of resource: ncpus)" in said
+    assert "2 no allocation yet: PBS says QUEUED (Can Never Run: Not enough total nodes available)" in said
     assert "it was stopped" in status() and job_id not in status()
     wait_for_all(pbs)
 
@@ -259,6 +383,11 @@ def test_a_chain_reaches_the_end(pbs, tmp_path):
         ({"accounts": ["physics"]}, LOGIN, "PBS refused the block of tasks: qsub: Invalid Account"),
         ({"accounts": ["physics"]}, [*LOGIN, "site.account=nobody"], "PBS refused the block of tasks: qsub: Invalid"),
         ({"accounts": ["physics"]}, ["--submit=pbs"], "qsub refused: qsub: Invalid Account"),
+        (
+            {"resources_max": {"": {"ncpus": 4}}},
+            [*LOGIN, "site.cores_per_node=8"],
+            "PBS would refuse the block of packs",
+        ),
         ({}, ["--submit=pbs", "site.queue=nowhere"], "qsub refused: qsub: Unknown queue"),
         ({}, ["--submit=pbs", "--walltime=noon"], "--walltime: got 'noon', expected hours:minutes:seconds"),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +127,7 @@ def test_packs_queue_in_a_block_and_run_side_by_side(slurm_lab, side_by_side):
 
 def test_the_same_bits_on_a_laptop_one_node_and_two_nodes(slurm_lab, login, allocation, side_by_side, tmp_path):
     words = [PACKED[0], ROOT / "mpi" / "run_pack.py", "--experiments", write_study(tmp_path / "study.yaml")]
-    mpirun = [Path(sys.executable).parent / "mpirun", "-n", "4", *words]
+    mpirun = [Path(PACKED[0]).parent / "mpirun", "-n", "4", *words]
     done = subprocess.run(mpirun, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     here = numbers(tmp_path / "runs")
@@ -300,7 +299,7 @@ def script(path: Path, *lines: str) -> Path:
 
 
 def test_singletons_are_refused_before_any_run(slurm_lab, tmp_path):
-    program = f"{sys.executable} {ROOT / 'mpi' / 'run_pack.py'}"
+    program = f"{PACKED[0]} {ROOT / 'mpi' / 'run_pack.py'}"
     path = write_study(tmp_path / "study.yaml")
     job = script(
         tmp_path / "job.sh", f"exec srun --mpi=none -n 2 {program} --experiments {path} --store {tmp_path}/runs"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import pandas as pd
 import pytest
+
+from tests.users import USERS_PYTHON
 
 TARGET = "target: {kind: quadratic, dim: 3}\n"
 RUN = "name: hmc\nnum_draws: 200\nnum_burnin: 100\nnum_chains: 2\n"
@@ -15,7 +16,7 @@ RUN = "name: hmc\nnum_draws: 200\nnum_burnin: 100\nnum_chains: 2\n"
 
 def command(module, *words, env, cwd=None):
     return subprocess.run(
-        [sys.executable, "-m", f"lambda_hat.entrypoints.{module}", *map(str, words)],
+        [USERS_PYTHON, "-m", f"lambda_hat.entrypoints.{module}", *map(str, words)],
         capture_output=True, text=True, env=env, cwd=cwd, timeout=120,
     )  # fmt: skip
 

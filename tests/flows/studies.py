@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,9 +12,10 @@ import pandas as pd
 import yaml
 
 from lambda_hat.store.layout import read_events
+from tests.users import USERS_PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKED = [sys.executable, str(ROOT / "flows" / "packed.py")]
+PACKED = [USERS_PYTHON, str(ROOT / "flows" / "packed.py")]
 SGLD = {"num_draws": 100, "num_burnin": 50, "num_chains": 2, "step_size": 1e-4}
 PATIENCE = 400
 

@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from tests.users import USERS_PYTHON
+
 ROOT = Path(__file__).resolve().parents[2]
 BAD_BUILD = {"model": "small", "data": "small", "overrides": {"data": {"n": 20, "noise_std": 1e300}}}
 FAST = {"num_draws": 100, "num_burnin": 50, "num_chains": 2}
@@ -32,7 +34,7 @@ def study(path, **changes):
 
 def flow(name, *words, cwd, timeout=240):
     return subprocess.run(
-        [sys.executable, str(ROOT / "flows" / name), *map(str, words)],
+        [USERS_PYTHON, str(ROOT / "flows" / name), *map(str, words)],
         capture_output=True, text=True, cwd=cwd, timeout=timeout, env={**os.environ, "PYTHONPATH": ""},
     )  # fmt: skip
 
@@ -195,7 +197,7 @@ def test_dry_run_starts_and_writes_nothing(tmp_path, name):
     assert done.returncode == 0, done.stderr
     assert "dry run: nothing was started" in done.stdout
     assert "2 targets (0 cached, 2 to build), 6 runs (0 cached, 6 to sample" in done.stdout
-    assert (f"{Path(sys.executable).parent}/mpiexec " in done.stdout) == (name == "packed.py")
+    assert (f"{Path(USERS_PYTHON).parent}/mpiexec " in done.stdout) == (name == "packed.py")
     assert [p.name for p in tmp_path.iterdir()] == ["study.yaml"]
 
 

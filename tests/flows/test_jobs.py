@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.sites.batch_jobs import submit_next
+from flows.sites.batch_jobs import enclosing_job, submit_next
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = {"targets": [{"target": "monomial"}], "samplers": [{"name": "sgld", "sweep": {"seed": [0, 1]}}]}
@@ -118,6 +118,13 @@ def test_golden_scripts(tmp_path, scheduler):
         GOLDEN[scheduler].partition("#!/bin/bash\n")[2] + "dry run: nothing was submitted\n"
     )
     assert [entry.name for entry in tmp_path.iterdir()] == ["study.yaml"]
+
+
+def test_a_driver_knows_its_job_and_the_word_that_ends_it():
+    assert enclosing_job({}) is None
+    slurm = {"scheduler": "SLURM", "job_id": "12", "end": "scancel 12"}
+    assert enclosing_job({"SLURM_JOB_ID": "12"}) == slurm
+    assert enclosing_job({"PBS_JOBID": "12.s"}) == {"scheduler": "PBS", "job_id": "12.s", "end": "qdel 12.s"}
 
 
 @pytest.mark.parametrize(("scheduler", "command"), [("slurm", "sbatch"), ("pbs", "qsub")])

@@ -15,7 +15,7 @@ from flows.driver.stopping import Stop
 from flows.sites.blocks import Blocks
 from flows.sites.scheduler import Pbs, Slurm, require_scheduler
 from flows.sites.site_schemas import PbsSite, SlurmSite
-from lambda_hat.errors import ConfigError, SchedulerError
+from lambda_hat.errors import ConfigError, SchedulerError, SchedulerSilent
 from lambda_hat.store.heartbeat import Heartbeat, heartbeat_state
 
 
@@ -69,6 +69,82 @@ def test_the_queue_of_pbs_survives_an_unknown_id(command):
     job = '{"job_state": "Q", "comment": "Not Running: Insufficient amount of resource: ncpus"}'
     command("qstat", f'[ "$4" = 9.s ] && exit 153; echo \'{{"Jobs": {{"7.s": {job}}}}}\'')
     assert Pbs().queue(["9.s", "7.s"]) == {"7.s": "QUEUED (Not Running: Insufficient amount of resource: ncpus)"}
+
+
+def qstat_of(jobs, told="", status=0):
+    """The body of a qstat that tells of these jobs, and writes what it was asked into a log."""
+    return f"echo \"$@\" >> \"$0.log\"; echo '{json.dumps({'Jobs': jobs})}'; echo '{told}' >&2; exit {status}"
+
+
+def test_pbs_is_asked_once_for_all_jobs(command, tmp_path):
+    jobs = {
+        "7.s": {"job_state": "H", "Hold_Types": "us", "comment": "Job held"},
+        "8.s": {"job_state": "S", "comment": "Job run"},
+        "9.s": {"job_state": "U"},
+        "10.s": {"job_state": "T"},
+        "11.s": {"job_state": "E"},
+    }
+    told = "qstat: Unknown Job Id 12.s\nqstat: 13.s.far Job has finished, use -x or -H to obtain information"
+    command("qstat", qstat_of(jobs, told, 35))
+    asked = ["7.s.far", "8.s", "9.s", "10.s", "11.s", "12.s", "13.s"]
+    assert Pbs().queue(asked) == {
+        "7.s.far": "HELD (Job held; a user's hold; the system's hold)",
+        "8.s": "SUSPENDED (Job run)",
+        "9.s": "SUSPENDED",
+        "10.s": "TRANSIT",
+        "11.s": "EXITING",
+    }
+    assert (tmp_path / "qstat.log").read_text() == f"-f -F json {' '.join(asked)}\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ("echo 'qstat: cannot connect to server head (errno=15010)' >&2; exit 255", SchedulerSilent),
+        ("sleep 5", SchedulerSilent),
+        ("exit 1", SchedulerError),
+        ("echo '{}'", SchedulerError),
+        ("echo 'no JSON'", SchedulerError),
+    ],
+)
+def test_a_qstat_that_does_not_answer_says_nothing_of_a_job(command, monkeypatch, body, error):
+    monkeypatch.setattr("flows.sites.scheduler.COMMAND_SECONDS", 0.5)
+    command("qstat", body)
+    for jobs in (["7.s"], ["7.s", "8.s"]):
+        with pytest.raises(error):
+            Pbs().queue(jobs)
+
+
+def test_a_squeue_that_does_not_answer_says_nothing_of_a_job(command):
+    command("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1")
+    with pytest.raises(SchedulerSilent):
+        Slurm().queue(["7"])
+    command("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert Slurm().queue(["7"]) == {}
+
+
+def test_a_job_that_ends_while_it_is_cancelled_is_no_trouble(command):
+    job = {"job_state": "R", "Job_Name": "ours", "Job_Owner": f"{getpass.getuser()}@login"}
+    command("qstat", qstat_of({"7.s": job}))
+    command("qdel", "echo 'qdel: Job has finished 7.s' >&2; exit 35")
+    assert not Pbs().cancel("7.s", "ours")
+
+
+def test_a_server_that_is_away_is_told_before_anything_is_started(command):
+    command("qstat", "echo 'qstat: cannot connect to server head (errno=15010)' >&2; exit 255")
+    with pytest.raises(SchedulerSilent, match="cannot connect to server head"):
+        Pbs().check_server()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_a_job_of_pbs_is_submitted_with_the_umask_of_its_submitter(command, tmp_path, umask):
+    command("qsub", f'echo "$@" > {tmp_path}/words; echo 7.s')
+    before = os.umask(umask)
+    try:
+        Pbs().submit(tmp_path / "script")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "words").read_text() == f"-W umask={umask:03o} {tmp_path}/script\n"
 
 
 def test_a_pbs_without_history_is_refused(command):

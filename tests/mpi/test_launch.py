@@ -310,6 +310,18 @@ def test_an_unknown_launcher_is_shown(tmp_path):
     assert find_launcher(LauncherChoice("system", "pals"), environ).flavour == "pals"
 
 
+def test_the_mpiexec_of_pbs_is_passed_over(tmp_path, wheel):
+    wrapper = fake_mpi(tmp_path / "pbs", "pbs_version = 23.06.06", [])
+    path = {"PATH": str(wrapper.parent)}
+    with pytest.raises(ConfigError) as raised:
+        find_launcher(LauncherChoice("system"), path)
+    told = f"mpi: system: {wrapper} belongs to PBS, and only wraps HPE's MPT; no MPI module is loaded: "
+    assert str(raised.value).startswith(told)
+    loaded = fake_mpi(tmp_path / "mpich", "HYDRA build details:", ["lib/libmpi.so.12"])
+    path["PATH"] += f":{loaded.parent}"
+    assert find_launcher(LauncherChoice("system"), path).program == str(loaded)
+
+
 def test_a_launcher_that_says_nothing_is_unknown(tmp_path):
     mpiexec = write_program(tmp_path / "mpiexec", "#!/bin/sh\nexit 1\n")
     with pytest.raises(ConfigError, match="mpiexec --version says nothing; write which one"):

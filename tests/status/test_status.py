@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -10,11 +11,13 @@ import time
 from collections import Counter
 
 import pytest
+from rich.console import Console
 
 from lambda_hat.errors import StoreError
 from lambda_hat.status import Studies, StudyFollower, newest_record
+from lambda_hat.status.study_view import in_place, views
 from lambda_hat.store import claims
-from lambda_hat.store.heartbeat import Heartbeat
+from lambda_hat.store.heartbeat import Heartbeat, whoami
 from lambda_hat.store.layout import Store, write_json_atomic
 from lambda_hat.store.publish import write_config
 from lambda_hat.store.study_records import BLOCKED, ELSEWHERE, FAILED, TO_SAMPLE, Planned, read_study
@@ -257,6 +260,35 @@ def test_a_job_that_is_to_be_the_driver(tmp_path):
     assert look(made).record.job_script == "/jobs/job.pbs"
     assert newest_record(made.store).name == "20261126-031600-abcd"
     assert newest_record(made.store, runnable=True).submitted == job
+
+
+def shown(made) -> str:
+    parts = in_place(views(made.store, [look(made)]))
+    console = Console(width=200, file=io.StringIO())
+    console.print(parts)
+    return console.file.getvalue()
+
+
+def test_a_study_inside_a_job_shows_the_job_and_the_command_that_submitted_it(tmp_path):
+    job = {"scheduler": "PBS", "job_id": "12.pbs", "watch": "qstat -f 12.pbs", "end": "qdel 12.pbs"}
+    outer = [sys.executable, "flows/packed.py", "--submit", "pbs", "--nodes", "2"]
+    made = HandMade(tmp_path / "runs", driver=gone(), submitted=job, command=outer)
+    assert "has not begun; qstat -f 12.pbs; to end it: qdel 12.pbs" in shown(made)
+    # Another study of the same store.
+    made.write_record(name="20261126-031550-abcd", command=[sys.executable, "flows/packed.py", "--site", "local"])
+    inside = {key: job[key] for key in ("scheduler", "job_id", "end")}
+    inner = [sys.executable, "/far/flows/packed.py", "--experiments", "/far/study.yaml", "--site", "allocation"]
+    made.driver = whoami()
+    record = made.write_record(
+        name="20261126-031600-abcd", job_script="/jobs/job.pbs", job=inside, driver=made.driver, command=inner
+    )
+    assert read_study(made.store.root, record.name).job == inside
+    text = shown(made)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "submitted by python flows/packed.py --submit pbs --nodes 2" in lines
+    assert "job 12.pbs of PBS; to end it: qdel 12.pbs" in lines
+    made.say("end", status=75)
+    assert "to end it" not in shown(made)
 
 
 def test_the_studies_that_run_are_shown_else_the_newest(tmp_path):

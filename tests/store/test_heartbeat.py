@@ -23,6 +23,7 @@ from lambda_hat.store.heartbeat import (
     drain_when_lost,
     heartbeat_over,
     heartbeat_state,
+    heartbeats_with_jobs,
     live_heartbeats,
     mark_ended,
     tidy_heartbeats,
@@ -222,6 +223,32 @@ def test_jobs_of_dead_drivers_are_told_until_they_are_marked_ended(tmp_path):
         assert dead_heartbeats(tmp_path) == []
         assert json.loads(died[0].read_bytes())["jobs"] == jobs
     mark_ended(tmp_path / "driver_none.lease")
+
+
+def test_jobs_that_a_driver_could_not_cancel_are_told_until_they_are(tmp_path):
+    jobs = [{"scheduler": "pbs", "job_id": str(number), "name": "block"} for number in (17, 18)]
+    with Heartbeat(tmp_path) as lease:
+        lease.note_jobs(jobs)
+        lease.withdraw()
+        assert heartbeats_with_jobs(tmp_path) == [], "its driver may cancel them yet"
+        assert json.loads(lease.path.read_bytes())["left"] == jobs
+        lease.note_left([])
+    killed = leave(tmp_path, "killed", state="ended", left=jobs, **gone())
+    assert heartbeats_with_jobs(tmp_path) == [DeadHeartbeat(killed, whoami()["host"], jobs)]
+    os.utime(killed, (time.time() - KEPT - 100,) * 2)
+    assert tidy_heartbeats(tmp_path) == 0
+    mark_ended(killed, jobs[1:])
+    assert heartbeats_with_jobs(tmp_path)[0].jobs == jobs[1:]
+    mark_ended(killed, [])
+    assert heartbeats_with_jobs(tmp_path) == dead_heartbeats(tmp_path) == []
+
+
+def test_blocks_are_given_back_by_the_number_of_their_job(tmp_path):
+    with Heartbeat(tmp_path) as lease:
+        lease.note_jobs([{"job_id": "17.head.example.org"}])
+        assert '"end 17"' not in lease.path.read_text()
+        lease.give_back(["17.head.example.org"])
+        assert '"end 17"' in lease.path.read_text()
 
 
 def test_old_leases_are_tidied_unless_jobs_wait_to_be_cancelled(tmp_path):
