@@ -380,6 +380,5 @@ def test_held_and_suspended_blocks_of_slurm_are_not_replaced_and_good_ones_are_c
 
 def test_both_executors_of_a_site_watch_their_jobs_together(tmp_path):
     site = PbsSite(ranks_per_node=1, address="127.0.0.1", one_machine=True)
-    with parsl_config(site, tmp_path / "runs" / "parsl" / "x", True) as config:
-        tasks, packs = config.executors
-        assert tasks.provider.jobs is packs.provider.jobs
+    tasks, packs = parsl_config(site, tmp_path / "runs" / "parsl" / "x", True).executors
+    assert tasks.provider.jobs is packs.provider.jobs
