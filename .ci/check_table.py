@@ -1,4 +1,4 @@
-"""Check the default study's table: every run finished, all samplers, several kinds of target, several packs."""
+"""Check the default study's table: every run finished, all samplers, several kinds of target, several ranks."""
 
 import sys
 
@@ -13,6 +13,6 @@ assert not unfinished, "\n".join(unfinished)
 assert len(rows) >= 32, len(rows)
 assert len({r["target_kind"] for r in rows}) >= 3
 assert {r["sampler"] for r in rows} == {"sgld", "hmc", "mclmc"}
-assert len({r["pack_id"] for r in rows}) >= 2
+assert len({(r["pack_id"], r["rank"]) for r in rows}) >= 2
 assert all(r["llc_mean"] is not None and r["llc_std_error"] > 0 for r in rows)
 print(f"{len(rows)} runs, every one finished, with an estimate and its error")
