@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from flows.sites.scheduler import SILENCE
-from flows.sites.watched_jobs import ENDED, WatchedJobs
+from flows.sites.watched_jobs import ENDED, SUBMITTED, WatchedJobs
 
 if TYPE_CHECKING:
     from parsl.executors.status_handling import BlockProviderExecutor
@@ -82,12 +82,12 @@ class SteadyProvider:
 
     def cancel(self, job_ids: Sequence[str]) -> list[bool]:
         """Let running blocks end by themselves, and take waiting ones out of the queue. Returns what succeeded."""
+        running = []
         if job_ids and self.give_back is not None:
             self.jobs.ask(ANSWER_SECONDS)
-        running = [job_id for job_id in job_ids if self.jobs.states.get(job_id, "").startswith("RUNNING")]
-        running = running if self.give_back is not None else []
-        if running and self.give_back is not None:
-            self.give_back(running)
+            running = [job_id for job_id in job_ids if self.jobs.states.get(job_id, "").startswith("RUNNING")]
+            if running:
+                self.give_back(running)
         waiting = [job_id for job_id in job_ids if job_id not in running]
         done = dict.fromkeys(running, True)
         if waiting and self.jobs.silence is None:
@@ -103,8 +103,9 @@ class SteadyPbs(SteadyProvider):
 
         self.jobs.refresh()
         for job_id, job in self.resources.items():
+            # Parsl has listed a job a moment before it is watched.
             paths = {"stdout_path": job["job_stdout_path"], "stderr_path": job["job_stderr_path"]}
-            job["status"] = JobStatus(parsl_state(self.jobs.states[job_id]), **paths)
+            job["status"] = JobStatus(parsl_state(self.jobs.states.get(job_id, SUBMITTED)), **paths)
 
 
 class SteadySlurm(SteadyProvider):

@@ -382,3 +382,11 @@ def test_both_executors_of_a_site_watch_their_jobs_together(tmp_path):
     site = PbsSite(ranks_per_node=1, address="127.0.0.1", one_machine=True)
     tasks, packs = parsl_config(site, tmp_path / "runs" / "parsl" / "x", True).executors
     assert tasks.provider.jobs is packs.provider.jobs
+
+
+def test_a_job_that_parsl_has_listed_and_nobody_watches_yet_waits():
+    provider = packs_provider(PbsSite(ranks_per_node=1, one_machine=True))
+    provider.jobs.refresh = lambda: None
+    provider.resources["7.server"] = {"job_stdout_path": "out", "job_stderr_path": "err"}
+    provider._status()
+    assert provider.resources["7.server"]["status"].state == JobState.PENDING
