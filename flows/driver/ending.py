@@ -52,7 +52,7 @@ def finish(
     except OSError as error:
         raise StoreError(f"{results_root}: cannot be written: {error.strerror or error}") from None
     where["store"] = store.root
-    usage = rank_usage(pack_dirs, table)
+    usage = rank_usage(pack_dirs)
     print_summary(table, screen.console, seconds=time.monotonic() - begun, usage=usage, where=where, tries=tally.line())
     rows = table.to_pylist()
     _say_failures(request, screen, rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,28 +41,11 @@ AGREEMENTS = ("agrees", "within_allowance", "off")
 its sampler's step may bias it; neither."""
 
 
-def rank_usage(pack_dirs: Sequence[Path], table: pa.Table) -> dict[str, float]:
-    """How busy the ranks of some packs were.
-
-    Args:
-        pack_dirs: the folders of the packs.
-        table: the runs of the study. Of a run that was paused in one of these packs the sampling does not count.
-
-    Returns:
-        `ranks`, their number, and their seconds: `total`, `busy` (inside runs) and `sampling`.
-    """
+def rank_usage(pack_dirs: Iterable[Path]) -> dict[str, float]:
+    """How busy the ranks of some packs were: `ranks` (number), `busy` (seconds inside runs), `total` (seconds)."""
     lives = [life for directory in pack_dirs for log in sorted(directory.glob(RANK_LOGS)) for life in lives_of(log)]
     spent = [(life.busy, life.seconds) for life in lives if life.busy is not None and life.seconds is not None]
-    busy, names = sum(busy for busy, _ in spent), {directory.name for directory in pack_dirs}
-    columns = (table.column(name).to_pylist() for name in ("pack_id", "seconds_sample"))
-    sampling = sum(seconds or 0.0 for pack, seconds in zip(*columns, strict=True) if pack in names)
-    # A run that went on from a checkpoint has been sampled in other packs as well.
-    return {
-        "ranks": len(spent),
-        "busy": busy,
-        "sampling": min(sampling, busy),
-        "total": sum(total for _, total in spent),
-    }
+    return {"ranks": len(spent), "busy": sum(busy for busy, _ in spent), "total": sum(total for _, total in spent)}
 
 
 def agreement(row: dict[str, Any]) -> str | None:
@@ -167,10 +150,10 @@ def print_summary(
     if truth := truth_line(map(agreement, rows)):
         console.print(f"truth     {truth}")
     if usage["ranks"]:
-        busy, sampling = (usage[key] / usage["total"] if usage["total"] else 0.0 for key in ("busy", "sampling"))
+        busy = usage["busy"] / usage["total"] if usage["total"] else 0.0
         console.print(
-            f"ranks     {usage['ranks']:.0f} rank processes spent {busy:.0%} of their time in runs, {sampling:.0%} "
-            f"sampling (of {usage['total']:.0f} s, start-up included)"
+            f"ranks     {usage['ranks']:.0f} rank processes spent {busy:.0%} of their time in runs, compiling included "
+            f"({usage['busy']:.0f} of {usage['total']:.0f} s, start-up included)"
         )
     if programs := programs_line(rows):
         console.print(f"programs  {programs}")

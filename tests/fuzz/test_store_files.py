@@ -191,8 +191,7 @@ def read_everything(stored: Stored) -> None:
     attempt_one("leases", lambda: (live_heartbeats(store.packs_dir), dead_heartbeats(store.packs_dir)))
     for path in store.packs_dir.glob("pack_*"):
         attempt_one("pack", lambda p=path: read_pack(p / "pack.json"))
-        attempt_one("events", lambda p=path: read_events(p / "rank-0000.jsonl"))
-        attempt_one("usage", lambda p=path: rank_usage([p], collect(store, *runs_in_store(store))))
+        attempt_one("events", lambda p=path: (read_events(p / "rank-0000.jsonl"), rank_usage([p])))
         attempt_one("pack log", lambda p=path: pack_log(p))
         attempt_one("check reports", lambda p=path: read_reports(p))
     attempt_one("status, show, logs", lambda: look_at(stored))

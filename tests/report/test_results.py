@@ -180,7 +180,7 @@ def test_summary_and_picture(store, tmp_path):
     table = collect(store, runs, TARGETS)
     assert draw_estimates(to_frame(table)).png[:4] == b"\x89PNG"
     console = Console(width=200, record=True, file=io.StringIO())
-    usage = {"ranks": 2, "busy": 6.0, "sampling": 2.0, "total": 8.0}
+    usage = {"ranks": 2, "busy": 6.0, "total": 8.0}
     print_summary(table, console, seconds=1.0, usage=usage, where={"table": tmp_path})
     text = console.export_text()
     for expected in (
@@ -193,7 +193,7 @@ def test_summary_and_picture(store, tmp_path):
         "1 of 3 runs with an exact λ_t agree with it within 3 standard errors, 1 only within 5 % more (≈)",
         "2.100 ≈  0.020",
         "1.200 ✗  0.020",
-        "2 rank processes spent 75% of their time in runs, 25% sampling (of 8 s, start-up included)",
+        "2 rank processes spent 75% of their time in runs, compiling included (6 of 8 s, start-up included)",
         "12 compiled, 4 loaded, in 4.0 s of all processes",
         str(tmp_path),
     ):
