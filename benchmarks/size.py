@@ -75,6 +75,7 @@ def packed(target: Any, way: Way) -> tuple[Callable[[int], None], float]:
     from lambda_hat.config import SgldConfig
     from lambda_hat.engine.chunks import Chunks
     from lambda_hat.engine.run import Programs
+    from lambda_hat.engine.windows import NO_WINDOW
     from lambda_hat.programs.compiling import compiled
     from lambda_hat.samplers import make_lane, sampler_of
 
@@ -83,11 +84,10 @@ def packed(target: Any, way: Way) -> tuple[Callable[[int], None], float]:
         loss_estimate="paired", precision="float32", slice_rows=BATCH, **way.keys,
     )  # fmt: skip
     programs = Programs(sampler_of(cfg), [make_lane(target, cfg, 0)], Chunks())
-    begun = programs.get("begin")()
-    carry = programs.get("settle", begun)(begun)
-    advance = programs.loop("advance", carry, 0)
+    carry = programs.get("begin")()
+    advance = programs.loop(carry)
     static, make = programs._identity("advance")
-    planned = compiled(static, make, (programs.numbers, carry, np.uint32(0)), False, (1,)).memory
+    planned = compiled(static, make, (programs.numbers, carry, NO_WINDOW, np.uint32(0)), False, (1,)).memory
 
     def call(steps: int) -> None:
         nonlocal carry

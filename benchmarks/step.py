@@ -106,9 +106,8 @@ def packed_loop(target, batch_size: int, num_lanes: int, thin: int, gradient: st
     )
     lanes = [make_lane(target, cfg, identity) for identity in range(num_lanes)]
     programs = Programs(sampler_of(cfg), lanes, Chunks(lanes=num_lanes))
-    begun = programs.get("begin")()
-    carry = programs.get("settle", begun)(begun)
-    advance = programs.loop("advance", carry, 0)
+    carry = programs.get("begin")()
+    advance = programs.loop(carry)
 
     def call(steps: int) -> None:
         nonlocal carry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
 from lambda_hat.config import SampleConfig
 from lambda_hat.engine.model import Model
+from lambda_hat.engine.windows import Windows
 from lambda_hat.targets.base import Target
 
 LOSS_COST = 1 / 3
@@ -61,20 +62,34 @@ class Info(NamedTuple):
 
 
 State = TypeVar("State")
-Learned = TypeVar("Learned")
+Rule = TypeVar("Rule")
+Metric = TypeVar("Metric")
+Kept = TypeVar("Kept")
 Tuned = TypeVar("Tuned")
+Seen = TypeVar("Seen")
+
+
+class Learned(NamedTuple):
+    """What one chain has learned in adaptation. Every part is a pytree of arrays, empty where there is nothing."""
+
+    rule: Any
+    """Changes at every step of adaptation."""
+    metric: Any
+    """Changes where a window ends, and only there."""
+    kept: Any
+    """What the present window has shown, from which the next metric is fitted."""
 
 
 @dataclass(frozen=True)
-class Algorithm(Generic[State, Learned, Tuned]):
-    """One chain's transition kernel, and the adaptation before it. State, Learned and Tuned are pytrees of arrays."""
+class Algorithm(Generic[State, Rule, Metric, Kept, Tuned, Seen]):
+    """One chain's transition kernel, and what it learns while it adapts. All but Seen are pytrees of arrays."""
 
     init: Callable[[Key[Array, ""], Float[Array, " dim"]], tuple[State, Learned, Count]]
     """(key, start) -> (state, learned, gradients evaluated)."""
-    step: Callable[[Key[Array, ""], State, Tuned], tuple[State, Info]]
-    """(key, state, tuned) -> (state, info)."""
-    settle: Callable[[Learned], Tuned]
-    """learned -> tuned, once adaptation has ended."""
+    tuned: Callable[[UInt[Array, ""], Rule, Metric], Tuned]
+    """(index, rule, metric) -> what transition `index` takes, counted from 0 at the start of the chain."""
+    step: Callable[[Key[Array, ""], State, Tuned], tuple[State, Info, Seen]]
+    """(key, state, tuned) -> (state, info, what `learn` takes)."""
     position: Callable[[State], Float[Array, " dim"]]
     record: Callable[[Key[Array, ""], Float[Array, " dim"]], Float[Array, ""]] | None
     """(key, w) -> `L_n(w) - L_n(w_star)` at a recorded draw, or an unbiased estimate of it; None where the steps give
@@ -83,10 +98,16 @@ class Algorithm(Generic[State, Learned, Tuned]):
     flat_heat: Callable[[Tuned], Float[Array, ""]] | None = None
     """tuned -> `dim (T - 1)`, if the loss were flat: the heat that the step gives to the localisation. None: the step
     gives none, or how much is not known."""
-    adapt: Callable[[Key[Array, ""], UInt[Array, ""], State, Learned], tuple[State, Learned, Count]] | None = None
-    """(key, index, state, learned) -> (state, learned, gradients evaluated): one step of adaptation."""
-    pool: Callable[[UInt[Array, ""], Learned], Learned] = lambda index, learned: learned
-    """(index, learned of all chains) -> the same, with what the chains share. Called after every step of adaptation."""
+    learn: (
+        Callable[
+            [Key[Array, ""], UInt[Array, ""], Bool[Array, ""], State, Rule, Kept, Seen], tuple[State, Rule, Kept, Count]
+        ]
+        | None
+    ) = None
+    """(key, index, whether the window keeps this transition, state, rule, kept, seen) -> (state, rule, kept, gradients
+    evaluated): what follows a step of adaptation."""
+    pool: Callable[[Rule], Rule] | None = None
+    """The rules of all chains -> the same, with what the chains share. Called after every step of adaptation."""
     mala: Callable[[Key[Array, ""], Float[Array, " dim"], Tuned], Float[Array, ""]] | None = None
     """(key, w, tuned) -> the probability that a Metropolis step on the full data accepts one Langevin step of this step
     size from `w`; None for samplers with an acceptance of their own."""
@@ -129,8 +150,13 @@ class Sampler(Generic[Config]):
     """Its program is traced under strict dtype promotion, which blackjax's own code does not support."""
     build: Callable[[Model, Config, dict[str, Array]], Algorithm]
     """(model, signature, values of `arguments`) -> algorithm, while the program is traced."""
-    num_adapt: Callable[[Config], int] = lambda cfg: 0
-    """configuration -> how many of the `num_burnin` transitions are steps of `Algorithm.adapt`."""
+    num_adapt: Callable[[Config], int]
+    """configuration -> how many of the `num_burnin` transitions are steps of adaptation."""
+    windows: Callable[[Config], Windows]
+    """configuration -> the windows of adaptation."""
+    new_window: Callable[[Config, Learned], Learned]
+    """(configuration, what the chains of a run have learned) -> the same after a window has ended. These are NumPy
+    arrays with an axis of chains."""
     costs: Callable[[Config, Target], Costs] = full_data_costs
     """(configuration, target) -> unit costs."""
     notes: Callable[[Config, Target], tuple[str, ...]] = lambda cfg, target: ()

@@ -20,12 +20,11 @@ class Keys(NamedTuple):
 
     start: Key[Array, "*chains"]
     init: Key[Array, "*chains"]
-    adapt: Key[Array, "*chains"]
     step: Key[Array, "*chains"]
     draw: Key[Array, "*chains"]
 
 
-def words_of_keys(seed: int, identity: int, num_chains: int) -> UInt[np.ndarray, "c 5 2"]:
+def words_of_keys(seed: int, identity: int, num_chains: int) -> UInt[np.ndarray, "c 4 2"]:
     """The words of the keys of every chain of a run.
 
     They are those of `jax.random.fold_in`, first of the identity, then of the stream, of the chain, and of the place in
@@ -43,7 +42,7 @@ def words_of_keys(seed: int, identity: int, num_chains: int) -> UInt[np.ndarray,
     return np.stack(key, axis=-1)
 
 
-def keys_of(words: UInt[Array | np.ndarray, "*chains 5 2"]) -> Keys:
+def keys_of(words: UInt[Array | np.ndarray, "*chains 4 2"]) -> Keys:
     """The keys with these words."""
     keys = jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
     return Keys(*(keys[..., place] for place in range(len(Keys._fields))))

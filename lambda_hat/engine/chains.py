@@ -1,8 +1,7 @@
-"""The chains of runs as programs that can stop after any transition: `begin`, `adapt`, `settle`, `advance`.
+"""The chains of runs as two programs: `begin`, and `advance`, which can stop after any transition.
 
-Each program takes the runs' arguments, and all but the first take what the one before returned. `adapt` and `advance`
-also take the transition to stop at. The bounds of their loops are arguments, so the same executable makes every chunk:
-where a chunk ends changes no bit of the result.
+Adaptation, burn-in and draws are one program, because the kernel is most of it. The bounds of its loops are arguments,
+so the same executable makes every chunk: where a chunk ends changes no bit of the result.
 
 Runs of one signature are lanes of one program. Its arrays have an axis of lanes before that of chains; a single run is
 one lane. Lanes share the bounds of the loops and nothing else. A lane whose chains have all died stays as it is while
@@ -13,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -21,12 +21,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, UInt
 
 from lambda_hat.config import SampleConfig
-from lambda_hat.engine.algorithm import Algorithm, Sampler, Visit
+from lambda_hat.engine.algorithm import Algorithm, Learned, Sampler, Visit
 from lambda_hat.engine.chain_groups import of_chains, update_chains
 from lambda_hat.engine.chain_keys import Keys, keys_of
 from lambda_hat.engine.model import Anchor, Model, finite
-from lambda_hat.engine.states import Adapting, Numbers, Sampling, Totals, Watched
+from lambda_hat.engine.states import Numbers, Running, Totals, Watched
 from lambda_hat.engine.traced_lanes import Lanes, TargetSpec
+from lambda_hat.engine.windows import Window
 from lambda_hat.estimate.draws import RowMoments
 
 LOOK_EVERY = 100
@@ -50,11 +51,12 @@ class Chains:
         self._sampler, self._spec, self._target = sampler, spec, target
         self._at_once = spec.chains_at_once
 
-    def begin(self, numbers: Numbers) -> Adapting:
+    def begin(self, numbers: Numbers) -> Running:
         """Put every chain at its start: `w_star`, with normal noise of standard deviation `jitter`."""
+        spec = self._spec
 
         def anchor_of(model: Model, arguments: dict[str, Array]) -> Anchor:
-            if self._sampler.controls(self._spec):
+            if self._sampler.controls(spec):
                 return Anchor(*jax.value_and_grad(model.full_loss)(model.w_star))
             return Anchor(model.full_loss(model.w_star), jnp.zeros((0,), model.w_star.dtype))
 
@@ -65,57 +67,8 @@ class Chains:
                 return algorithm.init(key.init, start)
 
             state, learned, num_gradients = of_chains(one, self._at_once, keys)
-            counted = jnp.broadcast_to(num_gradients, (self._spec.num_chains,)).astype(jnp.uint32)
-            return state, learned, counted, _finite_chains(algorithm, state)
-
-        anchor = Lanes(self._target, self._spec.slice_rows, numbers).map(anchor_of)
-        of_lanes, keys = self._set_up(numbers, anchor)
-        begun = of_lanes(of_lane, numbers.arguments["jitter"], keys)
-        return Adapting(jnp.zeros((), jnp.uint32), anchor, *begun)
-
-    def adapt(self, numbers: Numbers, carry: Adapting, upto: UInt[Array, ""]) -> Adapting:
-        """Adapt up to transition `upto`."""
-        of_lanes, keys = self._set_up(numbers, carry.anchor)
-
-        def segment(carry: Adapting) -> Adapting:
-            look = _next_look(carry.step)
-            stop = jnp.minimum(look, upto)
-
-            def transition(index, chains):
-                def of_lane(algorithm: Algorithm, model: Model, keys: Keys, *chains):
-                    adapt = algorithm.adapt
-                    assert adapt is not None
-
-                    def one(key: Keys, chain):
-                        state, learned, num_gradients = chain
-                        key_step = jax.random.fold_in(key.adapt, index)
-                        state, learned, more = adapt(key_step, index, state, learned)
-                        return state, learned, num_gradients + jnp.asarray(more).astype(jnp.uint32)
-
-                    state, learned, num_gradients = update_chains(one, self._at_once, (keys,), chains)
-                    return state, algorithm.pool(index, learned), num_gradients
-
-                return of_lanes(of_lane, keys, *chains)
-
-            chains = (carry.state, carry.learned, carry.num_gradients)
-            state, learned, num_gradients = jax.lax.fori_loop(carry.step, stop, transition, chains)
-            alive = _still_alive(of_lanes, carry.alive, state, stop == look)
-            num_gradients = _where_alive(carry.alive, num_gradients, carry.num_gradients)
-            return carry._replace(step=stop, state=state, learned=learned, num_gradients=num_gradients, alive=alive)
-
-        return jax.lax.while_loop(lambda carry: (carry.step < upto) & jnp.any(carry.alive), segment, carry)
-
-    def settle(self, numbers: Numbers, carry: Adapting) -> Sampling:
-        """Pass from adaptation to sampling."""
-        spec = self._spec
-
-        def of_lane(algorithm: Algorithm, model: Model, learned):
             dtype, shape = model.w_star.dtype, (spec.num_chains,)
-            if jax.tree.leaves(learned):
-                tuned = jax.vmap(algorithm.settle)(learned)
-            else:
-                # No chain learns anything: all are tuned to the same.
-                tuned = jax.tree.map(lambda x: jnp.broadcast_to(x, (*shape, *x.shape)), algorithm.settle(()))
+            counted = jnp.broadcast_to(num_gradients, shape).astype(jnp.uint32)
             zero = jnp.zeros(shape, dtype)
             rows = None
             if spec.singular_fluctuation:
@@ -123,32 +76,32 @@ class Chains:
                 none_yet = jnp.zeros((*shape, num_rows), dtype)
                 rows = RowMoments(none_yet, none_yet, none_yet - jnp.inf)
             unchecked = zero * jnp.nan if algorithm.mala is None else zero
-            step_size = zero + jax.vmap(algorithm.step_size, axis_size=spec.num_chains)(tuned)
-            flat_heat = zero if algorithm.flat_heat is None else jax.vmap(algorithm.flat_heat)(tuned)
             loss = jnp.full((*shape, spec.num_draws), jnp.nan, dtype)
             at_w_star = model.observe(model.w_star)
             none_yet = {
                 name: jnp.full((*shape, spec.num_draws, *x.shape), jnp.nan, x.dtype) for name, x in at_w_star.items()
             }
-            return tuned, step_size, flat_heat, zero, unchecked, rows, loss, Watched(none_yet, at_w_star)
+            alive = _finite_chains(algorithm, state)
+            return state, learned, counted, alive, zero, unchecked, rows, loss, Watched(none_yet, at_w_star)
 
-        of_lanes, _ = self._set_up(numbers, carry.anchor)
-        tuned, step_size, flat_heat, zero, unchecked, rows, loss, watched = of_lanes(of_lane, carry.learned)
-        none = jnp.zeros((), jnp.uint32)
+        anchor = Lanes(self._target, spec.slice_rows, numbers).map(anchor_of)
+        of_lanes, keys = self._set_up(numbers, anchor)
+        begun = of_lanes(of_lane, numbers.arguments["jitter"], keys)
+        state, learned, counted, alive, zero, unchecked, rows, loss, watched = begun
         none_of_lane = jnp.zeros(numbers.keys.shape[:1], jnp.uint32)
-        return Sampling(
-            step=none,
-            draw=none,
+        return Running(
+            step=jnp.zeros((), jnp.uint32),
+            draw=jnp.zeros((), jnp.uint32),
             num_steps=none_of_lane,
             num_draws=none_of_lane,
-            anchor=carry.anchor,
-            state=carry.state,
-            tuned=tuned,
-            step_size=step_size,
-            flat_heat=flat_heat,
-            totals=Totals(zero, unchecked, jnp.zeros(zero.shape, jnp.uint32), carry.num_gradients),
+            anchor=anchor,
+            state=state,
+            learned=learned,
+            step_size=zero,
+            flat_heat=zero,
+            totals=Totals(zero, unchecked, jnp.zeros(zero.shape, jnp.uint32), counted),
             rows=rows,
-            alive=carry.alive,
+            alive=alive,
             loss=loss,
             visits=Visit(zero, zero, zero),
             growth=loss,
@@ -156,45 +109,77 @@ class Chains:
             watched=watched,
         )
 
-    def advance(self, numbers: Numbers, carry: Sampling, upto: UInt[Array, ""]) -> Sampling:
-        """Burn in and draw up to transition `upto`; a draw is recorded after every `thin` transitions."""
+    def advance(self, numbers: Numbers, carry: Running, window: Window, upto: UInt[Array, ""]) -> Running:
+        """Adapt, burn in and draw up to transition `upto`; a draw is recorded after every `thin` transitions.
+
+        Args:
+            numbers: The arguments of the runs.
+            carry: The chains.
+            window: The window of adaptation in which the transitions are.
+            upto: Where to stop, no further than the window.
+        """
         of_lanes, keys = self._set_up(numbers, carry.anchor)
         spec, dtype = self._spec, carry.loss.dtype
-        thin, skipped, check_every = numbers.bounds
+        thin, num_adapt, num_burnin, check_every = numbers.bounds
+        metric = carry.learned.metric
 
-        def transition(index, chains):
-            def of_lane(algorithm: Algorithm, model: Model, keys: Keys, tuned, *chains):
-                def one(key: Keys, tuned, chain: tuple[PyTree, Totals, Visit]):
-                    state, totals, visits = chain
-                    state, info = algorithm.step(jax.random.fold_in(key.step, index), state, tuned)
-                    counted = index >= skipped
-                    # A running mean keeps the digits that a sum over many transitions would lose.
-                    weight = 1 / jnp.maximum(index - skipped + np.uint32(1), np.uint32(1)).astype(dtype)
-                    acceptance = totals.acceptance + (info.acceptance.astype(dtype) - totals.acceptance) * weight
-                    totals = totals._replace(
-                        acceptance=jnp.where(counted, acceptance, totals.acceptance),
-                        num_divergent=totals.num_divergent + (counted & info.is_divergent).astype(jnp.uint32),
-                        num_gradients=totals.num_gradients + jnp.asarray(info.num_gradients).astype(jnp.uint32),
-                    )
-                    return (
-                        state,
-                        totals,
-                        jax.tree.map(lambda total, x: jnp.where(counted, total + x, total), visits, info.visit),
-                    )
+        def tuned_of(index, rule):
+            """What every chain's transition `index` takes."""
 
-                return update_chains(one, self._at_once, (keys, tuned), chains)
+            def of_lane(algorithm: Algorithm, model: Model, rule, metric):
+                return jax.vmap(partial(algorithm.tuned, index), axis_size=spec.num_chains)(rule, metric)
 
-            return of_lanes(of_lane, keys, carry.tuned, *chains)
+            return of_lanes(of_lane, rule, metric)
 
-        def record(draw, state, difference):
+        def transition(adapting, index, chains):
+            def of_lane(algorithm: Algorithm, model: Model, keys: Keys, metric, *chains):
+                def one(key: Keys, metric, chain):
+                    state, rule, kept, totals, visits = chain
+                    key_step = jax.random.fold_in(key.step, index)
+                    state, info, seen = algorithm.step(key_step, state, algorithm.tuned(index, rule, metric))
+                    num_gradients = totals.num_gradients + jnp.asarray(info.num_gradients).astype(jnp.uint32)
+                    totals = totals._replace(num_gradients=num_gradients)
+
+                    def count(state, rule, kept, totals: Totals, visits: Visit):
+                        counted = index >= num_burnin
+                        # A running mean keeps the digits that a sum over many transitions would lose.
+                        weight = 1 / jnp.maximum(index - num_burnin + np.uint32(1), np.uint32(1)).astype(dtype)
+                        acceptance = totals.acceptance + (info.acceptance.astype(dtype) - totals.acceptance) * weight
+                        totals = totals._replace(
+                            acceptance=jnp.where(counted, acceptance, totals.acceptance),
+                            num_divergent=totals.num_divergent + (counted & info.is_divergent).astype(jnp.uint32),
+                        )
+                        visits = jax.tree.map(lambda total, x: jnp.where(counted, total + x, total), visits, info.visit)
+                        return state, rule, kept, totals, visits
+
+                    learns = algorithm.learn
+                    if learns is None:
+                        return count(state, rule, kept, totals, visits)
+
+                    def learn(state, rule, kept, totals: Totals, visits: Visit):
+                        state, rule, kept, more = learns(key_step, index, window.keeps(index), state, rule, kept, seen)
+                        num_gradients = totals.num_gradients + jnp.asarray(more).astype(jnp.uint32)
+                        return state, rule, kept, totals._replace(num_gradients=num_gradients), visits
+
+                    return jax.lax.cond(adapting, learn, count, state, rule, kept, totals, visits)
+
+                state, rule, *others = update_chains(one, self._at_once, (keys, metric), chains)
+                if algorithm.pool is not None:
+                    rule = jax.lax.cond(adapting, algorithm.pool, lambda rule: rule, rule)
+                return state, rule, *others
+
+            return of_lanes(of_lane, keys, metric, *chains)
+
+        def record(draw, state, rule, difference):
             """The loss of every chain, the check of its step size, and the losses of its rows."""
 
-            def of_lane(algorithm: Algorithm, model: Model, keys: Keys, tuned, state, difference):
-                def one(key: Keys, state, tuned, difference):
+            def of_lane(algorithm: Algorithm, model: Model, keys: Keys, metric, state, rule, difference):
+                def one(key: Keys, metric, state, rule, difference):
                     key_record, key_check = jax.random.split(jax.random.fold_in(key.draw, draw))
                     w = algorithm.position(state)
                     accepted, mala = jnp.zeros((), dtype), algorithm.mala
                     if mala is not None:
+                        tuned = algorithm.tuned(jnp.asarray(num_adapt), rule, metric)
                         accepted = jax.lax.cond(
                             draw % check_every == 0,
                             lambda: mala(key_check, w, tuned),
@@ -204,9 +189,9 @@ class Chains:
                     loss = difference if algorithm.record is None else algorithm.record(key_record, w).astype(dtype)
                     return loss, accepted, rows
 
-                return of_chains(one, self._at_once, keys, state, tuned, difference)
+                return of_chains(one, self._at_once, keys, metric, state, rule, difference)
 
-            return of_lanes(of_lane, keys, carry.tuned, state, difference)
+            return of_lanes(of_lane, keys, metric, state, rule, difference)
 
         def observe(state) -> dict[str, Array]:
             """The observables of every chain."""
@@ -216,17 +201,19 @@ class Chains:
 
             return of_lanes(of_lane, state)
 
-        def segment(now: Sampling) -> Sampling:
+        def segment(now: Running) -> Running:
+            adapting = now.step < num_adapt
             look = _next_look(now.step)
-            end_of_draw = skipped + (now.draw + np.uint32(1)) * thin
-            stop = jnp.minimum(jnp.minimum(look, end_of_draw), upto)
-            chains = (now.state, now.totals, now.visits)
-            state, totals, visits = jax.lax.fori_loop(now.step, stop, transition, chains)
+            end_of_draw = num_burnin + (now.draw + np.uint32(1)) * thin
+            stop = jnp.minimum(jnp.minimum(look, jnp.where(adapting, num_adapt, end_of_draw)), upto)
+            chains = (now.state, now.learned.rule, now.learned.kept, now.totals, now.visits)
+            chains = jax.lax.fori_loop(now.step, stop, partial(transition, adapting), chains)
+            state, rule, kept, totals, visits = chains
             is_draw = stop == end_of_draw
             draw = now.draw + is_draw.astype(jnp.uint32)
             alive = _still_alive(of_lanes, now.alive, state, is_draw | (stop == look))
             mean = jax.tree.map(lambda total: total / thin.astype(dtype), visits)
-            recorded = (now.draw, state, mean.difference)
+            recorded = (now.draw, state, rule, mean.difference)
             nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(record, *recorded))
             loss, accepted, rows = jax.lax.cond(is_draw, record, lambda *_: nothing, *recorded)
             alive = alive & (jnp.isfinite(loss) | ~is_draw)
@@ -259,6 +246,7 @@ class Chains:
                 num_steps=num_steps,
                 num_draws=num_draws,
                 state=state,
+                learned=Learned(rule, metric, kept),
                 totals=totals,
                 rows=moments,
                 alive=alive,
@@ -269,7 +257,15 @@ class Chains:
                 watched=watched,
             )
 
-        return jax.lax.while_loop(lambda now: (now.step < upto) & jnp.any(now.alive), segment, carry)
+        carry = jax.lax.while_loop(lambda now: (now.step < upto) & jnp.any(now.alive), segment, carry)
+
+        def told(algorithm: Algorithm, model: Model, tuned):
+            step_size = jax.vmap(algorithm.step_size)(tuned)
+            none = jnp.zeros_like(step_size)
+            return step_size, none if algorithm.flat_heat is None else jax.vmap(algorithm.flat_heat)(tuned)
+
+        step_size, flat_heat = of_lanes(told, tuned_of(carry.step, carry.learned.rule))
+        return carry._replace(step_size=step_size, flat_heat=flat_heat)
 
     def _set_up(self, numbers: Numbers, anchor: Anchor) -> tuple[Callable[..., PyTree], Keys]:
         """Prepare the lanes.

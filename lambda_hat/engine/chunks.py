@@ -27,7 +27,7 @@ LONGEST_SECONDS, ENOUGH = 3.0, 8
 transition, beside the transitions that it makes."""
 MOST_GROWTH = 8
 """Factor by which a chunk may be longer than the one before. The first chunks show how long a transition takes."""
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 5
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -50,9 +50,8 @@ Progress = Callable[[str, int, int], None]
 class Kept(NamedTuple):
     """The content of one run's checkpoint."""
 
-    phase: str
     step: int
-    """Transitions made in this phase."""
+    """Transitions made."""
     facts: dict[str, float | int]
     leaves: list[np.ndarray]
 
@@ -108,7 +107,7 @@ class Chunks:
         kept = [lane for lane in found if lane is not None]
         if not kept:
             return False
-        if len(kept) < len(found) or len({lane[:2] for lane in kept}) > 1:
+        if len(kept) < len(found) or len({lane.step for lane in kept}) > 1:
             raise ValueError("lanes that are not all in the same place cannot go on together")
         self._kept = kept + kept[-1:] * (self._lanes - len(kept))
         self.facts = [facts | lane.facts for facts, lane in zip(self.facts, self._kept, strict=True)]
@@ -129,38 +128,38 @@ class Chunks:
         if found.source != "process":
             self.facts[0][f"programs_{found.source}"] += 1
 
-        def timed(*args: PyTree) -> PyTree:
+        return self.timed(found.call)
+
+    def timed(self, function: Callable[..., Tree]) -> Callable[..., Tree]:
+        """The function, with its seconds counted in `facts` as sampling."""
+
+        def called(*args: PyTree) -> Tree:
             begun = time.perf_counter()
-            result = jax.block_until_ready(found.call(*args))
+            result = jax.block_until_ready(function(*args))
             self._spend("seconds_sample", time.perf_counter() - begun)
             return result
 
-        return timed
+        return called
 
     def _spend(self, what: str, seconds: float) -> None:
         for facts in self.facts:
             facts[what] += seconds / (len(self._paths) or self._lanes)
 
-    def resumes(self, *phases: str) -> bool:
-        """Whether the loaded state is of one of these phases."""
-        return bool(self._kept) and self._kept[0].phase in phases
-
-    def restore(self, phase: str, like: Callable[[], Tree]) -> Tree | None:
+    def restore(self, like: Callable[[int], Tree]) -> Tree | None:
         """The loaded state of all lanes.
 
         Args:
-            phase: The phase that the caller can go on from.
-            like: Gives the structure of the state, as `jax.eval_shape` does.
+            like: Gives the structure of what is saved after so many transitions, as `jax.eval_shape` does.
 
         Returns:
-            The state, on the device; None where nothing was loaded, or where it is of another phase.
+            The state, on the device; None where nothing was loaded.
 
         Raises:
             CorruptArtifact: The loaded arrays are not of that structure.
         """
-        if not self.resumes(phase):
+        if not self._kept:
             return None
-        expected, structure = jax.tree.flatten(like())
+        expected, structure = jax.tree.flatten(like(self._kept[0].step))
         leaves = [
             together[0] if x.ndim == 0 else np.concatenate(together)
             for x, *together in zip(expected, *(lane.leaves for lane in self._kept), strict=False)
@@ -179,17 +178,21 @@ class Chunks:
         phase: str,
         advance: Callable[[Carry, np.uint32], Carry],
         carry: Carry,
-        total: int,
+        begin: int,
+        end: int,
         goes_on: Callable[[Carry], bool] = lambda carry: True,
+        saved: Callable[[Carry], PyTree] = lambda carry: carry,
     ) -> Carry:
-        """Call `advance(carry, upto)` until `carry.step` is `total`, or `goes_on(carry)` is false.
+        """Call `advance(carry, upto)` until `carry.step` is `end`, or `goes_on(carry)` is false.
 
         Args:
-            phase: The name of the loop in checkpoints.
+            phase: The name of these transitions, for the progress.
             advance: Makes the transitions up to `upto`; it may take over the memory of its argument.
             carry: The state at the start.
-            total: Transitions of the loop.
+            begin: The first transition of the phase.
+            end: The transition after its last one.
             goes_on: Whether there is anything left to advance; by default there always is.
+            saved: The part of the state that a checkpoint needs; by default all of it.
 
         Returns:
             The state at the end.
@@ -198,10 +201,10 @@ class Chunks:
             Paused: The drain asked to stop before the end.
         """
         size, done = 1, int(carry.step)
-        while done < total and goes_on(carry):
-            self._border(phase, carry)
+        while done < end and goes_on(carry):
+            self._border(carry, saved)
             begun = time.monotonic()
-            carry = advance(carry, np.uint32(min(done + size, total)))
+            carry = advance(carry, np.uint32(min(done + size, end)))
             now = int(carry.step)
             seconds = time.monotonic() - begun
             self._advanced |= now > done
@@ -210,17 +213,17 @@ class Chunks:
             size = max(1, int(min(MOST_GROWTH * size, fitting)))
             done = now
             if self._progress is not None:
-                self._progress(phase, done, total)
+                self._progress(phase, done - begin, end - begin)
         return carry
 
-    def _border(self, phase: str, carry: State) -> None:
+    def _border(self, carry: Carry, saved: Callable[[Carry], PyTree]) -> None:
         reason = self._drain.reason
         age = time.monotonic() - self._written
         if self._paths and (self._advanced if reason else age > self._every - CHUNK_SECONDS):
-            leaves = leaves_of(carry)
+            leaves = leaves_of(saved(carry))
             for index, path in enumerate(self._paths):
                 of_lane = [leaf if leaf.ndim == 0 else leaf[index : index + 1] for leaf in leaves]
-                write_bytes_atomic(path, encode(Kept(phase, int(carry.step), self.facts[index], of_lane)))
+                write_bytes_atomic(path, encode(Kept(int(carry.step), self.facts[index], of_lane)))
             self._written = time.monotonic()
         if reason is not None:
             raise Paused(reason, self._advanced)
@@ -233,7 +236,7 @@ def leaves_of(carry: PyTree) -> list[np.ndarray]:
 
 def encode(kept: Kept) -> memoryview:
     """The bytes of a checkpoint: an .npz archive, followed by its sha256."""
-    head = {"format": CHECKPOINT_FORMAT, "phase": kept.phase, "step": kept.step, "facts": kept.facts}
+    head = {"format": CHECKPOINT_FORMAT, "step": kept.step, "facts": kept.facts}
     arrays: dict[str, Any] = {f"leaf_{i:03d}": leaf for i, leaf in enumerate(kept.leaves)}
     buffer = io.BytesIO()
     np.savez(buffer, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **arrays)
@@ -266,7 +269,7 @@ def read_checkpoint(path: Path) -> Kept | None:
         head = json.loads(found.pop("head").tobytes())
         if head["format"] != CHECKPOINT_FORMAT:
             raise ValueError(f"format {head['format']}")
-        return Kept(head["phase"], head["step"], head["facts"], [found[name] for name in sorted(found)])
+        return Kept(head["step"], head["facts"], [found[name] for name in sorted(found)])
     except (*DAMAGED_NPZ, TypeError, AttributeError) as error:
         raise CorruptArtifact(f"{path}: not a checkpoint of this version ({error})") from None
 

@@ -47,6 +47,15 @@ class Batches(NamedTuple):
     """The type in which the loss is computed, forward and backward; None: that of the parameters."""
 
 
+class Drawn(NamedTuple):
+    """What an estimate of the gradient is made from."""
+
+    rows: dict[str, Array] | None
+    """The batch; None: the full data."""
+    key: Key[Array, ""] | None
+    """Randomness of a stochastic loss."""
+
+
 @dataclass(frozen=True)
 class Model:
     """The loss and the posterior as functions of flat vectors (dim,) of the moving parameters.
@@ -158,15 +167,25 @@ class Model:
         assert self.anchor is not None
         return self.full_loss(w) - self.anchor.loss
 
-    def evaluate(
-        self, key: Key[Array, ""], w: Float[Array, " dim"], batches: Batches | None, gradient: str
-    ) -> Evaluation:
-        """Estimate the gradient of `L_n` at `w` from a batch B that is independent of `w`.
+    def drawn(self, key: Key[Array, ""], batches: Batches | None) -> Drawn:
+        """Draw what an estimate of the gradient is made from.
 
         Args:
             key: Draws the batch, and the randomness of a stochastic loss.
-            w: The place, (dim,).
             batches: What batches there are; None: the full data.
+        """
+        if batches is None or self.population:
+            return Drawn(None, key)
+        key_batch, key_loss = (key, None) if not self.loss.stochastic else jax.random.split(key)
+        return Drawn(self.batch(key_batch, batches.size), key_loss)
+
+    def evaluate(self, drawn: Drawn, w: Float[Array, " dim"], batches: Batches | None, gradient: str) -> Evaluation:
+        """Estimate the gradient of `L_n` at `w` from a batch B that is independent of `w`.
+
+        Args:
+            drawn: The batch.
+            w: The place, (dim,).
+            batches: As it was drawn with.
             gradient: `plain` takes `g_B(w)`. `control_variate` takes `g_B(w) - g_B(w_star) + g(w_star)` (Baker et al.,
                 arXiv 1706.05439), and takes the same first order out of the difference of losses.
         """
@@ -175,23 +194,21 @@ class Model:
         def plain(found: Float[Array, " dim"]) -> Evaluation:
             return Evaluation(found, jnp.vdot(offset, found), jnp.full((), jnp.nan, w.dtype))
 
-        if batches is None or self.population:
-            return plain(jax.grad(self.full_loss)(w, key))
-        key_batch, key_loss = (key, None) if not self.loss.stochastic else jax.random.split(key)
-        batch = self.batch(key_batch, batches.size)
+        if drawn.rows is None or batches is None:
+            return plain(jax.grad(self.full_loss)(w, drawn.key))
         if gradient == "plain":
 
             def of_slice(rows: dict[str, Array], key: Key[Array, ""] | None):
                 return jax.grad(self.batch_loss)(w, rows, key, batches.dtype)
 
-            return plain(self.over_slices(of_slice, batch, batches.slices, key_loss))
+            return plain(self.over_slices(of_slice, drawn.rows, batches.slices, drawn.key))
         assert self.anchor is not None
 
         def at_both(rows: dict[str, Array], key: Key[Array, ""] | None):
             of_batch = jax.value_and_grad(self.batch_loss)
             return of_batch(w, rows, None, batches.dtype), of_batch(self.w_star, rows, None, batches.dtype)
 
-        (loss, of_loss), (loss_there, there) = self.over_slices(at_both, batch, batches.slices, None)
+        (loss, of_loss), (loss_there, there) = self.over_slices(at_both, drawn.rows, batches.slices, None)
         # Two products of gradients that exist anyway save the array of their difference: the step of a large network
         # is only a few passes over memory.
         excess = jnp.vdot(offset, there) - jnp.vdot(offset, self.anchor.gradient)
@@ -202,24 +219,23 @@ class Model:
         )
 
     def curvature_along(
-        self, key: Key[Array, ""], w: Float[Array, " dim"], direction: Float[Array, " dim"], batches: Batches | None
+        self, drawn: Drawn, w: Float[Array, " dim"], direction: Float[Array, " dim"], batches: Batches | None
     ) -> Float[Array, " dim"]:
         """The Hessian of the mean loss times a vector.
 
         Args:
-            key: Draws the batch, and the randomness of a stochastic loss.
+            drawn: The batch.
             w: The place, (dim,).
             direction: The vector, (dim,).
-            batches: What batches there are; None: the full data.
+            batches: As it was drawn with.
         """
-        if batches is None or self.population:
-            return jax.jvp(jax.grad(lambda w: self.full_loss(w, key)), (w,), (direction,))[1]
-        key_batch, key_loss = (key, None) if not self.loss.stochastic else jax.random.split(key)
+        if drawn.rows is None or batches is None:
+            return jax.jvp(jax.grad(lambda w: self.full_loss(w, drawn.key)), (w,), (direction,))[1]
 
         def of_slice(rows: dict[str, Array], key: Key[Array, ""] | None):
             return jax.jvp(jax.grad(lambda w: self.batch_loss(w, rows, key, batches.dtype)), (w,), (direction,))[1]
 
-        return self.over_slices(of_slice, self.batch(key_batch, batches.size), batches.slices, key_loss)
+        return self.over_slices(of_slice, drawn.rows, batches.slices, drawn.key)
 
 
 def cast(tree: dict[str, np.ndarray], precision: str) -> dict[str, np.ndarray]:

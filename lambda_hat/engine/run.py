@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, UInt
 
 from lambda_hat.config import RuntimeConfig, SampleConfig
-from lambda_hat.engine.algorithm import LOSS_COST, NUM_CHECKS, Sampler
+from lambda_hat.engine.algorithm import LOSS_COST, NUM_CHECKS, Learned, Sampler
 from lambda_hat.engine.chain_keys import words_of_keys
 from lambda_hat.engine.chains import Chains
-from lambda_hat.engine.chunks import Carry, Chunks
+from lambda_hat.engine.chunks import Chunks
 from lambda_hat.engine.model import cast
 from lambda_hat.engine.observing import notes_on, recorded, require_room
-from lambda_hat.engine.states import Adapting, Bounds, Numbers, Place, Sampling, Totals, Watched
+from lambda_hat.engine.states import Bounds, Numbers, Place, Running, Totals, Watched
 from lambda_hat.engine.traced_lanes import TargetSpec
+from lambda_hat.engine.windows import NO_WINDOW
 from lambda_hat.errors import ConfigError
 from lambda_hat.estimate.draws import Draws, Observation, RowMoments
 from lambda_hat.estimate.posterior import Posterior
@@ -31,10 +32,7 @@ COMMON_ARGUMENTS = ("jitter",)
 BOUNDS = ("thin",)
 """Fields of every configuration that are arguments of the programs, with one value for all lanes."""
 ADAPT, SAMPLE = "adapt", "sample"
-"""Phases of a run, as a checkpoint names them."""
-
-
-Phase = TypeVar("Phase", Adapting, Sampling)
+"""Phases of a run, as its progress names them."""
 
 
 class Lane(NamedTuple):
@@ -90,22 +88,21 @@ def arguments_of(cfg: SampleConfig, names: tuple[str, ...]) -> dict[str, np.gene
     return {name: np.uint32(value) if isinstance(value, int) else scalar(value) for name, value in values.items()}
 
 
-def numbers_of(lanes: Sequence[Lane], names: tuple[str, ...], num_skipped: int = 0) -> Numbers:
+def numbers_of(sampler: Sampler, lanes: Sequence[Lane]) -> Numbers:
     """The arguments of the programs of some lanes, in their precision.
 
     Args:
+        sampler: The sampler.
         lanes: Runs of equal `samplers.lane_key`.
-        names: The fields of the configurations that are arguments.
-        num_skipped: Transitions of burn-in after adaptation.
     """
-    cfg = lanes[0].cfg
-    assert cfg.precision is not None and cfg.thin is not None
+    cfg, names = lanes[0].cfg, (*COMMON_ARGUMENTS, *sampler.arguments)
+    assert cfg.precision is not None and cfg.thin is not None and cfg.num_burnin is not None
     scalar = np.dtype(cfg.precision).type
     targets = [lanes[0].target] if target_spec(lanes).one_target else [lane.target for lane in lanes]
     places = [place_of(target, cfg.precision) for target in targets]
     return Numbers(
         keys=np.stack([words_of_keys(lane.cfg.seed, lane.identity, cfg.num_chains) for lane in lanes]),
-        bounds=Bounds(*map(np.uint32, (cfg.thin, num_skipped, check_every(cfg)))),
+        bounds=Bounds(*map(np.uint32, (cfg.thin, sampler.num_adapt(cfg), cfg.num_burnin, check_every(cfg)))),
         arguments=_stacked([arguments_of(lane.cfg, names) for lane in lanes]),
         posterior=_stacked([Posterior(*map(scalar, lane.posterior)) for lane in lanes]),
         place=places[0] if len(places) == 1 else _stacked(places),
@@ -145,7 +142,7 @@ def run(sampler: Sampler, lanes: Sequence[Lane], chunks: Chunks) -> list[Draws]:
 
 
 class End(NamedTuple):
-    """The fields of `Sampling` that are read off the device at the end, of all lanes or of one."""
+    """The fields of `Running` that are read off the device at the end, of all lanes or of one."""
 
     num_steps: UInt[np.ndarray, "*l"]
     num_draws: UInt[np.ndarray, "*l"]
@@ -163,7 +160,8 @@ class End(NamedTuple):
 def _draws(sampler: Sampler, lane: Lane, end: End, chunks: Chunks, index: int) -> Draws:
     cfg, target = lane.cfg, lane.target
     num_draws = int(end.num_draws)
-    num_transitions = max(int(end.num_steps) - num_skipped_of(sampler, cfg), 0)
+    assert cfg.num_burnin is not None
+    num_transitions = max(int(end.num_steps) - cfg.num_burnin, 0)
     loss, growth, distance = (
         draws[:, : cfg.num_draws].astype(np.float64) for draws in (end.loss, end.growth, end.distance)
     )
@@ -216,8 +214,8 @@ class Programs:
         self._sampler, self._chunks, self._target = sampler, chunks, target_spec(lanes)
         self._spec = signature(cfg, sampler.arguments)
         self._chains = Chains(sampler, self._spec, self._target)
-        names = (*COMMON_ARGUMENTS, *sampler.arguments)
-        self.numbers = jax.device_put(numbers_of(lanes, names, num_skipped_of(sampler, cfg)))
+        self._cfgs, self._windows = [lane.cfg for lane in lanes], sampler.windows(cfg)
+        self.numbers = jax.device_put(numbers_of(sampler, lanes))
 
     def get(self, name: str, *args: PyTree, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
         """The program `name` of `Chains`, with `numbers` as its first argument.
@@ -240,37 +238,61 @@ class Programs:
         """Everything that decides a program but its arguments, and what makes its function."""
         return (self._sampler.name, name, self._spec, self._target), partial(getattr, self._chains, name)
 
-    def loop(self, name: str, carry: Carry, total: int) -> Callable[[Carry, np.uint32], Carry]:
-        """A program that stops at a given transition, of `total` or fewer, and takes over the memory of its carry."""
-        return self.get(name, carry, np.uint32(total), donate=(1,))
+    def loop(self, carry: Running) -> Callable[[Running, np.uint32], Running]:
+        """What advances the chains to a given transition, and takes over the memory of its first argument."""
+        advance = self.get("advance", carry, NO_WINDOW, np.uint32(0), donate=(1,))
+
+        def through_windows(carry: Running, upto: np.uint32) -> Running:
+            step = int(carry.step)
+            while step < upto:
+                window, end = self._windows.at(step)
+                stop = upto if end is None else min(np.uint32(end), upto)
+                carry = advance(carry, window, stop)
+                step = int(carry.step)
+                if step < stop:
+                    # Every chain has died.
+                    break
+                if step == end:
+                    carry = self._chunks.timed(self._new_window)(carry)
+            return carry
+
+        return through_windows
+
+    def _new_window(self, carry: Running) -> Running:
+        """The chains after a window has ended."""
+        seen: Learned = jax.device_get(carry.learned)
+        lanes = [
+            self._sampler.new_window(cfg, jax.tree.map(lambda x, lane=lane: x[lane], seen))
+            for lane, cfg in enumerate(self._cfgs)
+        ]
+        return carry._replace(learned=jax.device_put(jax.tree.map(lambda *of_lanes: np.stack(of_lanes), *lanes)))
 
 
-def num_skipped_of(sampler: Sampler, cfg: SampleConfig) -> int:
-    """Transitions of burn-in after adaptation."""
-    assert cfg.num_burnin is not None
-    return cfg.num_burnin - sampler.num_adapt(cfg)
-
-
-def _sampled(sampler: Sampler, lanes: Sequence[Lane], chunks: Chunks) -> Sampling:
+def _sampled(sampler: Sampler, lanes: Sequence[Lane], chunks: Chunks) -> Running:
     """The chains after their last transition, or after the last chain has died."""
     cfg, programs = lanes[0].cfg, Programs(sampler, lanes, chunks)
     num_adapt = sampler.num_adapt(cfg)
 
-    def drive(name: str, phase: str, carry: Phase, total: int) -> Phase:
-        advance = programs.loop(name, carry, total)
-        return chunks.drive(phase, advance, carry, total, lambda carry: bool(np.any(carry.alive)))
+    def saved(step: int) -> Running:
+        begun: Running = programs.result_of("begin")
+        return begun if step < num_adapt else begun.without_window()
 
-    sampling = chunks.restore(SAMPLE, lambda: programs.result_of("settle", programs.result_of("begin")))
-    if sampling is None:
-        kept: Adapting | None = chunks.restore(ADAPT, lambda: programs.result_of("begin"))
-        adapting: Adapting = programs.get("begin")() if kept is None else kept
-        if num_adapt:
-            adapting = drive("adapt", ADAPT, adapting, num_adapt)
-        sampling = programs.get("settle", adapting)(adapting)
-    return drive("advance", SAMPLE, sampling, cfg.num_steps - num_adapt)
+    carry = chunks.restore(saved)
+    if carry is None:
+        carry = programs.get("begin")()
+    elif carry.learned.kept is None:
+        kept = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), programs.result_of("begin").learned.kept)
+        carry = carry._replace(learned=carry.learned._replace(kept=jax.device_put(kept)))
+    advance = programs.loop(carry)
+
+    def lives(carry: Running) -> bool:
+        return bool(np.any(carry.alive))
+
+    carry = chunks.drive(ADAPT, advance, carry, 0, num_adapt, lives)
+    return chunks.drive(SAMPLE, advance, carry, num_adapt, cfg.num_steps, lives, Running.without_window)
 
 
-def _without_state(carry: Sampling) -> End:
+def _without_state(carry: Running) -> End:
     """Everything but what only the next transition would need, read off the device."""
     return jax.device_get(End(**{name: getattr(carry, name) for name in End._fields}))
 

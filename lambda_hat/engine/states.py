@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, UInt
 
-from lambda_hat.engine.algorithm import Visit
+from lambda_hat.engine.algorithm import Learned, Visit
 from lambda_hat.engine.model import Anchor
 from lambda_hat.estimate.draws import RowMoments
 from lambda_hat.estimate.posterior import Posterior
@@ -21,8 +21,10 @@ class Bounds(NamedTuple):
     """Bounds of the loops, the same for every lane."""
 
     thin: UInt[Array | np.uint32, ""]
-    num_skipped: UInt[Array | np.uint32, ""]
-    """Transitions of burn-in after adaptation."""
+    num_adapt: UInt[Array | np.uint32, ""]
+    """Transitions of adaptation."""
+    num_burnin: UInt[Array | np.uint32, ""]
+    """Transitions of burn-in, adaptation included."""
     check_every: UInt[Array | np.uint32, ""]
     """Recorded draws between two checks of the step size."""
 
@@ -44,7 +46,7 @@ class Place(NamedTuple):
 class Numbers(NamedTuple):
     """The arguments of every program."""
 
-    keys: UInt[Array | np.ndarray, "l c 5 2"]
+    keys: UInt[Array | np.ndarray, "l c 4 2"]
     """`chain_keys.words_of_keys` of each lane."""
     bounds: Bounds
     arguments: dict[str, Array]
@@ -52,19 +54,6 @@ class Numbers(NamedTuple):
     posterior: Posterior
     """(l,) each."""
     place: Place
-
-
-class Adapting(NamedTuple):
-    """The chains during adaptation."""
-
-    step: UInt[Array, ""]
-    """Transitions made."""
-    anchor: Anchor
-    """Shapes (l,) and (l, dim)."""
-    state: PyTree
-    learned: PyTree
-    num_gradients: UInt[Array, "l c"]
-    alive: Bool[Array, "l c"]
 
 
 class Totals(NamedTuple):
@@ -84,8 +73,8 @@ class Watched(NamedTuple):
     at_w_star: Mapping[str, Float[Array | np.ndarray, "*l ..."]]
 
 
-class Sampling(NamedTuple):
-    """The chains after adaptation."""
+class Running(NamedTuple):
+    """The chains of some lanes."""
 
     step: UInt[Array, ""]
     """Transitions made."""
@@ -97,7 +86,8 @@ class Sampling(NamedTuple):
     anchor: Anchor
     """Shapes (l,) and (l, dim)."""
     state: PyTree
-    tuned: PyTree
+    learned: Learned
+    """With axes of lanes and chains, as `state`."""
     step_size: Float[Array, "l c"]
     flat_heat: Float[Array, "l c"]
     """`Algorithm.flat_heat`; 0 where there is none."""
@@ -112,3 +102,7 @@ class Sampling(NamedTuple):
     growth: Float[Array, "l c d"]
     distance: Float[Array, "l c d"]
     watched: Watched
+
+    def without_window(self) -> Running:
+        """The chains without what a window has kept, which nothing reads after adaptation."""
+        return self._replace(learned=self.learned._replace(kept=None))

@@ -65,7 +65,7 @@ def companions(loaded: LoadedRun) -> Hashable:
         CorruptArtifact: if the checkpoint is damaged.
     """
     kept = read_checkpoint(loaded.checkpoint)
-    return lane_key(loaded.lane), None if kept is None else kept[:2]
+    return lane_key(loaded.lane), None if kept is None else kept.step
 
 
 def width_for(runs: Sequence[LoadedRun], ranks_on_node: int = 1) -> int:

@@ -30,15 +30,14 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, PyTree, UInt
+from jaxtyping import Array, Bool, Float, Key, UInt
 
 from lambda_hat.config import StochasticGradientConfig
 from lambda_hat.engine.algorithm import Visit
-from lambda_hat.engine.model import Batches, Model
-from lambda_hat.samplers.metric import Metric, identity
+from lambda_hat.engine.model import Batches, Drawn, Model
+from lambda_hat.engine.windows import NUMBER
+from lambda_hat.samplers.metric import Metric
 from lambda_hat.samplers.noise import normal_like
-from lambda_hat.samplers.precond import SecondMoment
-from lambda_hat.samplers.windows import NUMBER, LowRank, Windows
 
 FIRST_STEP = 1e-8
 """First step, in units of w^2. Arbitrary: small beside any scale of w that a float32 run can resolve."""
@@ -62,8 +61,6 @@ SETTLING = 5
 """One part in this many of burn-in follows the last window. Arbitrary."""
 
 
-Learner: TypeAlias = LowRank | SecondMoment
-"""Learns a metric in the windows of burn-in."""
 Allowed: TypeAlias = Callable[
     [Float[Array, ""], Float[Array, ""], Float[Array, ""], Float[Array, ""]], Float[Array, ""]
 ]
@@ -80,28 +77,30 @@ class Taken(NamedTuple):
     """`g . P g`."""
     localised: Float[Array, ""] | float
     """`gamma tr P`: the part of the mean of `squared` that comes from the localisation."""
-    noise: Float[Array, ""]
-    """`n . P n` of the gradient's noise n, where the sampler estimates it; else 0."""
     visit: Visit
+    drawn: Drawn
+    """What a gradient at `w` is made from."""
 
 
 class Sums(NamedTuple):
-    """Sums of the fields of `Taken` over the transitions since the last window ended."""
+    """Sums over the transitions since the last window ended."""
 
     count: Float[Array, ""]
     squared: Float[Array, ""]
-    localised: Float[Array, ""] | float
-    noise: Float[Array, ""]
+    localised: Float[Array, ""]
     growth: Float[Array, ""]
+    looks: Float[Array, ""]
+    """Transitions at which the curvature and the noise were looked at."""
+    noise: Float[Array, ""]
+    """`n . P n` of the gradient's noise n, where the sampler asks for it; else 0."""
 
 
-class Learned(NamedTuple):
-    """The state of one chain's adaptation."""
+class Rule(NamedTuple):
+    """The rule of one chain's step."""
 
     step_size: Float[Array, ""]
     limit: Float[Array, ""]
     """Bound of the step; infinite until a transition overflows in this window."""
-    metric: Metric
     sums: Sums
     overflowed: Bool[Array, ""]
     """The last transition of this chain overflowed."""
@@ -109,12 +108,10 @@ class Learned(NamedTuple):
     """Unit vector of the power iteration, in the coordinates in which P is 1."""
     curvature: Float[Array, ""]
     """The largest curvature met since the last window ended."""
-    draws: PyTree
-    """The learner's state, from which the next metric is fitted."""
 
 
 class Adaptation:
-    """The adaptation of one chain in burn-in.
+    """How the chains of a run learn their step.
 
     Args:
         model: The posterior.
@@ -122,7 +119,7 @@ class Adaptation:
         batches: What batches its gradients are of; None: the full data.
         arguments: The fields of the sampler's `arguments`.
         allowed: The sampler's rule for the largest step, as `langevin_step`.
-        learner: Learns the metric; None where P is 1.
+        noisy: The rule takes the noise of the gradients, which costs one more gradient at every look.
     """
 
     def __init__(
@@ -132,108 +129,113 @@ class Adaptation:
         batches: Batches | None,
         arguments: dict[str, Array],
         allowed: Allowed,
-        learner: Learner | None,
+        noisy: bool,
     ):
-        self._model, self._allowed, self._learner = model, allowed, learner
-        self._batches = batches
+        self._model, self._allowed = model, allowed
+        self._batches, self._gradient = batches, cfg.gradient or "plain"
+        self._noisy = noisy and batches is not None and not model.population
         self._given = None if cfg.step_size is None else arguments["step_size"]
         self._heat = arguments["heat"]
-        num_burnin = arguments["num_burnin"]
-        self._windows = Windows(num_burnin - num_burnin // NUMBER(SETTLING))
 
-    def init(self, w: Float[Array, " dim"]) -> Learned:
-        """The state of a chain that starts at `w`, (dim,)."""
+    def init(self, w: Float[Array, " dim"]) -> Rule:
+        """The rule of a chain that starts at `w`, (dim,)."""
         zero = jnp.zeros((), w.dtype)
-        draws, metric = ((), identity(w)) if self._learner is None else self._learner.init(w)
         step_size = jnp.asarray(FIRST_STEP, w.dtype) if self._given is None else self._given
-        sums = Sums(zero, zero, zero, zero, zero)
+        sums = Sums(*[zero] * len(Sums._fields))
         direction = jnp.full_like(w, w.size**-0.5)
-        return Learned(
-            step_size, jnp.full_like(zero, jnp.inf), metric, sums, jnp.zeros((), bool), direction, zero, draws
-        )
+        return Rule(step_size, jnp.full_like(zero, jnp.inf), sums, jnp.zeros((), bool), direction, zero)
 
     def update(
-        self, key: Key[Array, ""], index: UInt[Array, ""], learned: Learned, taken: Taken, usable: Bool[Array, ""]
-    ) -> tuple[Learned, UInt[Array | np.uint32, ""]]:
+        self,
+        key: Key[Array, ""],
+        index: UInt[Array, ""],
+        rule: Rule,
+        metric: Metric,
+        taken: Taken,
+        usable: Bool[Array, ""],
+    ) -> tuple[Rule, UInt[Array | np.uint32, ""]]:
         """Add what one chain has seen in a transition.
 
         Args:
-            key: Draws the batch and the noise of a Hessian-vector product.
+            key: Draws the noise of a Hessian-vector product.
             index: The transition, counted from 0.
-            learned: The chain's state.
+            rule: The chain's rule.
+            metric: The metric of the transition.
             taken: What the transition shows.
             usable: Whether the transition did not overflow.
 
         Returns:
-            The chain's state, and the gradients that this evaluated.
+            The chain's rule, and the gradients that this evaluated.
         """
-        seen = Sums(jnp.ones_like(taken.squared), taken.squared, taken.localised, taken.noise, taken.visit.growth)
-        sums = jax.tree.map(lambda total, x: jnp.where(usable, total + x, total), learned.sums, seen)
-        learned = learned._replace(sums=sums, overflowed=learned.overflowed | ~usable)
-        more = NUMBER(0)
+        one = jnp.ones_like(taken.squared)
+        looks, noise = rule.sums.looks, rule.sums.noise
+        direction, curvature, more = rule.direction, rule.curvature, NUMBER(0)
         if self._given is None:
-            looks = index % NUMBER(EVERY) == NUMBER(0)
-            direction, curvature = jax.lax.cond(
-                looks, self._follow, lambda *_: (learned.direction, learned.curvature), key, learned, taken.w
+            is_look = index % NUMBER(EVERY) == NUMBER(0)
+            direction, curvature, of_noise = jax.lax.cond(
+                is_look,
+                lambda: self._look(key, rule, metric, taken),
+                lambda: (rule.direction, rule.curvature, jnp.zeros_like(one)),
             )
-            learned = learned._replace(direction=direction, curvature=curvature)
-            more = looks.astype(jnp.uint32) * NUMBER(HVP_GRADIENTS)
-        if self._learner is not None:
-            keeps = usable & self._windows.is_kept(index, self._learner.rows)
-            draws = self._learner.keep(learned.draws, keeps, taken.w, -taken.gradient)
-            learned = learned._replace(draws=draws)
-        return learned, more
-
-    def pool(self, index: UInt[Array, ""], learned: Learned) -> Learned:
-        """Share what the chains have learned up to transition `index`. `learned` has an axis of chains."""
-        num_chains = learned.step_size.shape[0]
-        old = jax.tree.map(lambda x: x[0], learned)
-        sums = jax.tree.map(lambda total: jnp.sum(total, axis=0), learned.sums)
-        any_overflow = jnp.any(learned.overflowed)
-        step_size = jnp.minimum(GROWTH * old.step_size, self._largest(sums, jnp.max(learned.curvature)))
-        limit = jnp.where(any_overflow, jnp.minimum(old.limit, HALF * old.step_size), old.limit)
-        step_size = jnp.minimum(step_size, limit)
-        ends = self._windows.is_end(index)
-        metric, draws = old.metric, learned.draws
-        if self._learner is not None:
-            metric = jax.lax.cond(ends, self._learner.fit, lambda draws, metric: metric, learned.draws, old.metric)
-            draws = jax.vmap(self._learner.begin, (0, None))(draws, ends)
-            # The curvatures along the directions of a metric that fits are about 1.
-            anew = 4 * self._heat if self._learner.fits else step_size * old.metric.trace / metric.trace
-            step_size = jnp.where(ends, SHRINK * anew, step_size)
-        sums, curvature = jax.tree.map(
-            lambda total: jnp.where(ends, jnp.zeros_like(total), total), (learned.sums, learned.curvature)
+            looks, noise = looks + (is_look & usable).astype(one.dtype), noise + jnp.where(usable, of_noise, 0)
+            of_look = HVP_GRADIENTS + self._noisy * (2 if self._gradient == "control_variate" else 1)
+            more = is_look.astype(jnp.uint32) * NUMBER(of_look)
+        sums = rule.sums._replace(
+            count=jnp.where(usable, rule.sums.count + one, rule.sums.count),
+            squared=jnp.where(usable, rule.sums.squared + taken.squared, rule.sums.squared),
+            localised=jnp.where(usable, rule.sums.localised + taken.localised, rule.sums.localised),
+            growth=jnp.where(usable, rule.sums.growth + taken.visit.growth, rule.sums.growth),
+            looks=looks,
+            noise=noise,
         )
-        limit = jnp.where(ends, jnp.full_like(limit, jnp.inf), limit)
-        step_size = step_size if self._given is None else self._given
-        step_size, limit, metric = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (num_chains, *x.shape)), (step_size, limit, metric)
-        )
-        overflowed = jnp.zeros_like(learned.overflowed)
-        return Learned(step_size, limit, metric, sums, overflowed, learned.direction, curvature, draws)
+        overflowed = rule.overflowed | ~usable
+        return rule._replace(sums=sums, overflowed=overflowed, direction=direction, curvature=curvature), more
 
-    def _follow(
-        self, key: Key[Array, ""], learned: Learned, w: Float[Array, " dim"]
-    ) -> tuple[Float[Array, " dim"], Float[Array, ""]]:
-        """Make one step of the power iteration.
+    def pool(self, rules: Rule) -> Rule:
+        """Share what the chains have seen. `rules` has an axis of chains."""
+        if self._given is not None:
+            return rules
+        old = jax.tree.map(lambda x: x[0], rules)
+        sums = jax.tree.map(lambda total: jnp.sum(total, axis=0), rules.sums)
+        step_size = jnp.minimum(GROWTH * old.step_size, self._largest(sums, jnp.max(rules.curvature)))
+        limit = jnp.where(jnp.any(rules.overflowed), jnp.minimum(old.limit, HALF * old.step_size), old.limit)
+        step_size, limit = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, rules.limit.shape), (jnp.minimum(step_size, limit), limit)
+        )
+        return rules._replace(step_size=step_size, limit=limit, overflowed=jnp.zeros_like(rules.overflowed))
+
+    def _look(
+        self, key: Key[Array, ""], rule: Rule, metric: Metric, taken: Taken
+    ) -> tuple[Float[Array, " dim"], Float[Array, ""], Float[Array, ""]]:
+        """Make one step of the power iteration, and look at the noise.
 
         Returns:
-            The new direction u, and the largest `|H u|` so far, which bounds the top curvature from below.
+            The new direction u; the largest `|H u|` so far, which bounds the top curvature from below; and `n . P n` of
+            the gradient's noise n, or 0.
         """
-        key_batch, key_noise = jax.random.split(jax.random.fold_in(key, 2))
         n_beta, gamma = self._model.posterior
-        along = learned.metric.forward(learned.direction)
-        of_loss = self._model.curvature_along(key_batch, w, along, self._batches)
-        product = learned.metric.adjoint(n_beta * of_loss + gamma * along)
+        key_direction, key_batch = jax.random.split(key) if self._noisy else (key, key)
+        along = metric.forward(rule.direction)
+        of_loss = self._model.curvature_along(taken.drawn, taken.w, along, self._batches)
+        product = metric.adjoint(n_beta * of_loss + gamma * along)
         size = jnp.linalg.norm(product)
-        noise = normal_like(key_noise, w) * MIXING / jnp.sqrt(jnp.full((), w.size, w.dtype))
-        mixed = jnp.where(size > 0, product / size, learned.direction) + noise
+        mixing = normal_like(key_direction, taken.w) * MIXING / jnp.sqrt(jnp.full((), taken.w.size, taken.w.dtype))
+        mixed = jnp.where(size > 0, product / size, rule.direction) + mixing
         met = jnp.isfinite(size)
-        direction = jnp.where(met, mixed / jnp.linalg.norm(mixed), learned.direction)
-        return direction, jnp.where(met, jnp.maximum(learned.curvature, size), learned.curvature)
+        direction = jnp.where(met, mixed / jnp.linalg.norm(mixed), rule.direction)
+        curvature = jnp.where(met, jnp.maximum(rule.curvature, size), rule.curvature)
+        if not self._noisy:
+            return direction, curvature, jnp.zeros_like(size)
+        other = self._model.drawn(key_batch, self._batches)
+        again = self._model.evaluate(other, taken.w, self._batches, self._gradient).gradient
+        difference = metric.adjoint(taken.gradient - gamma * (taken.w - self._model.w_star) - n_beta * again)
+        return direction, curvature, 0.5 * jnp.vdot(difference, difference)
 
     def _largest(self, sums: Sums, curvature: Float[Array, ""]) -> Float[Array, ""]:
-        squared, localised, noise, growth = (total / jnp.maximum(sums.count, 1) for total in sums[1:])
+        squared, localised, growth = (
+            total / jnp.maximum(sums.count, 1) for total in (sums.squared, sums.localised, sums.growth)
+        )
+        noise = sums.noise / jnp.maximum(sums.looks, 1)
         dim = self._model.w_star.size
         of_loss = self._allowed(squared - localised, noise, growth, self._heat)
         of_all = self._allowed(squared, noise, jnp.full_like(growth, dim), self._heat)
@@ -241,6 +243,19 @@ class Adaptation:
         of_heat = jnp.minimum(of_all, jnp.where(growth > 0, of_loss, of_all))
         stable = STABILITY / jnp.maximum(curvature, jnp.finfo(curvature.dtype).tiny)
         return jnp.where(sums.count > 0, jnp.minimum(of_heat, stable), stable)
+
+
+def first_of_window(rules: Rule, anew: np.floating | float, given: float | None) -> Rule:
+    """The rules of the chains at the start of a window. NumPy arrays with an axis of chains.
+
+    Args:
+        rules: At the end of the last one.
+        anew: The step that an ideal metric allows.
+        given: The step size of the configuration, where it is not learned.
+    """
+    sums, curvature = jax.tree.map(np.zeros_like, (rules.sums, rules.curvature))
+    step_size = np.full_like(rules.step_size, SHRINK * anew if given is None else given)
+    return rules._replace(step_size=step_size, limit=np.full_like(rules.limit, np.inf), sums=sums, curvature=curvature)
 
 
 def langevin_step(

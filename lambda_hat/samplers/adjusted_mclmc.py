@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from lambda_hat.config import AdjustedMclmcConfig
-from lambda_hat.engine.algorithm import Algorithm, Sampler, all_of_burnin
+from lambda_hat.engine.algorithm import Algorithm
 from lambda_hat.engine.model import Model
 from lambda_hat.samplers import hamiltonian
 from lambda_hat.samplers.mclmc import GRADIENTS_PER_STEP
+from lambda_hat.targets.random_numbers import random_numbers
 
 MOST_STEPS = 10
 """Bound of the mean number of steps. While the step size is being learned it may be tiny, and a trajectory endless."""
@@ -36,7 +37,7 @@ def build(model: Model, cfg: AdjustedMclmcConfig, arguments: dict[str, Array]) -
     def transition(key: Key[Array, ""], state: Any, step_size: Float[Array, ""], inverse_mass_matrix: PyTree):
         key_number, key_kernel = jax.random.split(key)
         mean = jnp.clip(length / step_size, 1, MOST_STEPS)
-        number = jax.random.randint(key_number, (), 1, jnp.round(2 * mean).astype(jnp.int32))
+        number = 1 + random_numbers(key_number, (), jnp.round(2 * mean).astype(jnp.int32) - 1)
         return dynamic(
             key_kernel,
             state,
@@ -57,11 +58,8 @@ def build(model: Model, cfg: AdjustedMclmcConfig, arguments: dict[str, Array]) -
     )
 
 
-ADJUSTED_MCLMC = Sampler(
+ADJUSTED_MCLMC = hamiltonian.sampler(
     name="adjusted_mclmc",
-    arguments=hamiltonian.ARGUMENTS,
-    strict=False,
     build=build,
-    num_adapt=all_of_burnin,
     fixed_cost=False,
 )

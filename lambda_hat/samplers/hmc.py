@@ -16,7 +16,7 @@ import jax
 from jaxtyping import Array, Float, Key, PyTree
 
 from lambda_hat.config import HmcConfig
-from lambda_hat.engine.algorithm import Algorithm, Sampler, all_of_burnin
+from lambda_hat.engine.algorithm import Algorithm
 from lambda_hat.engine.model import Model
 from lambda_hat.samplers import hamiltonian
 
@@ -45,10 +45,7 @@ def build(model: Model, cfg: HmcConfig, arguments: dict[str, Array]) -> Algorith
     )
 
 
-HMC = Sampler(
+HMC = hamiltonian.sampler(
     name="hmc",
-    arguments=hamiltonian.ARGUMENTS,
-    strict=False,
     build=build,
-    num_adapt=all_of_burnin,
 )

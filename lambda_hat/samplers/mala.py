@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from lambda_hat.config import MalaConfig
-from lambda_hat.engine.algorithm import Algorithm, Sampler, all_of_burnin
+from lambda_hat.engine.algorithm import Algorithm
 from lambda_hat.engine.model import Model
 from lambda_hat.samplers import hamiltonian
 
@@ -39,10 +39,7 @@ def build(model: Model, cfg: MalaConfig, arguments: dict[str, Array]) -> Algorit
     )
 
 
-MALA = Sampler(
+MALA = hamiltonian.sampler(
     name="mala",
-    arguments=hamiltonian.ARGUMENTS,
-    strict=False,
     build=build,
-    num_adapt=all_of_burnin,
 )

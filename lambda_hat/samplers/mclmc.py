@@ -18,12 +18,14 @@ from typing import Any, NamedTuple
 import blackjax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree, UInt
 
 from lambda_hat.config import MclmcConfig
-from lambda_hat.engine.algorithm import Algorithm, Info, Sampler, all_of_burnin, visit_of
+from lambda_hat.engine.algorithm import Algorithm, Info, Learned, Sampler, all_of_burnin, visit_of
 from lambda_hat.engine.model import Model
-from lambda_hat.samplers.windows import NUMBER, Windows, learner_of
+from lambda_hat.samplers import hamiltonian
+from lambda_hat.samplers.own_metric import own_metric
 from lambda_hat.targets.base import Target
 
 GRADIENTS_PER_STEP = 2
@@ -52,16 +54,8 @@ class StepSize(NamedTuple):
     """Sum of the weights."""
 
 
-class Learned(NamedTuple):
-    """The state of one chain's adaptation."""
-
-    step: StepSize
-    metric: PyTree
-    """The learner's state."""
-
-
 class Tuned(NamedTuple):
-    """What a chain has after adaptation."""
+    """What a transition takes."""
 
     step_size: Float[Array, ""]
     inverse_mass_matrix: PyTree
@@ -69,8 +63,8 @@ class Tuned(NamedTuple):
 
 def begun(length: Float[Array, ""]) -> StepSize:
     """The step before the first transition in a metric. length: L, in whose units the step starts."""
-    zero = jnp.zeros_like(length)
-    return StepSize(FIRST_STEP * length, jnp.full_like(length, jnp.inf), zero, zero)
+    # These serve arrays of JAX and of NumPy.
+    return StepSize(FIRST_STEP * length, length + np.inf, 0 * length, 0 * length)
 
 
 def followed(
@@ -96,46 +90,54 @@ def followed(
     return jax.tree.map(lambda a, b: jnp.where(usable, a, b), seen, reverted)
 
 
-def build(model: Model, cfg: MclmcConfig, arguments: dict[str, Array]) -> Algorithm[Any, Learned, Tuned]:
+def build(model: Model, cfg: MclmcConfig, arguments: dict[str, Array]) -> Algorithm:
     """One chain of MCLMC; `arguments` has `num_burnin` and `desired_energy_var`."""
     kernel = blackjax.mclmc.build_kernel()
-    learner = learner_of(cfg.metric)
-    windows = Windows(arguments["num_burnin"] // NUMBER(2))
+    own = own_metric(cfg.metric)
     dim, dtype = model.w_star.size, model.w_star.dtype
     length = jnp.sqrt(jnp.full((), dim, dtype))
     desired = arguments["desired_energy_var"] * dim
 
     def init(key: Key[Array, ""], start: Float[Array, " dim"]):
-        return blackjax.mclmc.init(start, model.log_density, key), Learned(begun(length), learner.init(start)), 1
+        return blackjax.mclmc.init(start, model.log_density, key), Learned(begun(length), *own.init(start)), 1
 
-    def transition(key: Key[Array, ""], state: Any, step_size: Float[Array, ""], inverse_mass_matrix: PyTree):
-        return kernel(key, state, model.log_density, inverse_mass_matrix, length, step_size)
-
-    def adapt(key: Key[Array, ""], index: UInt[Array, ""], state: Any, learned: Learned):
-        inverse = learner.inverse_mass_matrix(learned.metric)
-        state, info = transition(key, state, learned.step.step_size, inverse)
-        step = followed(learned.step, info.energy_change, desired, info.nonans)
-        step = jax.tree.map(lambda a, b: jnp.where(windows.is_end(index), a, b), begun(length), step)
-        metric = learner.update(learned.metric, windows, index, state.position, state.logdensity_grad)
-        return state, Learned(step, metric), GRADIENTS_PER_STEP
-
-    def settle(learned: Learned):
-        return Tuned(learned.step.step_size, learner.inverse_mass_matrix(learned.metric))
+    def tuned(index: UInt[Array, ""], rule: StepSize, metric: PyTree) -> Tuned:
+        return Tuned(rule.step_size, own.inverse_mass_matrix(metric))
 
     def step(key: Key[Array, ""], state: Any, tuned: Tuned):
-        state, info = transition(key, state, tuned.step_size, tuned.inverse_mass_matrix)
+        state, info = kernel(key, state, model.log_density, tuned.inverse_mass_matrix, length, tuned.step_size)
         visit = visit_of(model, state.position, state.logdensity_grad)
-        return state, Info(jnp.full((), jnp.nan, dtype), ~info.nonans, GRADIENTS_PER_STEP, visit)
+        return state, Info(jnp.full((), jnp.nan, dtype), ~info.nonans, GRADIENTS_PER_STEP, visit), info
+
+    def learn(
+        key: Key[Array, ""],
+        index: UInt[Array, ""],
+        keeps: Bool[Array, ""],
+        state: Any,
+        rule: StepSize,
+        kept: PyTree,
+        seen: Any,
+    ):
+        rule = followed(rule, seen.energy_change, desired, seen.nonans)
+        return state, rule, own.keep(kept, keeps, state.position, state.logdensity_grad), 0
 
     return Algorithm(
         init=init,
-        adapt=adapt,
-        settle=settle,
+        tuned=tuned,
         step=step,
+        learn=learn,
         position=lambda state: state.position,
         record=lambda key, w: model.excess_loss(w),
         step_size=lambda tuned: tuned.step_size,
     )
+
+
+def new_window(cfg: MclmcConfig, learned: Learned) -> Learned:
+    """The metrics that a window has shown; the step starts again."""
+    metric, kept = hamiltonian.fitted(cfg, learned.metric, learned.kept)
+    dim, step_size = jax.tree.leaves(metric)[0].shape[-1], learned.rule.step_size
+    length = np.full_like(step_size, np.sqrt(dim))
+    return Learned(begun(length), metric, kept)
 
 
 def notes(cfg: MclmcConfig, target: Target) -> tuple[str, ...]:
@@ -149,5 +151,7 @@ MCLMC = Sampler(
     strict=False,
     build=build,
     num_adapt=all_of_burnin,
+    windows=hamiltonian.windows,
+    new_window=new_window,
     notes=notes,
 )

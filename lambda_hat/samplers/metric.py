@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -29,14 +30,19 @@ class Metric(NamedTuple):
     @property
     def trace(self) -> Float[Array, ""]:
         """The trace of P."""
-        along = jnp.sum((self.sigma[None] * self.directions) ** 2, axis=1)
+        along = ((self.sigma[None] * self.directions) ** 2).sum(axis=1)
         dim = self.directions.shape[1]
-        return jnp.sum(self.sigma**2) * (dim // self.sigma.size) + jnp.sum((self.scales - 1) * along)
+        return (self.sigma**2).sum() * (dim // self.sigma.size) + ((self.scales - 1) * along).sum()
 
     def _stretched(self, y: Float[Array, " dim"]) -> Float[Array, " dim"]:
         if self.scales.size == 0:
             return y
         return y + ((jnp.sqrt(self.scales) - 1) * (self.directions @ y)) @ self.directions
+
+
+def on_host(sigma: np.ndarray, directions: np.ndarray, scales: np.ndarray) -> Metric:
+    """A metric of NumPy arrays. `trace` serves it; the products are for programs."""
+    return Metric(*cast(Any, (sigma, directions, scales)))
 
 
 def identity(like: Float[Array, " dim"]) -> Metric:

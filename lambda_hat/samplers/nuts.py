@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from lambda_hat.config import NutsConfig
-from lambda_hat.engine.algorithm import Algorithm, Sampler, all_of_burnin
+from lambda_hat.engine.algorithm import Algorithm
 from lambda_hat.engine.model import Model
 from lambda_hat.samplers import hamiltonian
 
@@ -49,11 +49,8 @@ def build(model: Model, cfg: NutsConfig, arguments: dict[str, Array]) -> Algorit
     )
 
 
-NUTS = Sampler(
+NUTS = hamiltonian.sampler(
     name="nuts",
-    arguments=hamiltonian.ARGUMENTS,
-    strict=False,
     build=build,
-    num_adapt=all_of_burnin,
     fixed_cost=False,
 )

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from lambda_hat.config import SgldConfig
 from lambda_hat.engine.model import Model
-from lambda_hat.samplers.metric import Metric, diagonal
+from lambda_hat.samplers.metric import Metric, diagonal, on_host
 
 
 class Moments(NamedTuple):
@@ -97,19 +98,14 @@ class SecondMoment:
     The moving average alone remembers only `1 / (1 - decay)` steps, in which a slow chain sees a single place.
     """
 
-    fits = False
-    """The curvatures along the directions of the metric have no known size."""
-    rows = 2**31
-    """Transitions of a window that count: all."""
-
     def __init__(self, precond: Preconditioner, model: Model):
         self._precond, self._model = precond, model
 
-    def init(self, w: Float[Array, " dim"]) -> tuple[Seen, Metric]:
-        """The state and the metric before the first transition."""
+    def init(self, w: Float[Array, " dim"]) -> tuple[Metric, Seen]:
+        """The metric and the state before the first transition."""
         moments = self._precond.init(w)
         seen = Seen(moments, jnp.zeros_like(w), jnp.zeros((), w.dtype))
-        return seen, diagonal(self._precond.scale(moments.second))
+        return diagonal(self._precond.scale(moments.second)), seen
 
     def keep(self, seen: Seen, keeps: Bool[Array, ""], w: Float[Array, " dim"], gradient: Float[Array, " dim"]) -> Seen:
         """The state with one `gradient` of the log posterior at `w` more, where `keeps` is true."""
@@ -118,11 +114,15 @@ class SecondMoment:
         added = Seen(moments, seen.total + self._precond.second_moment(moments), seen.count + 1)
         return jax.tree.map(lambda new, old: jnp.where(keeps, new, old), added, seen)
 
-    def begin(self, seen: Seen, ends: Bool[Array, ""]) -> Seen:
-        """Empty the state where a window has ended."""
-        total, count = (jnp.where(ends, jnp.zeros_like(x), x) for x in (seen.total, seen.count))
-        return Seen(seen.moments, total, count)
 
-    def fit(self, seen: Seen, metric: Metric) -> Metric:
-        """The metric of what the chains have seen; `seen` has an axis of chains."""
-        return diagonal(self._precond.scale(jnp.sum(seen.total, axis=0) / jnp.sum(seen.count)))
+def second_moment_fitted(cfg: SgldConfig, seen: Seen) -> Metric:
+    """The metric of what the chains have seen in a window. NumPy arrays with an axis of chains."""
+    total, count = seen.total.sum(axis=0), seen.count.sum()
+    scale = 1 / (cfg.damping + np.sqrt(total / count))
+    none = np.zeros((0,), total.dtype)
+    return on_host(np.sqrt(scale).astype(total.dtype), np.zeros((0, total.shape[-1]), total.dtype), none)
+
+
+def second_moment_emptied(seen: Seen) -> Seen:
+    """The state at the start of the next window."""
+    return seen._replace(total=np.zeros_like(seen.total), count=np.zeros_like(seen.count))

@@ -43,10 +43,9 @@ def build(model: Model, cfg: SghmcConfig, arguments: dict[str, Array]) -> Algori
     """One chain of SGHMC, whose state is the position. `arguments` has the fields of `SGHMC.arguments`."""
     lost = arguments["friction"]
     temperature = momentum_temperature(lost)
+    batches = stochastic.batches_of(cfg)
 
-    def transition(
-        key: Key[Array, ""], w: Float[Array, " dim"], tuned: stochastic.Tuned, adapting: bool
-    ) -> tuple[Float[Array, " dim"], Taken]:
+    def transition(key: Key[Array, ""], w: Float[Array, " dim"], tuned: stochastic.Tuned) -> stochastic.Transition:
         # blackjax's own kernel draws the momentum and the noise from one key.
         key_momentum, key_steps = jax.random.split(key)
         leapfrog = jnp.sqrt(tuned.step_size)
@@ -55,11 +54,16 @@ def build(model: Model, cfg: SghmcConfig, arguments: dict[str, Array]) -> Algori
         # blackjax says float where it takes traced numbers as well.
         integrate = cast(Any, diffusions.sghmc)(alpha=friction, beta=friction**2 / temperature)
 
+        def keys(index) -> tuple[Key[Array, ""], Key[Array, ""]]:
+            key_gradient, key_noise = jax.random.split(jax.random.fold_in(key_steps, index))
+            return key_gradient, key_noise
+
         def move(carry, index):
             w, momentum = carry
-            key_gradient, key_noise = jax.random.split(jax.random.fold_in(key_steps, index))
+            key_gradient, key_noise = keys(index)
             ahead = w + leapfrog * tuned.metric.forward(momentum)
-            found = stochastic.force(model, cfg, key_gradient, ahead, tuned.metric, adapting)
+            drawn = model.drawn(key_gradient, batches)
+            found = stochastic.force(model, cfg, drawn, ahead, tuned.metric)
             _, momentum = integrate(key_noise, momentum, momentum, -found.pulled, leapfrog, temperature)
             return (ahead, momentum), found
 
@@ -70,22 +74,23 @@ def build(model: Model, cfg: SghmcConfig, arguments: dict[str, Array]) -> Algori
         # The first gradient is taken half a step from w along a fresh momentum. On average that is w itself.
         offset = w - model.w_star
         growth = jnp.vdot(offset, found.gradient[0] - model.posterior.gamma * (offset + half))
-        taken = Taken(
-            ahead,
-            found.gradient[-1],
-            jnp.mean(jnp.sum(found.pulled**2, axis=-1)),
-            model.posterior.gamma * (tuned.metric.trace if adapting else 1),
-            jnp.mean(found.noise),
-            Visit(growth, jnp.vdot(offset, offset), jnp.mean(found.visit.difference)),
-        )
-        return ahead + 0.5 * leapfrog * tuned.metric.forward(momentum), taken
+        visit = Visit(growth, jnp.vdot(offset, offset), jnp.mean(found.visit.difference))
+
+        def taken() -> Taken:
+            squared = jnp.mean(jnp.sum(found.pulled**2, axis=-1))
+            localised = model.posterior.gamma * tuned.metric.trace
+            drawn = model.drawn(keys(indices[-1])[0], batches)
+            return Taken(ahead, found.gradient[-1], squared, localised, visit, drawn)
+
+        moved = ahead + 0.5 * leapfrog * tuned.metric.forward(momentum)
+        return stochastic.Transition(moved, visit, taken)
 
     def allowed(squared, noise, growth, heat):
         of_noise = heat * growth * (1 - (1 - lost) ** 2) / jnp.maximum(noise, jnp.finfo(noise.dtype).tiny)
         return jnp.minimum(langevin_step(squared, noise, growth, heat), of_noise)
 
     return stochastic.algorithm(
-        model, cfg, arguments, lambda key, w: w, transition, position=lambda w: w, allowed=allowed
+        model, cfg, arguments, lambda key, w: w, transition, position=lambda w: w, allowed=allowed, noisy=True
     )
 
 

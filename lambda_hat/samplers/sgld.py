@@ -47,10 +47,11 @@ def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorit
     def start(key: Key[Array, ""], w: Float[Array, " dim"]) -> State:
         return State(w, None if moving is None else moving.init(w))
 
-    def transition(key: Key[Array, ""], state: State, tuned: stochastic.Tuned, adapting: bool) -> tuple[State, Taken]:
+    def transition(key: Key[Array, ""], state: State, tuned: stochastic.Tuned) -> stochastic.Transition:
         key_batch, key_noise = jax.random.split(key)
         metric, w = tuned.metric, state.w
-        found = stochastic.force(model, cfg, key_batch, w, metric, False)
+        drawn = model.drawn(key_batch, stochastic.batches_of(cfg))
+        found = stochastic.force(model, cfg, drawn, w, metric)
         pulled, moments = found.pulled, None
         if moving is not None:
             assert state.moments is not None
@@ -62,9 +63,12 @@ def build(model: Model, cfg: SgldConfig, arguments: dict[str, Array]) -> Algorit
             pulled = metric.adjoint(gamma * (w - model.w_star) + n_beta * drift)
         noise = normal_like(key_noise, w)
         moved = metric.forward(jnp.sqrt(tuned.step_size) * noise - 0.5 * tuned.step_size * pulled)
-        localised = gamma * metric.trace if adapting else gamma
-        taken = Taken(w, found.gradient, jnp.vdot(pulled, pulled), localised, jnp.zeros((), w.dtype), found.visit)
-        return State(w + moved, moments), taken
+
+        def taken() -> Taken:
+            localised = gamma * metric.trace
+            return Taken(w, found.gradient, jnp.vdot(pulled, pulled), localised, found.visit, drawn)
+
+        return stochastic.Transition(State(w + moved, moments), found.visit, taken)
 
     def flat_heat(tuned: stochastic.Tuned) -> Float[Array, ""]:
         dim = model.w_star.size

@@ -50,27 +50,31 @@ def build(model: Model, cfg: SgnhtConfig, arguments: dict[str, Array]) -> Algori
         momentum = jnp.sqrt(temperature) * normal_like(key, w)
         return State(w, momentum, lost)
 
-    def transition(key: Key[Array, ""], state: State, tuned: stochastic.Tuned, adapting: bool) -> tuple[State, Taken]:
+    def transition(key: Key[Array, ""], state: State, tuned: stochastic.Tuned) -> stochastic.Transition:
         key_gradient, key_noise = jax.random.split(key)
         leapfrog = jnp.sqrt(tuned.step_size)
         friction = lost / leapfrog
         # blackjax says float where it takes traced numbers as well.
         integrate = cast(Any, diffusions.sgnht)(alpha=friction, beta=friction**2 / temperature)
         ahead = state.w + leapfrog * tuned.metric.forward(state.momentum)
-        found = stochastic.force(model, cfg, key_gradient, ahead, tuned.metric, adapting)
+        drawn = model.drawn(key_gradient, stochastic.batches_of(cfg))
+        found = stochastic.force(model, cfg, drawn, ahead, tuned.metric)
         _, momentum, thermostat = integrate(
             key_noise, state.momentum, state.momentum, state.thermostat / leapfrog, -found.pulled, leapfrog, temperature
         )
-        localised = model.posterior.gamma * (tuned.metric.trace if adapting else 1)
-        taken = Taken(ahead, found.gradient, jnp.vdot(found.pulled, found.pulled), localised, found.noise, found.visit)
-        return State(ahead, momentum, thermostat * leapfrog), taken
+
+        def taken() -> Taken:
+            localised = model.posterior.gamma * tuned.metric.trace
+            return Taken(ahead, found.gradient, jnp.vdot(found.pulled, found.pulled), localised, found.visit, drawn)
+
+        return stochastic.Transition(State(ahead, momentum, thermostat * leapfrog), found.visit, taken)
 
     def allowed(squared, noise, growth, heat):
         # The thermostat takes up the noise that all directions have in common.
         return THERMOSTAT * langevin_step(jnp.maximum(squared - noise, 0.1 * squared), noise, growth, heat)
 
     return stochastic.algorithm(
-        model, cfg, arguments, start, transition, position=lambda state: state.w, allowed=allowed
+        model, cfg, arguments, start, transition, position=lambda state: state.w, allowed=allowed, noisy=True
     )
 
 

@@ -7,20 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree, UInt
+from jaxtyping import Array, Bool, Float, Key, PyTree, UInt
 
-from lambda_hat.config import StochasticGradientConfig
-from lambda_hat.engine.algorithm import LOSS_COST, Algorithm, Costs, Info, Sampler, Visit, all_of_burnin
-from lambda_hat.engine.model import Batches, Model, finite
-from lambda_hat.samplers.adaptation import Adaptation, Allowed, Learned, Learner, Taken, langevin_step
-from lambda_hat.samplers.metric import Metric
+from lambda_hat.config import SgldConfig, StochasticGradientConfig
+from lambda_hat.engine.algorithm import LOSS_COST, Algorithm, Costs, Info, Learned, Sampler, Visit, all_of_burnin
+from lambda_hat.engine.model import Batches, Drawn, Model, finite
+from lambda_hat.engine.windows import ALL, Windows
+from lambda_hat.samplers import low_rank
+from lambda_hat.samplers.adaptation import (
+    SETTLING,
+    Adaptation,
+    Allowed,
+    Rule,
+    Taken,
+    first_of_window,
+    langevin_step,
+)
+from lambda_hat.samplers.metric import Metric, identity
 from lambda_hat.samplers.noise import normal_like
-from lambda_hat.samplers.windows import LowRank
+from lambda_hat.samplers.precond import SecondMoment, second_moment_emptied, second_moment_fitted
 from lambda_hat.targets.base import Target
 
 ARGUMENTS = ("num_burnin", "step_size", "heat")
@@ -30,7 +40,7 @@ MALA_ROWS = 4096
 
 
 class Tuned(NamedTuple):
-    """What a chain has after adaptation."""
+    """What a transition takes."""
 
     step_size: Float[Array, ""]
     metric: Metric
@@ -46,40 +56,37 @@ class Force(NamedTuple):
     pulled: Float[Array, " dim"]
     """`A^T g`: the gradient in the coordinates in which P is 1."""
     visit: Visit
-    noise: Float[Array, ""]
-    """`n . P n` of the gradient's noise n, where it was asked for; else 0."""
 
 
-def force(
-    model: Model,
-    cfg: StochasticGradientConfig,
-    key: Key[Array, ""],
-    w: Float[Array, " dim"],
-    metric: Metric,
-    noise: bool,
-) -> Force:
-    """The gradient of the negative log posterior at `w`, from a batch.
+def force(model: Model, cfg: StochasticGradientConfig, drawn: Drawn, w: Float[Array, " dim"], metric: Metric) -> Force:
+    """The gradient of the negative log posterior at `w`.
 
     Args:
         model: The posterior.
         cfg: Its `batch_size`, `accumulate`, `compute_dtype` and `gradient` say how the gradient is estimated.
-        key: Draws the batch.
+        drawn: The batch.
         w: The place, (dim,).
         metric: The preconditioner.
-        noise: Estimate the noise of the gradient as well, from a second batch.
     """
     assert cfg.gradient is not None
     n_beta, gamma = model.posterior
     offset = w - model.w_star
-    found = model.evaluate(key, w, batches_of(cfg), cfg.gradient)
+    found = model.evaluate(drawn, w, batches_of(cfg), cfg.gradient)
     gradient = gamma * offset + n_beta * found.gradient
-    visit = Visit(n_beta * found.growth, jnp.vdot(offset, offset), found.difference)
-    of_noise = jnp.zeros((), w.dtype)
-    if noise and cfg.batch_size is not None and not model.population:
-        other = model.evaluate(jax.random.fold_in(key, 1), w, batches_of(cfg), cfg.gradient)
-        difference = metric.adjoint(n_beta * (found.gradient - other.gradient))
-        of_noise = 0.5 * jnp.vdot(difference, difference)
-    return Force(gradient, metric.adjoint(gradient), visit, of_noise)
+    return Force(
+        gradient,
+        metric.adjoint(gradient),
+        Visit(n_beta * found.growth, jnp.vdot(offset, offset), found.difference),
+    )
+
+
+class Transition(NamedTuple):
+    """A transition of one chain."""
+
+    state: Any
+    visit: Visit
+    taken: Callable[[], Taken]
+    """What it shows to the adaptation; computed there, and only there."""
 
 
 def algorithm(
@@ -87,12 +94,13 @@ def algorithm(
     cfg: StochasticGradientConfig,
     arguments: dict[str, Array],
     start: Callable[[Key[Array, ""], Float[Array, " dim"]], State],
-    transition: Callable[[Key[Array, ""], State, Tuned, bool], tuple[State, Taken]],
+    transition: Callable[[Key[Array, ""], State, Tuned], Transition],
     position: Callable[[State], Float[Array, " dim"]],
     allowed: Allowed = langevin_step,
-    learner: Learner | None = None,
+    noisy: bool = False,
+    learner: SecondMoment | None = None,
     flat_heat: Callable[[Tuned], Float[Array, ""]] | None = None,
-) -> Algorithm[State, PyTree, Tuned]:
+) -> Algorithm:
     """One chain of a sampler on minibatch gradients.
 
     Args:
@@ -100,52 +108,96 @@ def algorithm(
         cfg: The signature.
         arguments: The fields of the sampler's `arguments`.
         start: (key, w) -> state.
-        transition: (key, state, tuned, whether in adaptation) -> (state, what the transition took).
+        transition: (key, state, tuned) -> the transition.
         position: state -> w.
         allowed: The sampler's rule for the largest step, as `adaptation.langevin_step`.
-        learner: Learns a metric that is not low-rank; None: there is none.
+        noisy: The rule takes the noise of the gradients.
+        learner: Learns the metric where `precond` is neither `none` nor `low_rank`.
         flat_heat: As in `Algorithm`.
     """
-    if cfg.precond == "low_rank":
-        learner = LowRank(cfg.num_chains)
-    adaptation = Adaptation(model, cfg, batches_of(cfg), arguments, allowed, learner)
+    adaptation = Adaptation(model, cfg, batches_of(cfg), arguments, allowed, noisy)
     per_transition = gradients_per_step(cfg) * getattr(cfg, "num_integration_steps", 1)
 
-    def init(key: Key[Array, ""], w: Float[Array, " dim"]) -> tuple[State, PyTree, int]:
-        return start(key, w), adaptation.init(w) if cfg.learns else (), 0
+    def first_metric(w: Float[Array, " dim"]) -> tuple[Metric, PyTree]:
+        if cfg.precond == "low_rank":
+            return low_rank.init(w, rows_of(cfg))
+        return (identity(w), ()) if learner is None else learner.init(w)
 
-    def adapt(key: Key[Array, ""], index: UInt[Array, ""], state: State, learned: Learned):
-        after, taken = transition(key, state, Tuned(learned.step_size, learned.metric), True)
-        usable = finite(position(after)) & finite(taken.gradient) & jnp.isfinite(taken.squared)
-        after = jax.tree.map(lambda a, b: jnp.where(usable, a, b), after, start(key, model.w_star))
-        learned, more = adaptation.update(key, index, learned, taken, usable)
-        return after, learned, more + np.uint32(per_transition)
+    def init(key: Key[Array, ""], w: Float[Array, " dim"]) -> tuple[State, Learned, int]:
+        return start(key, w), Learned(adaptation.init(w), *first_metric(w)) if cfg.learns else Learned((), (), ()), 0
 
-    def settle(learned):
-        if not cfg.learns:
-            return Tuned(arguments["step_size"], adaptation.init(model.w_star).metric)
-        return Tuned(learned.step_size, learned.metric)
+    def tuned(index: UInt[Array, ""], rule: Any, metric: Any) -> Tuned:
+        return Tuned(rule.step_size, metric) if cfg.learns else Tuned(arguments["step_size"], identity(model.w_star))
 
     def step(key: Key[Array, ""], state: State, tuned: Tuned):
-        state, taken = transition(key, state, tuned, False)
+        found = transition(key, state, tuned)
         nan = jnp.full((), jnp.nan, model.w_star.dtype)
-        return state, Info(nan, jnp.zeros((), bool), per_transition, taken.visit)
+        return found.state, Info(nan, jnp.zeros((), bool), per_transition, found.visit), (found.taken, tuned.metric)
+
+    def learn(
+        key: Key[Array, ""],
+        index: UInt[Array, ""],
+        keeps: Bool[Array, ""],
+        state: State,
+        rule: Rule,
+        kept: Any,
+        seen: tuple[Callable[[], Taken], Metric],
+    ):
+        taken, metric = seen[0](), seen[1]
+        usable = finite(position(state)) & finite(taken.gradient) & jnp.isfinite(taken.squared)
+        state = jax.tree.map(lambda a, b: jnp.where(usable, a, b), state, start(key, model.w_star))
+        rule, more = adaptation.update(key, index, rule, metric, taken, usable)
+        if cfg.precond == "low_rank":
+            kept = low_rank.keep(kept, keeps & usable, taken.w, -taken.gradient)
+        elif learner is not None:
+            kept = learner.keep(kept, keeps & usable, taken.w, -taken.gradient)
+        return state, rule, kept, more
 
     def mala(key: Key[Array, ""], w: Float[Array, " dim"], tuned: Tuned):
         return mala_acceptance(model, key, w, tuned.step_size, tuned.metric)
 
     return Algorithm(
         init=init,
-        adapt=adapt,
-        pool=adaptation.pool,
-        settle=settle,
+        tuned=tuned,
         step=step,
+        learn=learn if cfg.learns else None,
+        pool=adaptation.pool if cfg.learns else None,
         position=position,
         record=None if averages(cfg) else recorder(model, cfg),
         step_size=lambda tuned: tuned.step_size,
         flat_heat=flat_heat,
         mala=mala if cfg.mala_checks else None,
     )
+
+
+def rows_of(cfg: StochasticGradientConfig) -> int:
+    """Draws that each chain keeps of a window for a low-rank metric, which all chains share."""
+    return -(-low_rank.ROWS // cfg.num_chains)
+
+
+def windows(cfg: StochasticGradientConfig) -> Windows:
+    """The windows of burn-in; what follows the last one settles the step."""
+    burnin = num_adapt(cfg)
+    rows = rows_of(cfg) if cfg.precond == "low_rank" else ALL
+    return Windows(burnin - burnin // SETTLING, rows)
+
+
+def new_window(cfg: StochasticGradientConfig, learned: Learned) -> Learned:
+    """The metric and the rules of the chains after a window. NumPy arrays with an axis of chains."""
+    rules, metrics, kept = learned
+    anew = rules.step_size[0]
+    if cfg.precond != "none":
+        metric = old = jax.tree.map(lambda x: x[0], metrics)
+        if cfg.precond == "low_rank":
+            metric, kept = low_rank.fitted(kept, old), low_rank.emptied(kept)
+            # The curvatures along the directions of a metric that fits are about 1.
+            anew = 4 * cfg.heat
+        else:
+            assert isinstance(cfg, SgldConfig)
+            metric, kept = second_moment_fitted(cfg, kept), second_moment_emptied(kept)
+            anew = anew * old.trace / metric.trace
+        metrics = jax.tree.map(lambda x: np.broadcast_to(x, (cfg.num_chains, *x.shape)), metric)
+    return Learned(first_of_window(rules, anew, cfg.step_size), metrics, kept)
 
 
 def batches_of(cfg: StochasticGradientConfig) -> Batches | None:
@@ -177,7 +229,7 @@ def recorder(
             assert cfg.batch_size is not None
             batches = Batches(cfg.batch_size, cfg.accumulate)
             if cfg.gradient == "control_variate":
-                return model.evaluate(key, w, batches, cfg.gradient).difference
+                return model.evaluate(model.drawn(key, batches), w, batches, cfg.gradient).difference
 
             def of_slice(rows: dict[str, Array], key: Key[Array, ""] | None):
                 return model.batch_loss(w, rows, key) - model.batch_loss(model.w_star, rows, key)
@@ -297,6 +349,8 @@ def notes(cfg: StochasticGradientConfig, target: Target) -> tuple[str, ...]:
 sampler = partial(
     Sampler,
     num_adapt=num_adapt,
+    windows=windows,
+    new_window=new_window,
     costs=costs,
     notes=notes,
     estimates_losses=estimates_losses,

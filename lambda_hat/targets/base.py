@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from lambda_hat.config import NO_ROWS
 from lambda_hat.config.parameter_paths import moving_parts
+from lambda_hat.targets.random_numbers import random_numbers
 
 Arrays = Mapping[str, Array | np.ndarray]
 """Parameters or data by name."""
@@ -62,7 +63,7 @@ class Loss:
 
     def batch(self, key: Key[Array, ""], data: Arrays, batch_size: int) -> dict[str, Any]:
         """Draw `batch_size` rows with replacement; the constants come with them."""
-        rows = jax.random.randint(key, (batch_size,), 0, self.num_rows(data))
+        rows = random_numbers(key, (batch_size,), self.num_rows(data))
         return each_row(lambda array: array[rows], data)
 
     def in_slices(self, batch: Arrays, slices: int) -> tuple[dict[str, Any], dict[str, Any]]:

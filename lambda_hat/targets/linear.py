@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from lambda_hat.config import DlnBuild
 from lambda_hat.targets.base import Arrays, Loss, Made, no_likelihood, to_numpy
+from lambda_hat.targets.random_numbers import random_numbers
 from lambda_hat.targets.train import polish
 from lambda_hat.targets.truth import dln_rank, population_scale
 
@@ -82,7 +83,7 @@ class DlnEmpiricalLoss(Loss):
         return self.rows
 
     def batch(self, key: Key[Array, ""], data: Arrays, batch_size: int) -> dict[str, Any]:
-        indices = jax.random.randint(key, (batch_size,), 0, self.rows, jnp.int32)
+        indices = random_numbers(key, (batch_size,), self.rows)
         return draw_rows(data, indices, self.noisy) | {"W_star": data["W_star"]}
 
     def in_slices(self, batch: Arrays, slices: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -21,7 +21,8 @@ from lambda_hat.config import (
 )
 from lambda_hat.config.defaults import Facts, resolved
 from lambda_hat.engine.chains import Chains
-from lambda_hat.engine.run import COMMON_ARGUMENTS, Lane, numbers_of, signature, target_spec
+from lambda_hat.engine.run import Lane, numbers_of, signature, target_spec
+from lambda_hat.engine.windows import NO_WINDOW
 from lambda_hat.estimate.posterior import Posterior
 from lambda_hat.samplers import sample
 from lambda_hat.samplers.adjusted_mclmc import ADJUSTED_MCLMC
@@ -136,14 +137,11 @@ def test_everything_is_in_the_runs_precision(target, sampler, cfg, precision):
     cfg = resolved(cfg, Facts(built.dim, 0))
     with jax.enable_x64(precision == "float64"):
         lanes = [Lane(built, cfg, 0, Posterior(10.0, 1.0))]
-        numbers = numbers_of(lanes, (*COMMON_ARGUMENTS, *sampler.arguments), num_skipped=1)
+        numbers = numbers_of(sampler, lanes)
         chains = Chains(sampler, signature(cfg, sampler.arguments), target_spec(lanes))
 
         def whole(numbers, upto):
-            carry = chains.begin(numbers)
-            if sampler.num_adapt(cfg):
-                carry = chains.adapt(numbers, carry, upto)
-            return chains.advance(numbers, chains.settle(numbers, carry), upto)
+            return chains.advance(numbers, chains.begin(numbers), NO_WINDOW, upto)
 
         with jax.numpy_dtype_promotion("strict" if sampler.strict else "standard"):
             jaxpr, shapes = jax.make_jaxpr(whole, return_shape=True)(numbers, np.uint32(4))

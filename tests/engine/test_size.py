@@ -14,6 +14,7 @@ from lambda_hat.config import SAMPLE_SCHEMAS, DlnBuild, DlnTarget, MlpBuild, Sgl
 from lambda_hat.engine import chunks as chunks_module
 from lambda_hat.engine.chunks import Chunks
 from lambda_hat.engine.run import Programs
+from lambda_hat.engine.windows import NO_WINDOW
 from lambda_hat.errors import ConfigError, Paused
 from lambda_hat.id_utils import Run
 from lambda_hat.programs.compiling import compiled
@@ -103,9 +104,9 @@ def test_the_memory_is_that_of_what_is_computed_at_a_time():
         keys |= {"batch_size": 512, "slice_rows": 64}
         cfg = SgldConfig(num_chains=4, num_draws=8, num_burnin=20, step_size=1e-6, thin=1, **keys)
         programs = Programs(sampler_of(cfg), [make_lane(wide, cfg, 0)], Chunks())
-        carry = programs.result_of("settle", programs.result_of("begin"))
+        carry = programs.result_of("begin")
         static, make = programs._identity("advance")
-        return compiled(static, make, (programs.numbers, carry, np.uint32(9)), False, (1,)).memory
+        return compiled(static, make, (programs.numbers, carry, NO_WINDOW, np.uint32(9)), False, (1,)).memory
 
     whole, one, sliced = (planned(**keys) for keys in ({}, {"chains_at_once": 1}, {"accumulate": 8}))
     assert one < whole / 2
@@ -120,7 +121,7 @@ def test_a_run_of_bfloat16_gradients_records_losses_in_its_precision(network):
     text = {}
     for name in ("begin", "advance"):
         programs = Programs(sampler_of(lane.cfg), [lane], Chunks())
-        args = () if name == "begin" else (programs.result_of("settle", programs.result_of("begin")), np.uint32(9))
+        args = () if name == "begin" else (programs.result_of("begin"), NO_WINDOW, np.uint32(9))
         text[name] = str(jax.make_jaxpr(programs._identity(name)[1]())(programs.numbers, *args))
     assert "bf16" not in text["begin"] and "bf16" in text["advance"]
     rough, exact = sample(network, lane.cfg, 3), sample(network, cfg, 3)

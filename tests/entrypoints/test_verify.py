@@ -41,7 +41,7 @@ def filled(folder):
         publish_run(run_dir, Run.of(CFG), write_config(run_dir, CFG), b"trace", {"llc_mean": 1.0})
     half = store.run_dir(TARGET, Run.of(OTHER).run_id)
     write_config(half, OTHER)
-    write_bytes_atomic(half / "checkpoint.npz", encode(Kept("burn-in", 7, {}, [np.ones(3)])))
+    write_bytes_atomic(half / "checkpoint.npz", encode(Kept(7, {}, [np.ones(3)])))
     write_json_atomic(half / "error.json", {"type": "E"})
     write_json_atomic(half / "deaths.json", [])
     write_config(store.target_dir("tgt_failed"), BUILD)
@@ -110,7 +110,7 @@ def test_what_planning_cannot_see(tmp_path, name):
     run_dir = store.run_dir(TARGET, Run.of(CFG).run_id)
     publish_run(run_dir, Run.of(CFG), write_config(run_dir, CFG), b"trace", {"llc_mean": 1.0})
     half = store.run_dir(TARGET, Run.of(OTHER).run_id)
-    write_bytes_atomic(half / "checkpoint.npz", encode(Kept("burn-in", 7, {}, [np.ones(3)])))
+    write_bytes_atomic(half / "checkpoint.npz", encode(Kept(7, {}, [np.ones(3)])))
     (path,) = [p for p in store.root.rglob(name) if name != "config.yaml" or p.parent == run_dir]
     content = path.read_bytes()
     path.write_bytes(content.replace(b"seed: 0", b"seed: 1") if name == "config.yaml" else content[:-1] + b"?")

@@ -107,9 +107,7 @@ def stored(tmp_path_factory) -> Stored:
     run_dir = store.run_dir(*unfinished.key)
     write_config(run_dir, unfinished.cfg)
     (run_dir / "checkpoint.npz").write_bytes(
-        encode(
-            Kept("draws", 7, {"seconds": 1.0}, leaves_of(load_target(store.target_dir(unfinished.target_id))[0].w_star))
-        )
+        encode(Kept(7, {"seconds": 1.0}, leaves_of(load_target(store.target_dir(unfinished.target_id))[0].w_star)))
     )
     write_json_atomic(
         run_dir / "error.json", {"type": "ValueError", "message": "x", "rank": 0, "host": "h", "time": 1.0}

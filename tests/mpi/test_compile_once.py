@@ -11,7 +11,7 @@ from lambda_hat.store.layout import Store, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = 4
-NAMES = ("begin", "settle", "advance")
+NAMES = ("begin", "advance")
 """Programs of a run with a given step size."""
 
 STUDY = """
