@@ -100,11 +100,11 @@ class Algorithm(Generic[State, Rule, Metric, Kept, Tuned, Seen]):
     gives none, or how much is not known."""
     learn: (
         Callable[
-            [Key[Array, ""], UInt[Array, ""], Bool[Array, ""], State, Rule, Kept, Seen], tuple[State, Rule, Kept, Count]
+            [Key[Array, ""], UInt[Array, ""], UInt[Array, ""], State, Rule, Kept, Seen], tuple[State, Rule, Kept, Count]
         ]
         | None
     ) = None
-    """(key, index, whether the window keeps this transition, state, rule, kept, seen) -> (state, rule, kept, gradients
+    """(key, index, place as `Window.place`, state, rule, kept, seen) -> (state, rule, kept, gradients
     evaluated): what follows a step of adaptation."""
     pool: Callable[[Rule], Rule] | None = None
     """The rules of all chains -> the same, with what the chains share. Called after every step of adaptation."""

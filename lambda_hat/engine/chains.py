@@ -76,18 +76,18 @@ class Chains:
                 none_yet = jnp.zeros((*shape, num_rows), dtype)
                 rows = RowMoments(none_yet, none_yet, none_yet - jnp.inf)
             unchecked = zero * jnp.nan if algorithm.mala is None else zero
-            loss = jnp.full((*shape, spec.num_draws), jnp.nan, dtype)
+            draws = jnp.full((*shape, 3, spec.num_draws), jnp.nan, dtype)
             at_w_star = model.observe(model.w_star)
             none_yet = {
                 name: jnp.full((*shape, spec.num_draws, *x.shape), jnp.nan, x.dtype) for name, x in at_w_star.items()
             }
             alive = _finite_chains(algorithm, state)
-            return state, learned, counted, alive, zero, unchecked, rows, loss, Watched(none_yet, at_w_star)
+            return state, learned, counted, alive, zero, unchecked, rows, draws, Watched(none_yet, at_w_star)
 
         anchor = Lanes(self._target, spec.slice_rows, numbers).map(anchor_of)
         of_lanes, keys = self._set_up(numbers, anchor)
         begun = of_lanes(of_lane, numbers.arguments["jitter"], keys)
-        state, learned, counted, alive, zero, unchecked, rows, loss, watched = begun
+        state, learned, counted, alive, zero, unchecked, rows, draws, watched = begun
         none_of_lane = jnp.zeros(numbers.keys.shape[:1], jnp.uint32)
         return Running(
             step=jnp.zeros((), jnp.uint32),
@@ -102,10 +102,8 @@ class Chains:
             totals=Totals(zero, unchecked, jnp.zeros(zero.shape, jnp.uint32), counted),
             rows=rows,
             alive=alive,
-            loss=loss,
-            visits=Visit(zero, zero, zero),
-            growth=loss,
-            distance=loss,
+            draws=draws,
+            visits=jnp.zeros((*zero.shape, len(Visit._fields)), zero.dtype),
             watched=watched,
         )
 
@@ -119,7 +117,7 @@ class Chains:
             upto: Where to stop, no further than the window.
         """
         of_lanes, keys = self._set_up(numbers, carry.anchor)
-        spec, dtype = self._spec, carry.loss.dtype
+        spec, dtype = self._spec, carry.draws.dtype
         thin, num_adapt, num_burnin, check_every = numbers.bounds
         metric = carry.learned.metric
 
@@ -140,7 +138,7 @@ class Chains:
                     num_gradients = totals.num_gradients + jnp.asarray(info.num_gradients).astype(jnp.uint32)
                     totals = totals._replace(num_gradients=num_gradients)
 
-                    def count(state, rule, kept, totals: Totals, visits: Visit):
+                    def count(state, rule, kept, totals: Totals, visits):
                         counted = index >= num_burnin
                         # A running mean keeps the digits that a sum over many transitions would lose.
                         weight = 1 / jnp.maximum(index - num_burnin + np.uint32(1), np.uint32(1)).astype(dtype)
@@ -149,15 +147,14 @@ class Chains:
                             acceptance=jnp.where(counted, acceptance, totals.acceptance),
                             num_divergent=totals.num_divergent + (counted & info.is_divergent).astype(jnp.uint32),
                         )
-                        visits = jax.tree.map(lambda total, x: jnp.where(counted, total + x, total), visits, info.visit)
-                        return state, rule, kept, totals, visits
+                        return state, rule, kept, totals, jnp.where(counted, visits + jnp.stack(info.visit), visits)
 
                     learns = algorithm.learn
                     if learns is None:
                         return count(state, rule, kept, totals, visits)
 
-                    def learn(state, rule, kept, totals: Totals, visits: Visit):
-                        state, rule, kept, more = learns(key_step, index, window.keeps(index), state, rule, kept, seen)
+                    def learn(state, rule, kept, totals: Totals, visits):
+                        state, rule, kept, more = learns(key_step, index, window.place(index), state, rule, kept, seen)
                         num_gradients = totals.num_gradients + jnp.asarray(more).astype(jnp.uint32)
                         return state, rule, kept, totals._replace(num_gradients=num_gradients), visits
 
@@ -170,11 +167,12 @@ class Chains:
 
             return of_lanes(of_lane, keys, metric, *chains)
 
-        def record(draw, state, rule, difference):
-            """The loss of every chain, the check of its step size, and the losses of its rows."""
+        def record(draw, state, rule, visits, draws, alive, totals: Totals, moments: RowMoments | None):
+            """Record the draw of every chain, the check of its step size, and the losses of its rows."""
+            mean = visits / thin.astype(dtype)
 
-            def of_lane(algorithm: Algorithm, model: Model, keys: Keys, metric, state, rule, difference):
-                def one(key: Keys, metric, state, rule, difference):
+            def of_lane(algorithm: Algorithm, model: Model, keys: Keys, metric, state, rule, mean):
+                def one(key: Keys, metric, state, rule, mean):
                     key_record, key_check = jax.random.split(jax.random.fold_in(key.draw, draw))
                     w = algorithm.position(state)
                     accepted, mala = jnp.zeros((), dtype), algorithm.mala
@@ -186,12 +184,20 @@ class Chains:
                             lambda: jnp.zeros((), dtype),
                         )
                     rows = model.row_losses(w) if spec.singular_fluctuation else ()
+                    growth, distance, difference = mean
                     loss = difference if algorithm.record is None else algorithm.record(key_record, w).astype(dtype)
-                    return loss, accepted, rows
+                    return jnp.stack([loss, growth, distance]), accepted, rows
 
-                return of_chains(one, self._at_once, keys, metric, state, rule, difference)
+                return of_chains(one, self._at_once, keys, metric, state, rule, mean)
 
-            return of_lanes(of_lane, keys, metric, state, rule, difference)
+            values, accepted, rows = of_lanes(of_lane, keys, metric, state, rule, mean)
+            alive &= jnp.isfinite(values[..., 0])
+            values = jnp.where(alive[..., None], values, jnp.nan)[..., None]
+            zero = np.uint32(0)
+            draws = jax.lax.dynamic_update_slice(draws, values, (zero, zero, zero, draw))
+            totals = totals._replace(mala_acceptance=totals.mala_acceptance + accepted)
+            moments = None if moments is None else _add_rows(moments, rows, draw)
+            return jnp.zeros_like(visits), draws, alive, totals, moments
 
         def observe(state) -> dict[str, Array]:
             """The observables of every chain."""
@@ -212,26 +218,16 @@ class Chains:
             is_draw = stop == end_of_draw
             draw = now.draw + is_draw.astype(jnp.uint32)
             alive = _still_alive(of_lanes, now.alive, state, is_draw | (stop == look))
-            mean = jax.tree.map(lambda total: total / thin.astype(dtype), visits)
-            recorded = (now.draw, state, rule, mean.difference)
-            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(record, *recorded))
-            loss, accepted, rows = jax.lax.cond(is_draw, record, lambda *_: nothing, *recorded)
-            alive = alive & (jnp.isfinite(loss) | ~is_draw)
-            totals = totals._replace(mala_acceptance=totals.mala_acceptance + accepted)
-            moments = now.rows
-            if moments is not None:
-                added = _add_rows(moments, rows, now.draw)
-                moments = jax.tree.map(lambda new, old: jnp.where(is_draw, new, old), added, moments)
+            before = (visits, now.draws, alive, totals, now.rows)
+            visits, draws, alive, totals, moments = jax.lax.cond(
+                is_draw, partial(record, now.draw, state, rule), lambda *before: before, *before
+            )
             num_steps = jnp.broadcast_to(stop, now.num_steps.shape)
             num_draws = jnp.broadcast_to(draw, now.num_draws.shape)
-            counted = (num_steps, num_draws, totals, moments)
-            before = (now.num_steps, now.num_draws, now.totals, now.rows)
-            num_steps, num_draws, totals, moments = _where_alive(now.alive, counted, before)
-
-            def put(draws: Float[Array, "l c d"], values: Float[Array, "l c"]) -> Float[Array, "l c d"]:
-                """Write the values of a draw. Between two draws this writes NaN where the next draw will be."""
-                values = jnp.where(is_draw & alive, values, jnp.nan)[..., None]
-                return jax.lax.dynamic_update_slice(draws, values, (np.uint32(0), np.uint32(0), now.draw))
+            if len(now.alive) > 1:
+                counted = (num_steps, num_draws, totals, moments)
+                before = (now.num_steps, now.num_draws, now.totals, now.rows)
+                num_steps, num_draws, totals, moments = _where_alive(now.alive, counted, before)
 
             watched = now.watched
             if watched.draws:
@@ -250,10 +246,8 @@ class Chains:
                 totals=totals,
                 rows=moments,
                 alive=alive,
-                loss=put(now.loss, loss),
-                visits=jax.tree.map(lambda total: jnp.where(is_draw, jnp.zeros_like(total), total), visits),
-                growth=put(now.growth, mean.growth),
-                distance=put(now.distance, mean.distance),
+                draws=draws,
+                visits=visits,
                 watched=watched,
             )
 
@@ -311,7 +305,7 @@ def _still_alive(
 def _where_alive(alive: Bool[Array, "l c"], new: Tree, old: Tree) -> Tree:
     """`new` for the lanes that had a living chain, `old` for the others.
 
-    A run of its own would have ended where its last chain died.
+    The program of a single lane ends where its last chain dies.
     """
     lane = jnp.any(alive, axis=1)
 

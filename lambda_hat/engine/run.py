@@ -151,9 +151,7 @@ class End(NamedTuple):
     totals: Totals
     rows: RowMoments | None
     alive: Bool[np.ndarray, "*l c"]
-    loss: Float[np.ndarray, "*l c d"]
-    growth: Float[np.ndarray, "*l c d"]
-    distance: Float[np.ndarray, "*l c d"]
+    draws: Float[np.ndarray, "*l c 3 d"]
     watched: Watched
 
 
@@ -162,9 +160,7 @@ def _draws(sampler: Sampler, lane: Lane, end: End, chunks: Chunks, index: int) -
     num_draws = int(end.num_draws)
     assert cfg.num_burnin is not None
     num_transitions = max(int(end.num_steps) - cfg.num_burnin, 0)
-    loss, growth, distance = (
-        draws[:, : cfg.num_draws].astype(np.float64) for draws in (end.loss, end.growth, end.distance)
-    )
+    loss, growth, distance = np.moveaxis(end.draws[..., : cfg.num_draws].astype(np.float64), -2, 0)
     checks = 0 if np.all(np.isnan(end.totals.mala_acceptance)) else -(-num_draws // check_every(cfg))
     num_gradients = int(end.totals.num_gradients.sum(dtype=np.int64))
     costs = sampler.costs(cfg, target)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, UInt
 
-from lambda_hat.engine.algorithm import Learned, Visit
+from lambda_hat.engine.algorithm import Learned
 from lambda_hat.engine.model import Anchor
 from lambda_hat.estimate.draws import RowMoments
 from lambda_hat.estimate.posterior import Posterior
@@ -69,7 +69,7 @@ class Watched(NamedTuple):
     """The values of the observables by name, with an axis of lanes or of one lane."""
 
     draws: Mapping[str, Float[Array | np.ndarray, "*l c d ..."]]
-    """At the recorded draws; NaN where `Sampling.loss` is."""
+    """At the recorded draws; NaN where `Running.draws` is."""
     at_w_star: Mapping[str, Float[Array | np.ndarray, "*l ..."]]
 
 
@@ -95,12 +95,11 @@ class Running(NamedTuple):
     rows: RowMoments | None
     """Sums where `RowMoments` has means of squares and likelihoods."""
     alive: Bool[Array, "l c"]
-    loss: Float[Array, "l c d"]
-    """`L_n(w) - L_n(w_star)`; NaN for draws that are not recorded yet, and for all draws after a chain has died."""
-    visits: Visit
-    """Sums since the last draw; (l, c) each."""
-    growth: Float[Array, "l c d"]
-    distance: Float[Array, "l c d"]
+    draws: Float[Array, "l c 3 d"]
+    """`L_n(w) - L_n(w_star)`, and the means of growth and distance since the draw before; NaN for draws that are not
+    recorded yet, and for all draws after a chain has died."""
+    visits: Float[Array, "l c 3"]
+    """Sums of the fields of `Visit` since the last draw."""
     watched: Watched
 
     def without_window(self) -> Running:

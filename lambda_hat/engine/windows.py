@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, UInt
+from jaxtyping import Array, UInt
 
 LEAST_WINDOW = 16
 """Transitions of the first window, at least. Arbitrary."""
 NUMBER = np.uint32
 """Type of counts of transitions in a program."""
+NOWHERE = NUMBER(2**32 - 1)
+"""The place of a transition that is not kept."""
 ALL = 2**31
 """Transitions kept of a window, where it keeps every one."""
 
@@ -29,9 +32,11 @@ class Window(NamedTuple):
     stride: UInt[Array | np.uint32, ""]
     """From one transition that is kept to the next."""
 
-    def keeps(self, index: UInt[Array, ""]) -> Bool[Array, ""]:
-        """Whether transition `index`, of this window or after it, is one that is kept."""
-        return (index >= self.begin) & ((index - self.begin) % self.stride == NUMBER(0))
+    def place(self, index: UInt[Array, ""]) -> UInt[Array, ""]:
+        """The place of transition `index` among those that are kept, counted from 0; NOWHERE where it is not kept."""
+        since = index - self.begin
+        kept = (index >= self.begin) & (since % self.stride == NUMBER(0))
+        return jnp.where(kept, since // self.stride, NOWHERE)
 
 
 NO_WINDOW = Window(NUMBER(2**32 - 1), NUMBER(1))

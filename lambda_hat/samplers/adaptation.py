@@ -101,7 +101,8 @@ class Rule(NamedTuple):
     step_size: Float[Array, ""]
     limit: Float[Array, ""]
     """Bound of the step; infinite until a transition overflows in this window."""
-    sums: Sums
+    sums: Float[Array, " fields"]
+    """Of the fields of `Sums`, in one array: every array is a kernel to compile."""
     overflowed: Bool[Array, ""]
     """The last transition of this chain overflowed."""
     direction: Float[Array, " dim"]
@@ -141,8 +142,8 @@ class Adaptation:
         """The rule of a chain that starts at `w`, (dim,)."""
         zero = jnp.zeros((), w.dtype)
         step_size = jnp.asarray(FIRST_STEP, w.dtype) if self._given is None else self._given
-        sums = Sums(*[zero] * len(Sums._fields))
         direction = jnp.full_like(w, w.size**-0.5)
+        sums = jnp.zeros(len(Sums._fields), w.dtype)
         return Rule(step_size, jnp.full_like(zero, jnp.inf), sums, jnp.zeros((), bool), direction, zero)
 
     def update(
@@ -168,35 +169,34 @@ class Adaptation:
             The chain's rule, and the gradients that this evaluated.
         """
         one = jnp.ones_like(taken.squared)
-        looks, noise = rule.sums.looks, rule.sums.noise
-        direction, curvature, more = rule.direction, rule.curvature, NUMBER(0)
+        direction, curvature, looks, noise, more = rule.direction, rule.curvature, 0 * one, 0 * one, NUMBER(0)
         if self._given is None:
             is_look = index % NUMBER(EVERY) == NUMBER(0)
-            direction, curvature, of_noise = jax.lax.cond(
+            direction, curvature, noise = jax.lax.cond(
                 is_look,
                 lambda: self._look(key, rule, metric, taken),
                 lambda: (rule.direction, rule.curvature, jnp.zeros_like(one)),
             )
-            looks, noise = looks + (is_look & usable).astype(one.dtype), noise + jnp.where(usable, of_noise, 0)
+            looks = is_look.astype(one.dtype)
             of_look = HVP_GRADIENTS + self._noisy * (2 if self._gradient == "control_variate" else 1)
             more = is_look.astype(jnp.uint32) * NUMBER(of_look)
-        sums = rule.sums._replace(
-            count=jnp.where(usable, rule.sums.count + one, rule.sums.count),
-            squared=jnp.where(usable, rule.sums.squared + taken.squared, rule.sums.squared),
-            localised=jnp.where(usable, rule.sums.localised + taken.localised, rule.sums.localised),
-            growth=jnp.where(usable, rule.sums.growth + taken.visit.growth, rule.sums.growth),
-            looks=looks,
-            noise=noise,
+        seen = jnp.stack(Sums(one, taken.squared, taken.localised, taken.visit.growth, looks, noise))
+        return (
+            rule._replace(
+                sums=jnp.where(usable, rule.sums + seen, rule.sums),
+                overflowed=rule.overflowed | ~usable,
+                direction=direction,
+                curvature=curvature,
+            ),
+            more,
         )
-        overflowed = rule.overflowed | ~usable
-        return rule._replace(sums=sums, overflowed=overflowed, direction=direction, curvature=curvature), more
 
     def pool(self, rules: Rule) -> Rule:
         """Share what the chains have seen. `rules` has an axis of chains."""
         if self._given is not None:
             return rules
         old = jax.tree.map(lambda x: x[0], rules)
-        sums = jax.tree.map(lambda total: jnp.sum(total, axis=0), rules.sums)
+        sums = Sums(*jnp.sum(rules.sums, axis=0))
         step_size = jnp.minimum(GROWTH * old.step_size, self._largest(sums, jnp.max(rules.curvature)))
         limit = jnp.where(jnp.any(rules.overflowed), jnp.minimum(old.limit, HALF * old.step_size), old.limit)
         step_size, limit = jax.tree.map(
@@ -253,7 +253,7 @@ def first_of_window(rules: Rule, anew: np.floating | float, given: float | None)
         anew: The step that an ideal metric allows.
         given: The step size of the configuration, where it is not learned.
     """
-    sums, curvature = jax.tree.map(np.zeros_like, (rules.sums, rules.curvature))
+    sums, curvature = np.zeros_like(rules.sums), np.zeros_like(rules.curvature)
     step_size = np.full_like(rules.step_size, SHRINK * anew if given is None else given)
     return rules._replace(step_size=step_size, limit=np.full_like(rules.limit, np.inf), sums=sums, curvature=curvature)
 

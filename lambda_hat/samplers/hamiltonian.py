@@ -91,7 +91,7 @@ def adapted(
     def learn(
         key: Key[Array, ""],
         index: UInt[Array, ""],
-        keeps: Bool[Array, ""],
+        place: UInt[Array, ""],
         state: Any,
         rule: DualAveragingAdaptationState,
         kept: PyTree,
@@ -99,7 +99,7 @@ def adapted(
     ):
         # A proposal at which the density overflows is rejected.
         acceptance = jnp.where(jnp.isnan(seen.acceptance), 0, seen.acceptance)
-        return state, _strong(average(rule, acceptance)), own.keep(kept, keeps, seen.w, seen.score), 0
+        return state, _strong(average(rule, acceptance)), own.keep(kept, place, seen.w, seen.score), 0
 
     return Algorithm(
         init=init_chain,

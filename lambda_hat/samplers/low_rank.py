@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt
@@ -27,37 +28,45 @@ SMALLEST, LARGEST = 1e-20, 1e20
 
 
 class Kept(NamedTuple):
-    """The draws and gradients that one chain keeps of a window."""
+    """The draws and gradients that one chain keeps of a window; NaN in rows without one.
 
-    draws: Float[Array | np.ndarray, "*c rows dim"]
-    gradients: Float[Array | np.ndarray, "*c rows dim"]
+    The last row is a spare one, into which every other draw is written.
+    """
+
+    draws: Float[Array | np.ndarray, "*c rows+1 dim"]
+    gradients: Float[Array | np.ndarray, "*c rows+1 dim"]
     """Of the log posterior."""
-    count: UInt[Array | np.ndarray, "*c"]
-    """Rows that are filled."""
 
 
 def init(like: Float[Array, " dim"], rows: int) -> tuple[Metric, Kept]:
     """The metric of `P = 1` for parameters shaped as `like`, and room for `rows` draws."""
-    none = jnp.zeros((rows, like.size), like.dtype)
+    none = jnp.full((rows + 1, like.size), jnp.nan, like.dtype)
     metric = Metric(jnp.ones_like(like), jnp.zeros((RANK, like.size), like.dtype), jnp.ones((RANK,), like.dtype))
-    return metric, Kept(none, none, jnp.zeros((), jnp.uint32))
+    return metric, Kept(none, none)
 
 
-def keep(kept: Kept, keeps: Bool[Array, ""], w: Float[Array, " dim"], gradient: Float[Array, " dim"]) -> Kept:
-    """Add one draw, where `keeps` is true, the draw is finite and there is room."""
-    rows = kept.draws.shape[0]
-    keeps &= jnp.all(jnp.isfinite(w) & jnp.isfinite(gradient)) & (kept.count < NUMBER(rows))
-    # `mode="drop"` writes nothing at a place beyond the last row.
-    place = jnp.where(keeps, kept.count, NUMBER(rows))
-    draws, gradients = (
-        jnp.asarray(rows).at[place].set(row, mode="drop") for rows, row in ((kept.draws, w), (kept.gradients, gradient))
+def keep(
+    kept: Kept,
+    place: UInt[Array, ""],
+    usable: Bool[Array, ""] | bool,
+    w: Float[Array, " dim"],
+    gradient: Float[Array, " dim"],
+) -> Kept:
+    """Write one draw into its place, where it is usable and has one."""
+    nan = jnp.full((), jnp.nan, w.dtype)
+    # A slice with a place beyond the last one is that of the last one.
+    at = jnp.minimum(place, NUMBER(kept.draws.shape[0] - 1))
+    return Kept(
+        *(
+            jax.lax.dynamic_update_index_in_dim(jnp.asarray(rows), jnp.where(usable, row, nan), at, 0)
+            for rows, row in ((kept.draws, w), (kept.gradients, gradient))
+        )
     )
-    return Kept(draws, gradients, kept.count + keeps.astype(jnp.uint32))
 
 
 def emptied(kept: Kept) -> Kept:
     """The state at the start of the next window."""
-    return kept._replace(count=np.zeros_like(kept.count))
+    return Kept(*(np.full_like(rows, np.nan) for rows in kept))
 
 
 def fitted(kept: Kept, metric: Metric) -> Metric:
@@ -67,14 +76,12 @@ def fitted(kept: Kept, metric: Metric) -> Metric:
         kept: NumPy arrays with an axis of chains.
         metric: Of the present window, without one.
     """
-    if np.any(kept.count < 2):
+    draws, gradients = (np.asarray(rows)[:, :-1].astype(np.float64) for rows in kept)
+    there = np.all(np.isfinite(draws) & np.isfinite(gradients), axis=-1)
+    if np.any(there.sum(axis=1) < 2):
         return metric
-    draws, gradients = (
-        np.concatenate([chain[:count] for chain, count in zip(rows, kept.count, strict=True)]).astype(np.float64)
-        for rows in (kept.draws, kept.gradients)
-    )
     with np.errstate(all="ignore"):
-        found = fit(draws, gradients)
+        found = fit(draws[there], gradients[there])
     dtype = metric.sigma.dtype
     if found is None or not all(np.all(np.isfinite(part)) for part in found):
         return metric

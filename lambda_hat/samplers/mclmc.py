@@ -112,14 +112,14 @@ def build(model: Model, cfg: MclmcConfig, arguments: dict[str, Array]) -> Algori
     def learn(
         key: Key[Array, ""],
         index: UInt[Array, ""],
-        keeps: Bool[Array, ""],
+        place: UInt[Array, ""],
         state: Any,
         rule: StepSize,
         kept: PyTree,
         seen: Any,
     ):
         rule = followed(rule, seen.energy_change, desired, seen.nonans)
-        return state, rule, own.keep(kept, keeps, state.position, state.logdensity_grad), 0
+        return state, rule, own.keep(kept, place, state.position, state.logdensity_grad), 0
 
     return Algorithm(
         init=init,

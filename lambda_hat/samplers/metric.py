@@ -30,9 +30,9 @@ class Metric(NamedTuple):
     @property
     def trace(self) -> Float[Array, ""]:
         """The trace of P."""
-        along = ((self.sigma[None] * self.directions) ** 2).sum(axis=1)
+        along = jnp.sum((self.sigma[None] * self.directions) ** 2, axis=1)
         dim = self.directions.shape[1]
-        return (self.sigma**2).sum() * (dim // self.sigma.size) + ((self.scales - 1) * along).sum()
+        return jnp.sum(self.sigma**2) * (dim // self.sigma.size) + jnp.sum((self.scales - 1) * along)
 
     def _stretched(self, y: Float[Array, " dim"]) -> Float[Array, " dim"]:
         if self.scales.size == 0:
@@ -41,7 +41,7 @@ class Metric(NamedTuple):
 
 
 def on_host(sigma: np.ndarray, directions: np.ndarray, scales: np.ndarray) -> Metric:
-    """A metric of NumPy arrays. `trace` serves it; the products are for programs."""
+    """A metric of NumPy arrays, to be handed to a program."""
     return Metric(*cast(Any, (sigma, directions, scales)))
 
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from blackjax.mcmc.metrics import LowRankInverseMassMatrix
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree, UInt
 
-from lambda_hat.engine.windows import ALL
+from lambda_hat.engine.windows import ALL, NOWHERE
 from lambda_hat.samplers import low_rank
 from lambda_hat.samplers.metric import Metric
 
@@ -26,8 +26,8 @@ class OwnMetric(NamedTuple):
     """Transitions that a window keeps, at most."""
     init: Callable[[Float[Array, " dim"]], tuple[PyTree, PyTree]]
     """w -> (metric, kept)."""
-    keep: Callable[[Any, Bool[Array, ""], Float[Array, " dim"], Float[Array, " dim"]], Any]
-    """(kept, whether to keep, draw, gradient of the log posterior there) -> kept."""
+    keep: Callable[[Any, UInt[Array, ""], Float[Array, " dim"], Float[Array, " dim"]], Any]
+    """(kept, place as `Window.place`, draw, gradient of the log posterior there) -> kept."""
     fitted: Callable[[Any, Any], tuple[PyTree, PyTree]]
     """(metric, kept) -> (metric, nothing kept), NumPy arrays of one chain."""
     inverse_mass_matrix: Callable[[PyTree], PyTree]
@@ -44,13 +44,16 @@ def _low_rank() -> OwnMetric:
     def fitted(metric: Metric, kept: low_rank.Kept):
         return low_rank.fitted(jax.tree.map(lambda x: x[None], kept), metric), low_rank.emptied(kept)
 
+    def keep(kept: low_rank.Kept, place: UInt[Array, ""], w: Float[Array, " dim"], gradient: Float[Array, " dim"]):
+        return low_rank.keep(kept, place, True, w, gradient)
+
     def inverse_mass_matrix(metric: Metric) -> LowRankInverseMassMatrix:
         return LowRankInverseMassMatrix(metric.sigma, metric.directions.T, metric.scales)
 
     def init(like: Float[Array, " dim"]):
         return low_rank.init(like, low_rank.ROWS)
 
-    return OwnMetric(low_rank.ROWS, init, low_rank.keep, fitted, inverse_mass_matrix)
+    return OwnMetric(low_rank.ROWS, init, keep, fitted, inverse_mass_matrix)
 
 
 class Moments(NamedTuple):
@@ -73,11 +76,11 @@ def _covariance(is_diagonal: bool) -> OwnMetric:
         identity = jnp.ones_like(like) if is_diagonal else jnp.eye(like.size, dtype=like.dtype)
         return identity, Moments(jnp.zeros((), like.dtype), jnp.zeros_like(like), squares)
 
-    def keep(kept: Moments, keeps: Bool[Array, ""], w: Float[Array, " dim"], gradient: Float[Array, " dim"]) -> Moments:
+    def keep(kept: Moments, place: UInt[Array, ""], w: Float[Array, " dim"], gradient: Float[Array, " dim"]) -> Moments:
         count = jnp.asarray(kept.count + 1)
         mean = kept.mean + (w - kept.mean) / count
         added = Moments(count, mean, kept.squares + product(w - kept.mean, w - mean))
-        return jax.tree.map(lambda new, old: jnp.where(keeps, new, old), added, kept)
+        return jax.tree.map(lambda new, old: jnp.where(place != NOWHERE, new, old), added, kept)
 
     def fitted(metric: Any, kept: Any) -> tuple[PyTree, PyTree]:
         count = float(kept.count)

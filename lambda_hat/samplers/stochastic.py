@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, PyTree, UInt
+from jaxtyping import Array, Float, Key, PyTree, UInt
 
 from lambda_hat.config import SgldConfig, StochasticGradientConfig
 from lambda_hat.engine.algorithm import LOSS_COST, Algorithm, Costs, Info, Learned, Sampler, Visit, all_of_burnin
 from lambda_hat.engine.model import Batches, Drawn, Model, finite
-from lambda_hat.engine.windows import ALL, Windows
+from lambda_hat.engine.windows import ALL, NOWHERE, Windows
 from lambda_hat.samplers import low_rank
 from lambda_hat.samplers.adaptation import (
     SETTLING,
@@ -137,7 +137,7 @@ def algorithm(
     def learn(
         key: Key[Array, ""],
         index: UInt[Array, ""],
-        keeps: Bool[Array, ""],
+        place: UInt[Array, ""],
         state: State,
         rule: Rule,
         kept: Any,
@@ -148,9 +148,9 @@ def algorithm(
         state = jax.tree.map(lambda a, b: jnp.where(usable, a, b), state, start(key, model.w_star))
         rule, more = adaptation.update(key, index, rule, metric, taken, usable)
         if cfg.precond == "low_rank":
-            kept = low_rank.keep(kept, keeps & usable, taken.w, -taken.gradient)
+            kept = low_rank.keep(kept, place, usable, taken.w, -taken.gradient)
         elif learner is not None:
-            kept = learner.keep(kept, keeps & usable, taken.w, -taken.gradient)
+            kept = learner.keep(kept, (place != NOWHERE) & usable, taken.w, -taken.gradient)
         return state, rule, kept, more
 
     def mala(key: Key[Array, ""], w: Float[Array, " dim"], tuned: Tuned):
@@ -195,7 +195,7 @@ def new_window(cfg: StochasticGradientConfig, learned: Learned) -> Learned:
         else:
             assert isinstance(cfg, SgldConfig)
             metric, kept = second_moment_fitted(cfg, kept), second_moment_emptied(kept)
-            anew = anew * old.trace / metric.trace
+            anew = anew * np.sum(old.sigma**2) / np.sum(metric.sigma**2)
         metrics = jax.tree.map(lambda x: np.broadcast_to(x, (cfg.num_chains, *x.shape)), metric)
     return Learned(first_of_window(rules, anew, cfg.step_size), metrics, kept)
 

@@ -145,9 +145,9 @@ def test_everything_is_in_the_runs_precision(target, sampler, cfg, precision):
 
         with jax.numpy_dtype_promotion("strict" if sampler.strict else "standard"):
             jaxpr, shapes = jax.make_jaxpr(whole, return_shape=True)(numbers, np.uint32(4))
-    assert {x.dtype.name for x in (shapes.loss, shapes.totals.acceptance, shapes.step_size)} == {precision}
+    assert {x.dtype.name for x in (shapes.draws, shapes.totals.acceptance, shapes.step_size)} == {precision}
     assert ("f64[" in str(jaxpr)) == (precision == "float64")
-    assert shapes.loss.shape == (1, 2, 4)
+    assert shapes.draws.shape == (1, 2, 3, 4)
 
 
 def test_float32_runs_beside_float64_ones(target):

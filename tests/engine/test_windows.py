@@ -1,7 +1,7 @@
-import numpy as np
+import jax.numpy as jnp
 import pytest
 
-from lambda_hat.engine.windows import Windows
+from lambda_hat.engine.windows import NOWHERE, Windows
 
 
 @pytest.mark.parametrize(
@@ -20,8 +20,9 @@ def test_every_transition_is_in_one_window_that_keeps_no_more_than_its_rows(last
     for step in range(last_end + 50):
         window, end = windows.at(step)
         assert end == next((e for e in windows.ends if e > step), None)
-        kept.setdefault(end, []).append(bool(window.keeps(np.uint32(step))))
-    assert not any(kept.pop(None))
+        kept.setdefault(end, []).append(int(window.place(jnp.uint32(step))))
+    assert set(kept.pop(None)) == {NOWHERE}
     for end, of_window in kept.items():
-        assert of_window[0] and 1 <= sum(of_window) <= rows, end
-        assert rows < len(of_window) or all(of_window)
+        places = [place for place in of_window if place != NOWHERE]
+        assert places == list(range(len(places))) and 1 <= len(places) <= rows, end
+        assert of_window[0] == 0 and (rows < len(of_window) or places == of_window)

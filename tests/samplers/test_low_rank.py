@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lambda_hat.engine.windows import NOWHERE
 from lambda_hat.samplers.low_rank import RANK, Kept, fit, fitted, init, keep
 
 
@@ -49,16 +50,18 @@ def test_chains_that_show_no_scale_leave_the_metric_as_it_is():
     metric, _ = init(jnp.zeros(4), 5)
     metric = jax.tree.map(lambda x: np.asarray(x) + 1, metric)
     rows = np.random.default_rng(0).normal(size=(2, 5, 4)).astype(np.float32)
-    assert fitted(Kept(rows, rows, np.uint32([5, 1])), metric) is metric
+    lost = rows.copy()
+    lost[1, 1:4] = np.nan
+    assert fitted(Kept(rows, lost), metric) is metric
+    assert fitted(Kept(rows, rows), metric) is not metric
     nowhere = np.zeros_like(rows)
-    still = fitted(Kept(nowhere, nowhere, np.uint32([5, 5])), metric)
+    still = fitted(Kept(nowhere, nowhere), metric)
     assert all(np.all(np.isfinite(part)) for part in still)
 
 
-def test_a_draw_is_kept_where_it_is_wanted_finite_and_has_room():
-    _, kept = init(jnp.zeros(2), 2)
-    for value, wanted in ((1.0, True), (2.0, False), (np.nan, True), (3.0, True), (4.0, True)):
-        kept = keep(kept, jnp.asarray(wanted), jnp.full(2, value), jnp.full(2, -value))
-    assert int(kept.count) == 2
-    np.testing.assert_array_equal(kept.draws[:, 0], [1.0, 3.0])
-    np.testing.assert_array_equal(kept.gradients[:, 0], [-1.0, -3.0])
+def test_a_draw_is_kept_where_it_is_usable_and_has_a_place():
+    _, kept = init(jnp.zeros(2), 3)
+    for value, place, usable in ((1.0, 0, True), (2.0, NOWHERE, True), (3.0, 1, False), (4.0, 2, True)):
+        kept = keep(kept, jnp.uint32(place), jnp.asarray(usable), jnp.full(2, value), jnp.full(2, -value))
+    np.testing.assert_array_equal(kept.draws[:-1, 0], [1.0, np.nan, 4.0])
+    np.testing.assert_array_equal(kept.gradients[:-1, 1], [-1.0, np.nan, -4.0])
