@@ -75,7 +75,7 @@ class Taken(NamedTuple):
     """Of the negative log posterior at `w`, as the transition took it."""
     squared: Float[Array, ""]
     """`g . P g`."""
-    localised: Float[Array, ""] | float
+    localised: Float[Array, ""]
     """`gamma tr P`: the part of the mean of `squared` that comes from the localisation."""
     visit: Visit
     drawn: Drawn
