@@ -43,14 +43,14 @@ SHRINK = 0.8
 
 
 class StepSize(NamedTuple):
-    """The energy errors that one chain has seen in its present metric."""
+    """The energy errors that one chain has seen in its present metric, or those of c chains."""
 
-    step_size: Float[Array, ""]
-    most: Float[Array, ""]
+    step_size: Float[Array | np.ndarray, "*c"]
+    most: Float[Array | np.ndarray, "*c"]
     """Bound of the step; infinite until a transition became non-finite."""
-    total: Float[Array, ""]
+    total: Float[Array | np.ndarray, "*c"]
     """Weighted sum of squared errors at the present step, in units of the desired square."""
-    weight: Float[Array, ""]
+    weight: Float[Array | np.ndarray, "*c"]
     """Sum of the weights."""
 
 
@@ -61,7 +61,7 @@ class Tuned(NamedTuple):
     inverse_mass_matrix: PyTree
 
 
-def begun(length: Float[Array, ""]) -> StepSize:
+def begun(length: Float[Array | np.ndarray, "*c"]) -> StepSize:
     """The step before the first transition in a metric. length: L, in whose units the step starts."""
     # These serve arrays of JAX and of NumPy.
     return StepSize(FIRST_STEP * length, length + np.inf, 0 * length, 0 * length)
@@ -102,7 +102,7 @@ def build(model: Model, cfg: MclmcConfig, arguments: dict[str, Array]) -> Algori
         return blackjax.mclmc.init(start, model.log_density, key), Learned(begun(length), *own.init(start)), 1
 
     def tuned(index: UInt[Array, ""], rule: StepSize, metric: PyTree) -> Tuned:
-        return Tuned(rule.step_size, own.inverse_mass_matrix(metric))
+        return Tuned(jnp.asarray(rule.step_size), own.inverse_mass_matrix(metric))
 
     def step(key: Key[Array, ""], state: Any, tuned: Tuned):
         state, info = kernel(key, state, model.log_density, tuned.inverse_mass_matrix, length, tuned.step_size)
