@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lambda_hat.errors import CorruptArtifact, StoreError, StoreUnwritable
+from lambda_hat.store.run_files import read_bytes
 
 _NO_WRITING = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ESTALE,
@@ -193,7 +194,7 @@ def read_json(path: Path) -> Any:
 def _read(path: Path) -> bytes:
     for attempt in range(_READS):
         try:
-            return path.read_bytes()
+            return read_bytes(path)
         except FileNotFoundError:
             raise
         except OSError as error:
