@@ -61,7 +61,10 @@ def _facts(
 ) -> Iterator[tuple[str, Text]]:
     yield "run", Text(place.run_id, style="bold")
     yield "target", Text(printable(f"{place.target_id}" + (f" ({build.label})" if build else "")))
-    yield "folder", Text(printable(str(place.run_dir)))
+    if place.run_dir.is_dir() or not run_files.is_there(place.run_dir):
+        yield "folder", Text(printable(str(place.run_dir)))
+    else:
+        yield "archive", Text(printable(f"{place.target_dir / run_files.ARCHIVE}, {place.run_id}/"))
     if cfg is not None:
         yield from _config_rows(cfg)
     if isinstance(analysis, dict):

@@ -98,11 +98,16 @@ def content_in(archive: Path, run_id: str, name: str) -> bytes:
         member = (_runs_of(archive, file) or {}).get(run_id, {}).get(name)
         if member is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(archive / run_id / name))
-        file.seek(member.offset)
-        head = file.read(_HEAD.size)
-        if len(head) == _HEAD.size:
-            file.seek(sum(_HEAD.unpack(head)), os.SEEK_CUR)
-        return file.read(member.size)
+        return content(file, member)
+
+
+def content(file: BinaryIO, member: Member) -> bytes:
+    """What an open archive has as the content of a file; checksums are the caller's."""
+    file.seek(member.offset)
+    head = file.read(_HEAD.size)
+    if len(head) == _HEAD.size:
+        file.seek(sum(_HEAD.unpack(head)), os.SEEK_CUR)
+    return file.read(member.size)
 
 
 def has(path: Path) -> bool:
@@ -176,7 +181,7 @@ def _runs_of(archive: Path, file: BinaryIO) -> Runs | None:
     kept = _known.get(archive)
     if kept is None or kept[0] != identity:
         try:
-            kept = identity, _listed(file)
+            kept = identity, listed(file)
         except _BROKEN:
             kept = identity, None
         except OSError as error:
@@ -192,7 +197,8 @@ def _identity(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _listed(file: BinaryIO) -> Runs:
+def listed(file: BinaryIO) -> Runs:
+    """The runs in an open archive; raises what zipfile raises where it is damaged."""
     found: dict[str, dict[str, Member]] = {}
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
