@@ -179,6 +179,7 @@ def test_a_kill_at_any_step_loses_nothing_and_the_next_call_goes_on(made, tmp_pa
     assert step > 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [1, 3])
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_run_that_is_discarded_at_any_step_is_sampled_again(made, tmp_path, place, ended):
@@ -214,6 +215,7 @@ def test_a_run_that_is_discarded_at_any_step_is_sampled_again(made, tmp_path, pl
     assert step > 40
 
 
+@pytest.mark.slow
 def test_a_reader_finds_every_run_at_every_step(made, tmp_path):
     before = readable(made)
     for step, _ in enumerate(copies(made, tmp_path), 1):
