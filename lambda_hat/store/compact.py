@@ -17,6 +17,7 @@ import hashlib
 import math
 import os
 import shutil
+import stat
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,8 @@ from lambda_hat.store.files import create, file_entry, record_in, undone_on_erro
 from lambda_hat.store.heartbeat import Heartbeat, older_drivers
 from lambda_hat.store.layout import CHECKPOINT, Store
 
+_BESIDE = f".{run_files.ARCHIVE}."
+"""Beginning of the names of archives that are being written. A build removes files that end on .part."""
 _REMOVED = ".archived"
 """Suffix of the names of folders that are being removed."""
 _MEMBER_BYTES = 512
@@ -79,7 +82,7 @@ class Compaction:
         """
         directory = self.store.target_dir(self.target_id)
         archive = directory / run_files.ARCHIVE
-        beside = directory / f".{run_files.ARCHIVE}.{os.urandom(8).hex()}.part"
+        beside = directory / f"{_BESIDE}{os.urandom(8).hex()}"
         with writing(archive):
             with undone_on_error(beside.unlink):
                 with os.fdopen(create(beside), "wb") as file:
@@ -119,7 +122,6 @@ class Compaction:
             for run in self.loose:
                 contents = self._contents(run)
                 if contents is None:
-                    self.damaged += 1
                     continue
                 whole.append(run)
                 for name, (content, written) in contents.items():
@@ -128,20 +130,23 @@ class Compaction:
         return digests
 
     def _contents(self, run: Loose) -> dict[str, tuple[bytes, float]] | None:
-        """The content of each file of a run, and when it was written; None where the run is not whole."""
+        """The content of each file of a run, and when it was written; None where the run stays in its folder."""
         run_dir = self.store.run_dir(self.target_id, run.run_id)
         status, damages = self.store.inspect_run(self.target_id, run.run_id, None, thorough=True, move=False)
-        if status != "finished" or damages:
+        if damages:
+            self.damaged += 1
             return None
-        try:
+        found = {}
+        with contextlib.suppress(FileNotFoundError):
             paths = {name: run_dir / name for name in run.names}
             found = {name: (path.read_bytes(), path.stat().st_mtime) for name, path in paths.items()}
-        except FileNotFoundError:
-            return None
-        # It may have been sampled anew since it was inspected.
-        files = record_in(run_dir / _RECORD, found[_RECORD][0])["files"]
+        # It may have been discarded, or sampled anew, since it was inspected.
+        files = record_in(run_dir / _RECORD, found[_RECORD][0])["files"] if found else {}
         same = (name == "config.yaml" or file_entry(found[name][0]) == entry for name, entry in files.items())
-        return found if all(same) else None
+        if status != "finished" or not files or not all(same):
+            self.left += 1
+            return None
+        return found
 
 
 def survey(store: Store, target_id: str) -> Compaction:
@@ -157,20 +162,36 @@ def survey(store: Store, target_id: str) -> Compaction:
     for run_dir in sorted(directory.glob("run_*")):
         if run_dir.is_symlink() or not run_dir.is_dir():
             continue
-        with os.scandir(run_dir) as entries:
-            found = {entry.name: entry for entry in entries}
+        found = _sizes(run_dir)
         if _RECORD not in found:
             left += 1
             if run_files.DISCARDED in found:
                 kept.pop(run_dir.name, None)
-        elif claims.holder(run_dir) is not None or not all(entry.is_file() for entry in found.values()):
+        elif None in found.values() or claims.holder(run_dir) is not None:
             left += 1
         else:
             kept.pop(run_dir.name, None)
             names = [name for name in sorted(found) if not _is_left_over(name)]
-            size = sum(found[name].stat().st_size for name in names)
+            size = sum(found[name] or 0 for name in names)
             loose.append(Loose(run_dir.name, names, size, len(found) + 1))
     return Compaction(store, target_id, loose, kept, left)
+
+
+def _sizes(run_dir: Path) -> dict[str, int | None]:
+    """The bytes of each file in a folder by its name; None for what is no file. Raises StoreError."""
+    found: dict[str, int | None] = {}
+    try:
+        with os.scandir(run_dir) as entries:
+            for entry in entries:
+                # A file may be removed meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat()
+                    found[entry.name] = status.st_size if stat.S_ISREG(status.st_mode) else None
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise StoreError(f"{run_dir}: cannot be read: {error.strerror or error}") from error
+    return found
 
 
 def _is_left_over(name: str) -> bool:
@@ -240,7 +261,7 @@ def alone(store: Store) -> Iterator[None]:
 def _tidy(directory: Path) -> None:
     """Finish what a killed process has begun."""
     with writing(directory):
-        for path in directory.glob(f".{run_files.ARCHIVE}.*.part"):
+        for path in directory.glob(f"{_BESIDE}*"):
             path.unlink()
         for aside in directory.glob(f".run_*{_REMOVED}"):
             run_id = aside.name[1 : -len(_REMOVED)]

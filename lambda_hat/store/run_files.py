@@ -67,6 +67,8 @@ def archived(path: Path) -> Member | None:
         StoreError: The system refuses to read.
     """
     run_dir = path.parent
+    if not run_dir.name.startswith("run_"):
+        return None
     member = runs_in(run_dir.parent).get(run_dir.name, {}).get(path.name)
     return None if member is None or os.path.lexists(run_dir / DISCARDED) else member
 
