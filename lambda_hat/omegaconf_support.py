@@ -35,13 +35,13 @@ _ABSENT = object()
 _hints = functools.cache(get_type_hints)
 
 
-def load_yaml(path: Path | str) -> dict[str, Any]:
+def load_yaml(path: Path | str, content_of: Callable[[Path], bytes] = Path.read_bytes) -> dict[str, Any]:
     """The mapping in a YAML file, as `plain_yaml.read` reads it; empty if the file is.
 
     Raises:
         ConfigError: there is no such mapping. The message names the file, and the line where the parser stopped.
     """
-    content = plain_yaml.read(Path(path))
+    content = plain_yaml.read(Path(path), content_of)
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -312,9 +312,14 @@ def custom_target(target: dict[str, Any], source: str) -> dict[str, Any]:
     return {"kind": "custom", **target}
 
 
-def load_sample_config(path: Path | str) -> SampleConfig:
-    """The configuration of a run in a file that `to_yaml` wrote. Raises ConfigError."""
-    content = load_yaml(path)
+def load_sample_config(path: Path | str, content_of: Callable[[Path], bytes] = Path.read_bytes) -> SampleConfig:
+    """The configuration of a run in a file that `to_yaml` wrote. Raises ConfigError.
+
+    Args:
+        path: the file.
+        content_of: reads it.
+    """
+    content = load_yaml(path, content_of)
     schema = schema_for(SAMPLE_SCHEMAS, content.get("name"), f"{path}: name")
     return build_dataclass(schema, [(str(path), content)])
 

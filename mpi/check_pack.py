@@ -40,6 +40,7 @@ from lambda_hat.store.umask import keep_umask
 from mpi.devices import bind_rank, check_gpu
 from mpi.dispatch import start_mpi
 from mpi.launcher_variables import launcher_local_rank, launcher_local_size, launcher_rank, launcher_size
+from mpi.mps import place_of_mps
 
 PACKAGES = ("jax", "jaxlib", "blackjax", "mpi4py")
 """Packages whose versions a rank reports."""
@@ -133,7 +134,8 @@ def examine(check: Mapping[str, Any], folder: Path) -> Report:
     rank = report.get("rank", report["launcher_rank"])
     binding = None
     with part(report, "binding"):
-        binding = bind_rank(rank, check["cores_per_rank"], check["gpus_per_node"], check["ranks_per_gpu"])
+        resources = (check["cores_per_rank"], check["gpus_per_node"], check["ranks_per_gpu"])
+        binding = bind_rank(rank, *resources, place_of_mps(check))
         report |= {"cores": list(binding.cores), "cores_shared": binding.shared, **gpu(binding)}
     if binding is not None:
         # Without a binding jax would take all cores and every GPU.

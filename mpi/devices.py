@@ -12,6 +12,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from lambda_hat.errors import LaunchError
@@ -24,6 +25,7 @@ from mpi.launcher_variables import (
     launcher_local_size,
     launcher_size,
 )
+from mpi.mps import share_gpu
 
 Vendor = Literal["cuda", "rocm"]
 VISIBLE_DEVICES: dict[Vendor, tuple[str, ...]] = {
@@ -89,7 +91,9 @@ def bind_cores(local_rank: int, cores_per_rank: int, local_size: int | None = No
 # GPUs
 
 
-def bind_rank(rank: int, cores_per_rank: int, gpus_per_node: int, ranks_per_gpu: int) -> Binding:
+def bind_rank(
+    rank: int, cores_per_rank: int, gpus_per_node: int, ranks_per_gpu: int, mps: Path | None = None
+) -> Binding:
     """Give this process its cores and its GPU, by its rank on the node.
 
     Args:
@@ -98,9 +102,10 @@ def bind_rank(rank: int, cores_per_rank: int, gpus_per_node: int, ranks_per_gpu:
         gpus_per_node: GPUs that the ranks of a node take. With 0 the process computes on its cores, also on a node with
             GPUs: `JAX_PLATFORMS` becomes cpu unless it is set.
         ranks_per_gpu: Ranks that share a GPU.
+        mps: Where the ranks of a launch meet that share GPUs through NVIDIA's MPS; None: they take turns.
 
     Raises:
-        LaunchError: The GPUs do not add up; the message has host, rank and environment.
+        LaunchError: The GPUs do not add up, or MPS does not start; the message has host, rank and environment.
         ConfigError: As of `bind_cores`.
         RuntimeError: As of `bind_cores`.
     """
@@ -116,6 +121,9 @@ def bind_rank(rank: int, cores_per_rank: int, gpus_per_node: int, ranks_per_gpu:
     try:
         device = choose_gpu(os.environ, vendor, local_rank, local_size, gpus_per_node, ranks_per_gpu)
         changes = gpu_environment(os.environ, vendor, device, ranks_per_gpu)
+        if mps is not None:
+            told = {**os.environ, **{name: value for name, value in changes.items() if value is not None}}
+            changes |= share_gpu(mps, vendor, _slurm_gpus_per_task(told), device, local_rank, ranks_per_gpu, told)
     except LaunchError as error:
         raise LaunchError(f"{_place(rank)}: {error}. {_in_words(before)}") from None
     for name, value in changes.items():

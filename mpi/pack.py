@@ -35,6 +35,7 @@ PACK_DEFAULTS = {
     "builds": [],
     "gpus_per_node": 0,
     "ranks_per_gpu": 1,
+    "gpu_sharing": "none",
     "deadline": None,
     "lease": None,
     "suspects": [],
@@ -66,6 +67,7 @@ def read_pack(path: Path) -> Pack:
     pack = PACK_DEFAULTS | pack
     for key, least in (("cores_per_rank", 1), ("gpus_per_node", 0), ("ranks_per_gpu", 1)):
         at_least(f"{path}: {key}", pack[key], least)
+    _require(pack["gpu_sharing"] in ("none", "mps"), f"{path}: gpu_sharing", pack["gpu_sharing"], "none or mps")
     _check_entries(path, pack)
     builds = {entry["target_id"]: _build_config(path, entry) for entry in pack["builds"]}
     return pack | {"builds": builds, "runs": [_planned_run(path, entry) for entry in pack["runs"]]}

@@ -14,7 +14,7 @@ A pack file is JSON. Its keys:
   program share compiled code.
 Keys that may be missing, with their defaults:
 - `builds` ([]): targets for the ranks to build first, each with target_id and config.
-- `gpus_per_node` (0), `ranks_per_gpu` (1).
+- `gpus_per_node` (0), `ranks_per_gpu` (1), `gpu_sharing` (none; mps: through NVIDIA's MPS).
 - `deadline` (null): seconds since the epoch. The variable LAMBDA_HAT_DEADLINE may bring it forward.
 - `lease` (null): the path of the driver's heartbeat.
 - `suspects` ([]): runs, as "target_id/run_id", that may have killed their rank. They go out last, one at a time.
@@ -80,6 +80,7 @@ from lambda_hat.workflow_config import compose_study
 from mpi.devices import bind_rank
 from mpi.dispatch import World, dispatch, install_abort_hooks, start_mpi, to_stderr
 from mpi.launcher_variables import check_world, launcher_local_rank, launcher_rank, launcher_size
+from mpi.mps import place_of_mps
 from mpi.pack import Pack, at_least, describe_pack, items_of, pack_of_study, pack_record, read_pack
 from mpi.rank import Console, Rank
 from mpi.shared_memory import unlink_shared_memory
@@ -237,6 +238,7 @@ def load_pack(args: argparse.Namespace) -> Pack:
         "lanes": study.settings.lanes,
         "gpus_per_node": args.gpus_per_node,
         "ranks_per_gpu": args.ranks_per_gpu,
+        "gpu_sharing": "none",
     }
     if pack["runs"] and not args.dry_run:
         store = Store(pack["store_root"])
@@ -275,7 +277,8 @@ def run_pack(world: World, pack: Pack, drain: Drain, started: float) -> Counter[
         if not pack["compile_cache"]:
             os.environ[CACHE_VARIABLE] = CACHE_OFF
         try:
-            rank.begin(bind_rank(world.rank, pack["cores_per_rank"], pack["gpus_per_node"], pack["ranks_per_gpu"]))
+            resources = (pack["cores_per_rank"], pack["gpus_per_node"], pack["ranks_per_gpu"])
+            rank.begin(bind_rank(world.rank, *resources, place_of_mps(pack)))
         except LaunchError as error:
             events.append("refused", rank=world.rank, host=socket.gethostname(), reason=str(error))
             raise

@@ -27,6 +27,7 @@ from flows.driver.workers import Workers, start_workers
 from lambda_hat.errors import LaunchError, StoreUnwritable
 from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.report.closing import tries_line
+from lambda_hat.store import run_files
 from lambda_hat.store.heartbeat import Heartbeat, live_heartbeats, tidy_heartbeats
 from lambda_hat.store.study_records import StudyLog
 from lambda_hat.workflow_config import Study
@@ -274,7 +275,7 @@ class Attempts:
         """
         for run in runs:
             directory = self._request.store.run_dir(*run.key)
-            for name in ("error.json", "analysis.json"):
-                (directory / name).unlink(missing_ok=True)
+            (directory / "error.json").unlink(missing_ok=True)
+            run_files.discard(directory)
             if self._request.rerun is not None:
                 forget(directory)

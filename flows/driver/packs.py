@@ -78,6 +78,7 @@ def world_of(request: Request) -> dict[str, Any]:
         "expected_ranks": site.resources["num_ranks"],
         "gpus_per_node": site.gpus_per_node,
         "ranks_per_gpu": site.ranks_per_gpu,
+        "gpu_sharing": site.gpu_sharing,
     }
 
 

@@ -29,6 +29,8 @@ MOST = 100_000
 """Nodes, ranks, cores, blocks: more than any machine has."""
 ONE_WORD = re.compile(r"[^\s\x00-\x1f\x7f]+")
 DIRECTIVE = re.compile(r"(#[^\x00-\x1f\x7f]*)?")
+GPU_SHARING = ("none", "mps")
+"""How ranks share a GPU: in turn, or at the same time through NVIDIA's MPS."""
 SHELL_KEYS = ("worker_init", "scheduler_options")
 """Keys whose text is for a shell or a scheduler."""
 WALLTIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d{2})")
@@ -46,6 +48,7 @@ class SiteConfig:
     cores_per_rank: int = 1
     gpus_per_node: int = 0
     ranks_per_gpu: int = 1
+    gpu_sharing: str = "none"
     nodes_per_pack: int | None = 1
     task_workers: int | None = None
     worker_init: str = ""
@@ -53,6 +56,8 @@ class SiteConfig:
     def __post_init__(self):
         if "\0" in self.worker_init:
             raise ConfigError("worker_init: got a zero byte, expected lines of a shell")
+        if self.gpu_sharing not in GPU_SHARING:
+            raise ConfigError(f"gpu_sharing: unknown {self.gpu_sharing!r}; {nearest(self.gpu_sharing, GPU_SHARING)}")
         self.launcher  # noqa: B018 - refuses what it is made of
         for key, value in vars(self).items():
             if key.endswith(("_per_node", "_per_rank", "_per_gpu", "_per_pack", "_per_block", "_workers", "_blocks")):
@@ -73,6 +78,11 @@ class SiteConfig:
             raise ConfigError(
                 f"nodes_per_pack: got {self.pack_nodes}, which would leave {self.block_nodes % self.pack_nodes} of the "
                 f"{self.block_nodes} nodes of a block idle; give a divisor, or null for one pack over the whole block"
+            )
+        if self.gpu_sharing != "none" and not self.gpus_per_node:
+            raise ConfigError(
+                f"gpu_sharing: got {self.gpu_sharing!r}, but gpus_per_node is 0, so that ranks compute on cores; give "
+                "gpus_per_node, or write gpu_sharing: none"
             )
         wanted = self.gpus_per_node * self.ranks_per_gpu
         if self.gpus_per_node and self.ranks != wanted:

@@ -7,6 +7,7 @@ a mapping. `${HOME}` is text, because an id must not depend on the environment.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,14 @@ def parse(text: str, source: str) -> Any:
         raise ConfigError(f"{source}: not plain YAML: {error}") from None
 
 
-def read(path: Path) -> Any:
-    """`parse` of the file `path`.
+def read(path: Path, content_of: Callable[[Path], bytes] = Path.read_bytes) -> Any:
+    """`parse` of the file `path`, whose bytes are `content_of(path)`.
 
     Raises:
         ConfigError: the file cannot be read, or `parse` refuses its text.
     """
     try:
-        text = path.read_text("utf-8-sig")
+        text = content_of(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except UnicodeDecodeError:

@@ -8,7 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lambda_hat
-from lambda_hat.entrypoints import build_target, logs, report, rerun, sample, show, status, tune, validate, verify
+from lambda_hat.entrypoints import (
+    build_target,
+    compact,
+    logs,
+    report,
+    rerun,
+    sample,
+    show,
+    status,
+    tune,
+    validate,
+    verify,
+)
 from lambda_hat.errors import EXIT_OK, LambdaHatError, run_command
 from lambda_hat.store.layout import existing_store
 
@@ -58,6 +70,10 @@ def options_parser() -> argparse.ArgumentParser:
     )
     verify.add_arguments(files)
     files.set_defaults(run=verify.run)
+
+    archives = commands.add_parser("compact", help="put finished runs into one file per target, so that they take few")
+    compact.add_arguments(archives)
+    archives.set_defaults(run=compact.run)
 
     truth = commands.add_parser("validate", help="compare the samplers with known exact answers; touches no store")
     validate.add_arguments(truth)

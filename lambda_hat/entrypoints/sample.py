@@ -13,7 +13,7 @@ from lambda_hat.errors import ConfigError, StoreError, TargetNotBuilt, run_comma
 from lambda_hat.id_utils import Run
 from lambda_hat.omegaconf_support import load_sample_config
 from lambda_hat.programs.cores import bind_process
-from lambda_hat.store import claims
+from lambda_hat.store import claims, run_files
 from lambda_hat.store.drain import Drain, earliest_deadline
 from lambda_hat.store.files import undone_on_error
 from lambda_hat.store.heartbeat import HEARTBEAT_VARIABLE, Heartbeat, drain_when_lost
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         )
     run_dir = args.run_dir.absolute()
     target_dir = args.target_dir.absolute() if args.target_dir else run_dir.parent
-    if (run_dir / "analysis.json").is_file():
+    if run_files.has(run_dir / "analysis.json"):
         print(f"{run_id} is already finished in {run_dir}")
         return 0
     if not (target_dir / "meta.json").is_file():

@@ -12,7 +12,10 @@ from typing import Any
 from lambda_hat.errors import CorruptArtifact
 from lambda_hat.store.layout import read_json
 
-CHECK_KEYS = ("pack_id", "store_root", "cores_per_rank", "expected_ranks", "gpus_per_node", "ranks_per_gpu", "needs")
+CHECK_KEYS = (
+    "pack_id", "store_root", "cores_per_rank", "expected_ranks", "gpus_per_node", "ranks_per_gpu", "gpu_sharing",
+    "needs",
+)  # fmt: skip
 """Keys of a check file. `expected_ranks` may be null; `expected_nodes` may stand beside them."""
 
 LINE_PREFIX = "lambda_hat check report: "

@@ -21,6 +21,7 @@ from lambda_hat.errors import ConfigError, CorruptArtifact, LambdaHatError, Stor
 from lambda_hat.estimate.posterior import posterior_for
 from lambda_hat.id_utils import Run, canonical_json, identity_payload, trajectory_id
 from lambda_hat.omegaconf_support import load_build_config, load_sample_config
+from lambda_hat.store import run_files
 from lambda_hat.store.layout import Store, error_line, existing_store, read_record, remove_litter, write_bytes_atomic
 from lambda_hat.workflow_config import compose_study
 
@@ -144,7 +145,8 @@ def runs_in_store(store: Store) -> tuple[list[Run], dict[str, BuildConfig]]:
             continue
         for run_id in store.run_ids(target_id):
             with contextlib.suppress(LambdaHatError):
-                cfg = load_sample_config(store.run_dir(target_id, run_id) / "config.yaml")
+                path = store.run_dir(target_id, run_id) / "config.yaml"
+                cfg = load_sample_config(path, run_files.read_bytes)
                 runs.append(replace(Run.of(cfg), target_id=target_id, run_id=run_id))
     return runs, targets
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from lambda_hat.errors import ConfigError, CorruptArtifact, StoreError
 from lambda_hat.report.foreign import import_arviz
+from lambda_hat.store import run_files
 from lambda_hat.store.checksums import OBSERVED
 from lambda_hat.store.layout import error_line, file_entry, read_record
 
@@ -90,38 +92,38 @@ def load_losses(row: Mapping[str, Any]) -> tuple[np.ndarray, float, float]:
     import h5netcdf
 
     folder = _folder_of("load_losses", row)
-    path = _sound(folder, "trace.nc", _files(folder))
+    content = _sound(folder, "trace.nc", _files(folder))
     try:
-        with h5netcdf.File(path, "r") as file:
+        with h5netcdf.File(io.BytesIO(content), "r") as file:
             losses = np.asarray(file.groups["posterior"].variables["loss"][...], dtype=np.float64)
             at_w_star, n_beta = (float(cast(float, file.attrs[key])) for key in ("loss_at_w_star", "n_beta"))
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise CorruptArtifact(f"{path} holds no losses ({error}); {_remedy(folder)}") from None
+        raise CorruptArtifact(f"{folder / 'trace.nc'} holds no losses ({error}); {_remedy(folder)}") from None
     return losses, at_w_star, n_beta
 
 
-def _sound(folder: Path, name: str, files: Mapping[str, Any]) -> Path:
-    """The path of a file of a run, once its checksum has been found to fit."""
+def _sound(folder: Path, name: str, files: Mapping[str, Any]) -> bytes:
+    """The content of a file of a run, whose checksum fits."""
     path = folder / name
     try:
-        entry = file_entry(path.read_bytes())
+        content = run_files.read_bytes(path)
     except FileNotFoundError:
         raise CorruptArtifact(f"{path}: it is gone, though the run is finished; {_remedy(folder)}") from None
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if files.get(name) != entry:
+    if files.get(name) != file_entry(content):
         raise CorruptArtifact(f"{path}: damaged: its checksum does not fit; {_remedy(folder)}")
-    return path
+    return content
 
 
 def _read(folder: Path, name: str, files: Mapping[str, Any]) -> InferenceData:
-    path = _sound(folder, name, files)
+    content = _sound(folder, name, files)
     arviz = import_arviz()
     try:
         with arviz.rc_context({"data.load": "eager"}):
-            return arviz.from_netcdf(path)
+            return arviz.from_netcdf(io.BytesIO(content))
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise CorruptArtifact(f"{path}: not a netCDF file with draws ({error}); {_remedy(folder)}") from None
+        raise CorruptArtifact(f"{folder / name}: not a netCDF file with draws ({error}); {_remedy(folder)}") from None
 
 
 def _folder_of(caller: str, run: Any) -> Path:
@@ -136,7 +138,7 @@ def _folder_of(caller: str, run: Any) -> Path:
             "lambda_hat.load_results().iloc[0]"
         )
     folder = Path(told).expanduser()
-    if not folder.is_dir():
+    if not run_files.is_there(folder):
         moved = "" if told is run else "; if the store was moved, give the run's folder in it instead"
         raise StoreError(f"{folder}: no folder of a run there, expected runs/targets/tgt_.../run_..._...{moved}")
     return folder

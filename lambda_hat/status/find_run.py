@@ -13,6 +13,7 @@ from lambda_hat.errors import ConfigError, LambdaHatError
 from lambda_hat.omegaconf_support import load_build_config
 from lambda_hat.status import newest_record
 from lambda_hat.status.terminal import printable, run_name
+from lambda_hat.store import run_files
 from lambda_hat.store.layout import Store, existing_store
 from lambda_hat.store.study_records import Key
 
@@ -73,7 +74,7 @@ def find_run(root: Path, words: Sequence[str]) -> RunPlace:
 
 def _by_path(path: Path) -> RunPlace | None:
     path = path.expanduser().absolute()
-    if not path.is_dir() or not (path.name.startswith("run_") or (path / "config.yaml").is_file()):
+    if not run_files.is_there(path) or not (path.name.startswith("run_") or (path / "config.yaml").is_file()):
         return None
     above = path.parents
     in_store = len(above) > 2 and above[1].name == "targets"

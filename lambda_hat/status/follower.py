@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import NamedTuple
 from lambda_hat.errors import StoreError
 from lambda_hat.status.driver import DriverLog
 from lambda_hat.status.study_state import Driver, Failure, Running, StudyStatus
+from lambda_hat.store import run_files
 from lambda_hat.store.claims import holder
 from lambda_hat.store.events import PackLog
 from lambda_hat.store.layout import CHECKPOINT, Store, TargetStatus, error_line
@@ -133,8 +133,8 @@ class StudyFollower:
     def _is_new(self, path: Path) -> bool:
         """Whether a file was written since the plan was made; both times are the file system's."""
         try:
-            return path.stat().st_mtime >= self.record.written
-        except OSError:
+            return run_files.file_status(path)[1] >= self.record.written
+        except (OSError, StoreError):
             return False
 
     def _in_flight(self, pack: PackLog, now: float) -> Iterator[Running]:
@@ -160,14 +160,14 @@ class StudyFollower:
     def _look_into(self, run: Planned) -> None:
         directory = self._store.run_dir(*run.key)
         try:
-            names = frozenset(os.listdir(directory))
+            names = run_files.names(directory)
             for name, status in ENDS.items():
                 # Files older than the plan are of an earlier try, which the plan repeats.
                 if name in names and (run.group != TO_SAMPLE or self._is_new(directory / name)):
-                    written = (directory / name).stat().st_mtime
+                    _, written = run_files.file_status(directory / name)
                     self._settled[run.key] = _Settled(status, written, None, run.group == TO_SAMPLE)
                     return
-        except OSError:
+        except (OSError, StoreError):
             return
         self._names[run.key] = names
 

@@ -10,6 +10,7 @@ from lambda_hat.errors import LambdaHatError
 from lambda_hat.omegaconf_support import build_dataclass, load_sample_config, schema_for
 from lambda_hat.status import Studies, StudyFollower
 from lambda_hat.status.find_run import RunPlace
+from lambda_hat.store import run_files
 from lambda_hat.store.layout import read_json_or_none, read_record
 
 
@@ -17,8 +18,8 @@ def config_of(place: RunPlace) -> SampleConfig | None:
     """The configuration in the run's folder, else the one in its pack; None where that cannot be read."""
     path = place.run_dir / "config.yaml"
     try:
-        if path.is_file():
-            return load_sample_config(path)
+        if run_files.has(path):
+            return load_sample_config(path, run_files.read_bytes)
         follower = _follower_of(place)
         pack = None if follower is None else follower.log.pack_of.get(place.key)
         for entry in () if pack is None else read_json_or_none(pack.directory / "pack.json")["runs"]:

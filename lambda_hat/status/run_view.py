@@ -19,6 +19,7 @@ from lambda_hat.status.find_run import RunPlace, build_of
 from lambda_hat.status.run_facts import analysis_of, config_of, state_without_end
 from lambda_hat.status.running_estimates import CHAIN_COLOURS, DAMAGED_TRACE, EXACT_COLOUR, plot_running, running_llc
 from lambda_hat.status.terminal import duration, moment, printable, printable_lines
+from lambda_hat.store import run_files
 from lambda_hat.store.checksums import OBSERVED
 from lambda_hat.store.layout import deaths_of, file_entry, read_json_or_none
 
@@ -60,7 +61,10 @@ def _facts(
 ) -> Iterator[tuple[str, Text]]:
     yield "run", Text(place.run_id, style="bold")
     yield "target", Text(printable(f"{place.target_id}" + (f" ({build.label})" if build else "")))
-    yield "folder", Text(printable(str(place.run_dir)))
+    if place.run_dir.is_dir() or not run_files.is_there(place.run_dir):
+        yield "folder", Text(printable(str(place.run_dir)))
+    else:
+        yield "archive", Text(printable(f"{place.target_dir / run_files.ARCHIVE}, {place.run_id}/"))
     if cfg is not None:
         yield from _config_rows(cfg)
     if isinstance(analysis, dict):
@@ -191,9 +195,10 @@ def _error_rows(error: dict[str, Any]) -> Iterator[tuple[str, Text]]:
 def _plot(trace: Path, analysis: dict[str, Any], console: Console) -> Iterator[RenderableType]:
     try:
         files = analysis.get("files")
-        if not isinstance(files, dict) or files.get("trace.nc") != file_entry(trace.read_bytes()):
+        content = run_files.read_bytes(trace)
+        if not isinstance(files, dict) or files.get("trace.nc") != file_entry(content):
             raise ValueError("damaged: its checksum does not fit; lambda-hat verify sets it aside")
-        running = running_llc(trace)
+        running = running_llc(content)
     except DAMAGED_TRACE as error:
         yield Text(f"\n{trace}: cannot be drawn: {printable(str(error))}", style="yellow")
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 from typing import cast
 
 import numpy as np
@@ -21,14 +21,15 @@ UNSETTLED = 0.05
 """Share of the draws, at the beginning, that the scale may cut off: their means still swing."""
 
 
-def running_llc(trace: Path) -> np.ndarray:
-    """The mean of each chain's estimates up to each draw, from a run's `trace.nc`; shape (chains, draws).
+def running_llc(trace: bytes) -> np.ndarray:
+    """The mean of each chain's estimates up to each draw; shape (chains, draws).
 
-    Raises one of DAMAGED_TRACE where the file is missing or is not a valid trace.
+    trace: the content of a run's `trace.nc`.
+    Raises one of DAMAGED_TRACE where it is not a valid trace.
     """
     import h5netcdf
 
-    with h5netcdf.File(trace, "r") as file:
+    with h5netcdf.File(io.BytesIO(trace), "r") as file:
         losses = np.asarray(file.groups["posterior"].variables["loss"][...], dtype=np.float64)
         at_w_star, n_beta = (float(cast(float, file.attrs[key])) for key in ("loss_at_w_star", "n_beta"))
     if losses.ndim != 2 or not losses.size:

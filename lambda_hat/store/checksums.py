@@ -17,6 +17,7 @@ from lambda_hat.errors import CorruptArtifact, LambdaHatError, StoreError
 from lambda_hat.id_utils import config_digest
 from lambda_hat.omegaconf_support import load_build_config, load_sample_config
 from lambda_hat.store.files import read_record
+from lambda_hat.store.run_files import file_status, read_bytes
 
 META_FORMAT = 3
 """Format of `meta.json`, by which other versions of the package know it."""
@@ -45,9 +46,13 @@ class Digests:
     def __call__(self, path: Path) -> tuple[int, str]:
         """Size and sha256 of a file; raises OSError where it cannot be read."""
         if path not in self._known:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                self._known[path] = file.tell(), digest
+            try:
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                    self._known[path] = file.tell(), digest
+            except FileNotFoundError:
+                content = read_bytes(path)
+                self._known[path] = len(content), hashlib.sha256(content).hexdigest()
         return self._known[path]
 
 
@@ -82,7 +87,7 @@ def findings_in_run(
     files = record.get("files")
     watched = isinstance(files, dict) and OBSERVED in files
     places = {name: run_dir / name for name in ("config.yaml", "trace.nc", *([OBSERVED] if watched else []))}
-    return _findings_in_files(path, record, places, load_sample_config, digests)
+    return _findings_in_files(path, record, places, lambda path: load_sample_config(path, read_bytes), digests)
 
 
 def findings_in_target(
@@ -181,7 +186,7 @@ def _reason(path: Path, entry: dict[str, Any], digests: Digests | None) -> str |
     """What is wrong with a file; raises StoreError where it cannot be read."""
     try:
         if digests is None:
-            size, digest = path.stat().st_size, entry.get("sha256")
+            size, digest = file_status(path)[0], entry.get("sha256")
         else:
             size, digest = digests(path)
     except FileNotFoundError:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lambda_hat.errors import CorruptArtifact, StoreError, StoreUnwritable
+from lambda_hat.store.run_files import read_bytes
 
 _NO_WRITING = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ESTALE,
@@ -193,7 +194,7 @@ def read_json(path: Path) -> Any:
 def _read(path: Path) -> bytes:
     for attempt in range(_READS):
         try:
-            return path.read_bytes()
+            return read_bytes(path)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -253,7 +254,11 @@ def read_record(path: Path) -> dict[str, Any]:
         CorruptArtifact: The file was changed since it was written.
         StoreError: The system refuses to read.
     """
-    data = _read(path)
+    return record_in(path, _read(path))
+
+
+def record_in(path: Path, data: bytes) -> dict[str, Any]:
+    """The record in `data`, the content of `path`. Raises CorruptArtifact as `read_record`."""
     expected, tail = data[len(_HEAD) : _HEAD_BYTES], data[_HEAD_BYTES + 1 :]
     if not data.startswith(_HEAD) or hashlib.sha256(tail).hexdigest().encode() != expected:
         raise CorruptArtifact(f"{path}: damaged: its checksum does not fit; move it away and run again")

@@ -36,6 +36,8 @@ KEPT = 3600.0
 """Seconds for which the file of a heartbeat that is over is kept. Arbitrary."""
 KEPT_FOR_JOBS = 30 * 24 * 3600.0
 """Seconds for which it is kept while jobs are left that nobody could cancel. Arbitrary."""
+STORE_FORMAT = 2
+"""The form of a store that a driver knows, in its heartbeat. Drivers of form 2 find runs in archives (`run_files`)."""
 HEARTBEAT_VARIABLE = "LAMBDA_HAT_LEASE"
 """Environment variable in which a driver hands the path of its heartbeat to the processes that it starts."""
 
@@ -56,7 +58,8 @@ class Heartbeat:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="heartbeat", daemon=True)
         self._lock = threading.Lock()
-        self._record = {**whoami(), "count": 0, "state": "running", "jobs": [], "left": [], "end": []}
+        self._record = {**whoami(), "store": STORE_FORMAT, "count": 0, "state": "running", "jobs": [], "left": []}
+        self._record["end"] = []
 
     def _write(self) -> None:
         with self._lock:
@@ -297,6 +300,12 @@ def mark_ended(path: Path, left: list[dict[str, Any]] | None = None) -> None:
 def live_heartbeats(directory: Path, clock: FileSystemClock | None = None) -> list[Path]:
     """The heartbeats of drivers that run. clock: that of the folder, for callers that ask often."""
     return [path for path, look in _all_leases(directory, clock) if look.state == "live"]
+
+
+def older_drivers(directory: Path) -> list[dict[str, Any]]:
+    """What the heartbeats of drivers say that may be at work and know only an older form of the store."""
+    looks = [look for _, look in _all_leases(directory) if look.state != "dead"]
+    return [look.record or {} for look in looks if (look.record or {}).get("store") != STORE_FORMAT]
 
 
 def tidy_heartbeats(directory: Path) -> int:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import platformdirs
 
 from lambda_hat.errors import StoreError
+from lambda_hat.store import run_files
 from lambda_hat.store.checksums import Digests, Finding, findings_in_run, findings_in_target
 from lambda_hat.store.files import (
     EventLog,
@@ -153,7 +154,7 @@ class Store:
     def run_status(self, target_id: str, run_id: str) -> RunStatus:
         """The status of a run by the presence of its files."""
         directory = self.run_dir(target_id, run_id)
-        if (directory / "analysis.json").is_file():
+        if run_files.has(directory / "analysis.json"):
             return "finished"
         return "failed" if (directory / "error.json").is_file() else "pending"
 
@@ -162,19 +163,21 @@ class Store:
         return sorted(p.name for p in _directories(self.targets_dir, "tgt_"))
 
     def run_ids(self, target_id: str) -> list[str]:
-        """The names of all run folders of a target, sorted."""
-        return sorted(p.name for p in _directories(self.target_dir(target_id), "run_"))
+        """The names of all runs of a target that have a folder or are in its archive, sorted."""
+        directory = self.target_dir(target_id)
+        return sorted({p.name for p in _directories(directory, "run_")} | run_files.runs_in(directory).keys())
 
     def entries(self, target_id: str) -> frozenset[str] | None:
-        """The names of everything in a target's folder, or None where it cannot be read.
+        """The names of everything in a target's folder, and of the runs in its archive; None where it cannot be read.
 
         One such look replaces several looks at every run that is not there.
         """
+        directory = self.target_dir(target_id)
         try:
-            return frozenset(os.listdir(self.target_dir(target_id)))
+            return frozenset(os.listdir(directory)) | run_files.runs_in(directory).keys()
         except FileNotFoundError:
             return frozenset()
-        except OSError:
+        except (OSError, StoreError):
             return None
 
     def inspect_target(
@@ -185,7 +188,9 @@ class Store:
         move: bool = True,
         digests: Digests | None = None,
     ) -> tuple[TargetStatus, list[Damage]]:
-        """Check a target and set damaged or foreign files aside. Without its record a target is built again.
+        """Check a target and set damaged or foreign files aside, a damaged archive of runs included.
+
+        Without its record a target is built again.
 
         Args:
             target_id: The target.
@@ -205,11 +210,13 @@ class Store:
         found = _looked_at_twice(
             lambda known: findings_in_target(directory, target_id, digest, known), thorough, digests
         )
+        archive = [Finding(directory / run_files.ARCHIVE, "not a whole archive of runs")]
+        damages = self._set_all_aside([*(found or []), *(archive if run_files.is_damaged(directory) else [])], move)
         if found:
-            return "missing", self._set_all_aside(found, move)
+            return "missing", damages
         if found is not None:
-            return "built", []
-        return "failed" if (directory / "error.json").is_file() else "missing", []
+            return "built", damages
+        return "failed" if (directory / "error.json").is_file() else "missing", damages
 
     def inspect_run(
         self,
@@ -229,10 +236,25 @@ class Store:
             lambda known: findings_in_run(directory, target_id, run_id, digest, known), thorough, digests
         )
         if found:
+            if move and found[0].path == directory / "analysis.json" and not found[0].path.exists():
+                self._take_out(directory)
             return "pending", self._set_all_aside(found, move)
         if found is not None:
             return "finished", []
         return "failed" if (directory / "error.json").is_file() else "pending", []
+
+    def _take_out(self, run_dir: Path) -> None:
+        """Put the files of a run that are in the archive of its target into its folder, where they count from now on.
+
+        Raises:
+            StoreUnwritable: There is no room for them.
+        """
+        archive = run_dir.parent / run_files.ARCHIVE
+        with writing(run_dir):
+            for name in run_files.runs_in(run_dir.parent).get(run_dir.name, ()):
+                if run_files.archived(run_dir / name) and not (run_dir / name).exists():
+                    write_bytes_atomic(run_dir / name, run_files.content_in(archive, run_dir.name, name))
+            run_files.hide(run_dir)
 
     def _set_all_aside(self, found: list[Finding], move: bool) -> list[Damage]:
         if not move:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lambda_hat.errors import StoreError
 from lambda_hat.store.layout import Store, read_json_or_none
+from lambda_hat.store.run_files import read_bytes
 
 TAIL_LINES = 12
 TAIL_BYTES = 16 * 1024
@@ -23,8 +25,8 @@ def log_of(store: Store, directory: Path) -> Path:
 def text_of(log: Path) -> str:
     """All of a log; empty where it cannot be read."""
     try:
-        return log.read_text(errors="replace")
-    except OSError:
+        return read_bytes(log).decode(errors="replace")
+    except (OSError, StoreError):
         return ""
 
 

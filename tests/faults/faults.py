@@ -9,13 +9,16 @@ import re
 import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lambda_hat.store import run_files
 from tests.faults.study import Study
 
+ROOT = Path(__file__).resolve().parents[2]
 Act = Callable[[Study, random.Random], bool]
 
 
@@ -68,6 +71,20 @@ def _second_driver(study: Study, rng: random.Random) -> bool:
     if len(study.running) != 1:
         return False
     study.start()
+    return True
+
+
+def _compact(study: Study, rng: random.Random) -> bool:
+    """Finished runs are put into archives meanwhile; every other time that is killed."""
+    command = [sys.executable, "-m", "lambda_hat.entrypoints.cli", "compact", "--store", str(study.store.root)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    killed = rng.random() < 0.5
+    if killed:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0.5, 4.0))
+        process.kill()
+    _, complaints = process.communicate()
+    assert killed or "Traceback" not in complaints, complaints
     return True
 
 
@@ -126,7 +143,7 @@ PATTERNS = (
     "targets/tgt_*/run_*/config.yaml", "targets/tgt_*/run_*/trace.nc", "targets/tgt_*/run_*/analysis.json",
     "targets/tgt_*/run_*/checkpoint.npz", "targets/tgt_*/run_*/claim-*", "targets/tgt_*/run_*/error.json",
     "targets/tgt_*/run_*/deaths.json", "packs/pack_*/pack.json", "packs/pack_*/rank-*.jsonl", "packs/driver_*.lease",
-    "../results/llc_runs.parquet",
+    "targets/tgt_*/runs.zip", "../results/llc_runs.parquet",
 )  # fmt: skip
 PUBLISHED = ("config.yaml", "trace.nc", "analysis.json")
 
@@ -170,6 +187,9 @@ def damage_one(study: Study, rng: random.Random) -> bool:
 
 
 def _excuse(study: Study, path: Path) -> None:
+    if path.name == run_files.ARCHIVE:
+        study.excused.update((path.parent.name, run_id) for run_id in run_files.runs_in(path.parent))
+        return
     if path.parent.name.startswith("run_") and (path.name in PUBLISHED or path.name.startswith("claim-")):
         study.excused[path.parent.parent.name, path.parent.name] += 1
     if path.parent.name.startswith("tgt_"):
@@ -200,4 +220,5 @@ FAULTS = (
     Fault("permission denied", ("driver",), _permission_gone, 1, is_kill=False),
     Fault("file size limit", ("driver",), _small_files_only, 1, is_kill=False),
     Fault("damaged file", ("driver",), damage_one, 3, is_kill=False),
+    Fault("lambda-hat compact", ("driver",), _compact, 3, is_kill=False),
 )

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from lambda_hat.entrypoints.verify import Verification
+from lambda_hat.store import run_files
 from lambda_hat.store.layout import Store, read_events
 
 PACKED = Path(__file__).resolve().parents[2] / "flows" / "packed.py"
@@ -232,9 +233,9 @@ class Study:
         parts = [part for root in (self.store.root, self.results) for part in root.rglob(".*.part")]
         # Until a minute has gone by they could be a living writer's.
         assert [str(part) for part in parts if part.stat().st_mtime < begun - 60] == []
-        for run_dir in self.store.targets_dir.glob("tgt_*/run_*"):
-            names = {path.name for path in run_dir.iterdir() if not path.name.endswith(".part")}
-            assert names == {"config.yaml", "trace.nc", "analysis.json"}, run_dir
+        for run_dir in _run_dirs(self):
+            names = {name for name in run_files.names(run_dir) if not name.endswith(".part")}
+            assert names - {run_files.DISCARDED} == {"config.yaml", "trace.nc", "analysis.json"}, run_dir
 
     def assert_nothing_left(self, seconds: float = 60.0) -> None:
         """No process, no shared memory."""
@@ -317,5 +318,9 @@ def _table(study: Study) -> pa.Table:
 
 
 def _traces(study: Study) -> dict[str, bytes]:
-    root = study.store.targets_dir
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.glob("tgt_*/run_*/trace.nc")}
+    return {f"{path.parent.name}/{path.name}": run_files.read_bytes(path / "trace.nc") for path in _run_dirs(study)}
+
+
+def _run_dirs(study: Study) -> list[Path]:
+    store = study.store
+    return [store.run_dir(target_id, run_id) for target_id in store.target_ids() for run_id in store.run_ids(target_id)]

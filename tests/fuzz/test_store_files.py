@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from flows.driver.deaths import blame, who_died
 from flows.driver.plan import make_plan
 from lambda_hat.engine.chunks import Kept, encode, leaves_of, read_checkpoint
-from lambda_hat.entrypoints import logs, show, status, verify
+from lambda_hat.entrypoints import compact, logs, show, status, verify
 from lambda_hat.execute.build import build_into
 from lambda_hat.execute.sampling import sample_into
 from lambda_hat.id_utils import config_digest
@@ -33,6 +33,7 @@ from lambda_hat.report.closing import rank_usage
 from lambda_hat.report.results import collect, runs_in_store, to_frame
 from lambda_hat.report.timeline import spans_of
 from lambda_hat.store import claims
+from lambda_hat.store.compact import survey
 from lambda_hat.store.events import PackLog
 from lambda_hat.store.files import file_entry, read_record, write_record
 from lambda_hat.store.heartbeat import (
@@ -64,13 +65,15 @@ STUDY = {
         {
             "name": "sgld",
             "overrides": {"num_draws": 8, "num_burnin": 2, "num_chains": 1, "step_size": 1e-4, "batch_size": 8},
+            "sweep": {"seed": [0, 1]},
         }
     ],
 }
 
 
 class Stored(NamedTuple):
-    """A store in which one run is finished, and one has a checkpoint, a failure and deaths."""
+    """A store in which one run is finished, one is in an archive, one has a checkpoint, a failure and deaths, and one
+    has not begun."""
 
     store: Store
     study: Study
@@ -102,8 +105,11 @@ def stored(tmp_path_factory) -> Stored:
     store.ensure_writable()
     for target_id, build in study.targets.items():
         build_into(store.target_dir(target_id), build)
-    finished, unfinished = study.runs
-    sample_into(store.run_dir(*finished.key), store.target_dir(finished.target_id), finished)
+    finished, archived, unfinished, _ = study.runs
+    for run in (archived, finished):
+        sample_into(store.run_dir(*run.key), store.target_dir(run.target_id), run)
+        if run is archived:
+            survey(store, run.target_id).run()
     run_dir = store.run_dir(*unfinished.key)
     write_config(run_dir, unfinished.cfg)
     (run_dir / "checkpoint.npz").write_bytes(
@@ -222,11 +228,16 @@ def change_everything(stored: Stored) -> None:
             claim.release()
     attempt_one("dead leases", lambda: end_dead_leases(store.packs_dir))
 
+    def compacted() -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert compact.run(Namespace(store=store.root, dry_run=False)) in (0, 1)
+
     def verified() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             assert verify.run(Namespace(store=store.root)) in (0, 1)
             assert verify.run(Namespace(store=store.root)) == 0, "a second look found what the first one had moved"
 
+    attempt_one("compact", compacted)
     attempt_one("verify", verified)
 
 
@@ -239,7 +250,7 @@ def end_dead_leases(directory: Path) -> None:
 KINDS = [
     "meta.json", "params.npz", "data.npz", "targets/*/config.yaml", "run_*/config.yaml", "analysis.json", "trace.nc",
     "error.json", "deaths.json", "checkpoint.npz", "claim-1", "driver_*.lease", "pack.json", "rank-0000.jsonl",
-    "check-0000.json", "studies/*.json", "studies/*.jsonl",
+    "check-0000.json", "studies/*.json", "studies/*.jsonl", "runs.zip",
 ]  # fmt: skip
 DEEP = b"[" * 100_000
 FOREIGN = (

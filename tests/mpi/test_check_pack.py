@@ -22,6 +22,7 @@ CHECK = {
     "expected_nodes": 2,
     "gpus_per_node": 0,
     "ranks_per_gpu": 1,
+    "gpu_sharing": "none",
     "needs": ["jax"],
 }
 GPU_CHECK = {**CHECK, "gpus_per_node": 2}
