@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from flows.driver.bad_nodes import BadNodes
 from flows.driver.deaths import forget
 from flows.driver.leftovers import end_leftovers
 from flows.driver.plan import Plan
@@ -24,6 +25,7 @@ from flows.driver.rounds import POLL, Outcome, Round
 from flows.driver.screen import Screen
 from flows.driver.stopping import STOP_SECONDS, OutOfTime, Stop, Stopped
 from flows.driver.workers import Workers, start_workers
+from flows.sites.site_schemas import known_nodes
 from lambda_hat.errors import LaunchError, StoreUnwritable
 from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.report.closing import tries_line
@@ -51,10 +53,12 @@ class Tally:
     """Files that were set aside."""
     quarantined: int = 0
     """Runs that were set aside because their ranks died twice."""
+    nodes: list[str] = field(default_factory=list)
+    """Nodes that are left out."""
 
     def line(self) -> str | None:
         """A sentence for the report. None: there is nothing to tell."""
-        return tries_line(self.runs, self.causes, self.damaged, self.quarantined)
+        return tries_line(self.runs, self.causes, self.damaged, self.quarantined, self.nodes)
 
 
 class Attempts:
@@ -80,6 +84,7 @@ class Attempts:
         self._screen, self._stop, self._log = screen, stop, log
         self.pack_dirs: list[Path] = []
         self.tally = Tally()
+        self._nodes = BadNodes(known_nodes(request.site))
         self._idle = 0
         """Attempts in a row that got nothing done."""
 
@@ -127,6 +132,13 @@ class Attempts:
             left = {run.key for run in [*plan.runs, *plan.elsewhere]}
             advanced = outcome.advanced or any(run.key not in left for run in before.runs)
             self.tally.quarantined += outcome.quarantined
+            if not advanced and outcome.no_good_node:
+                for sentence in self._nodes.forgive():
+                    self._say_and_note(sentence)
+                workers.leave_out(list(self._nodes.left_out))
+            self.tally.nodes = list(self._nodes.left_out)
+            # Without its bad nodes the next round may get on.
+            advanced |= outcome.nodes > 0
             if not advanced:
                 self._raise_what_is_in_the_way(outcome)
             self._check_time(plan, outcome)
@@ -173,7 +185,10 @@ class Attempts:
 
     def _round(self, plan: Plan, workers: Workers, number: int) -> Outcome:
         console = self._screen.console
-        round_ = Round(self._request, plan, workers, number, console=console, stop=self._stop, log=self._log)
+        more = {"console": console, "stop": self._stop, "log": self._log, "nodes": self._nodes}
+        round_ = Round(self._request, plan, workers, number, **more)
+        if number == 0:
+            workers.leave_out(list(self._nodes.left_out))
         self._log.append("round", name=round_.name, builds=len(plan.builds), runs=len(plan.runs))
         workers.show_on(round_.progress)
         round_.watch(workers.look)

@@ -20,6 +20,7 @@ from lambda_hat.store.drain import OUT_OF_TIME
 from lambda_hat.store.events import RANK_LOGS, Key, PackLog
 from lambda_hat.store.layout import CHECKPOINT, write_json_atomic
 from lambda_hat.store.process_logs import text_of
+from mpi.launchers import unreached_nodes
 
 PROGRAM = [sys.executable, str(Path(__file__).resolve().parents[2] / "mpi" / "run_pack.py")]
 LOOK_SECONDS = {"local": 0.2, "shared": 2.0}
@@ -28,6 +29,7 @@ UNRESOLVED_SECONDS = 30.0
 """From the last word of a pack's ranks, or its deadline, until the driver takes it for ended whatever Parsl says."""
 LAUNCHER_SECONDS = 4.0
 """From the last word of the ranks until the launcher has ended and Parsl has said so."""
+NOT_STARTED = "not started: "
 EXIT_NO_SIGN = 124
 """Exit status of a launch that was ended because no rank showed itself."""
 
@@ -121,6 +123,7 @@ class Pack:
             else:
                 # Neither done nor failed: it goes on in another pack.
                 self._round.run_goes_on(run, sentence)
+        self._round.nodes.saw(self._log)
         return self._log.begun
 
     def is_running(self) -> bool:
@@ -178,16 +181,24 @@ class Pack:
             return
         if status == EXIT_USAGE:
             outcome.refusals.append(last_line(self.directory / "stderr.log").removeprefix("error: "))
+        unstarted = self._nodes_without_ranks() if status else {}
+        if unstarted:
+            self._round.nodes.did_not_start(unstarted, self._request.site.pack_nodes)
+            self._round.tell_of_nodes(self._round.nodes.judge())
         if block_lost:
             outcome.causes["block"] += 1
+            if (told := last_line(self.directory / "stderr.log")).startswith(NOT_STARTED):
+                outcome.no_good_node = True
+                self._say_ended(f"{sentence}, {lost} left for later ({told})", warn=True)
+                return
             self._say_ended(f"{sentence}, {lost_with_block(self._round, self.directory, lost)}", failed=True)
             return
         reason = explain(future, self.directory / "error.json", self.directory / "stderr.log")
         if not (self.directory / "stderr.log").is_file() or not (self.directory / "stderr.log").stat().st_size:
             reason += log_tail(self.directory / "stdout.log")
         self._say_ended(f"{sentence}, {lost} lost: {reason}", failed=True)
-        # A launcher that was itself killed, or showed no rank, says nothing of any run.
-        if status is not None and status > 0 and status not in (EXIT_USAGE, EXIT_NO_SIGN):
+        # A launcher that was itself killed, or showed no rank, says nothing of any run. Nor does a node that failed.
+        if status is not None and status > 0 and status not in (EXIT_USAGE, EXIT_NO_SIGN) and not unstarted:
             self._blame(f"the launch ended with exit status {status}")
         else:
             outcome.causes["launch"] += 1
@@ -217,8 +228,15 @@ class Pack:
             return False
         return end.advanced or (self._store.run_dir(*key) / CHECKPOINT).is_file()
 
+    def _nodes_without_ranks(self) -> dict[str, str]:
+        """The nodes on which ranks could not start, and why."""
+        found = unreached_nodes(text_of(self.directory / "stderr.log") + text_of(self.directory / "stdout.log"))
+        return found | {life.host: life.refused for life in self._log.ranks if life.refused is not None}
+
     def _blame(self, how: str) -> None:
-        dead, condemned = record_deaths(self._store, self._log, self._request.site.flavour, how)
+        nodes = self._round.nodes
+        dead, condemned, news = record_deaths(self._store, self._log, self._request.site.flavour, how, nodes)
+        self._round.tell_of_nodes(news)
         outcome = self._round.outcome
         outcome.causes["rank"] += len(dead) or 1
         outcome.quarantined += len(condemned)

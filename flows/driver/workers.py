@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from flows.driver.request import Request
 from flows.driver.screen import StudyProgress
 from flows.driver.stopping import kill_under
+from flows.sites.beside import Beside
 from flows.sites.blocks import Blocks
 from flows.sites.executors import TASKS, parsl_config
 from flows.sites.interchange import end_parsl, fail_where_lost, start_parsl
@@ -54,6 +55,15 @@ class Workers:
         """Show on `progress` what happens to blocks from now on."""
         if self.blocks is not None:
             self.blocks.progress = progress
+
+    def leave_out(self, nodes: Sequence[str]) -> None:
+        """Let packs run on no node of these, and SLURM's next blocks have none."""
+        self.heartbeat.leave_out(nodes)
+        for executor in self.executors:
+            if isinstance(executor, Beside):
+                executor.leave_out(nodes)
+            elif self.blocks is not None:
+                cast("BatchExecutor", executor).provider.left_out = nodes
 
     def look(self) -> bool:
         """Fail tasks that can get no answer any more, and say what is new about blocks. Returns True.

@@ -69,6 +69,8 @@ class RankLife:
     """Ranks of its pack; 0 until it says so."""
     ready: float | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    refused: str | None = None
+    """Why it did not start."""
     drained: str | None = None
     """Why it took nothing more."""
     over: bool = False
@@ -148,6 +150,8 @@ def _take(life: RankLife, event: dict[str, Any], moment: float) -> Attempt | Non
         attempt.cached, attempt.advanced = event.get("cached") is True, event.get("advanced") is True
         attempt.store_error = event.get("store_error") is True
         return attempt
+    elif kind == "refused":
+        life.refused = str(event["reason"])
     elif kind == "drain":
         life.drained = str(event["reason"])
     elif kind == "end":

@@ -56,7 +56,7 @@ class Heartbeat:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="heartbeat", daemon=True)
         self._lock = threading.Lock()
-        self._record = {**whoami(), "count": 0, "state": "running", "jobs": [], "left": [], "end": []}
+        self._record = {**whoami(), "count": 0, "state": "running", "jobs": [], "left": [], "end": [], "left_out": []}
 
     def _write(self) -> None:
         with self._lock:
@@ -74,17 +74,19 @@ class Heartbeat:
         self._thread.start()
         return self
 
+    def _tell(self, **entries: Any) -> None:
+        """Write more into the file. If it cannot be written now, the next beat writes it."""
+        self._record |= entries
+        with contextlib.suppress(OSError, StoreError):
+            self._write()
+
     def note_jobs(self, jobs: list[dict[str, Any]]) -> None:
         """Write the driver's jobs into the file, for a later driver that may have to cancel them.
-
-        If the file cannot be written now, the next beat writes them.
 
         Args:
             jobs: `scheduler`, `job_id` and `name` of each.
         """
-        self._record["jobs"] = list(jobs)
-        with contextlib.suppress(OSError, StoreError):
-            self._write()
+        self._tell(jobs=list(jobs))
 
     def give_back(self, job_ids: Iterable[str]) -> None:
         """Tell jobs of the scheduler, which read the file, to end by themselves: there is no more work for them.
@@ -92,9 +94,11 @@ class Heartbeat:
         Args:
             job_ids: Their ids; the part before the first point says which.
         """
-        self._record["end"] += [f"end {job_id.partition('.')[0]}" for job_id in job_ids]
-        with contextlib.suppress(OSError, StoreError):
-            self._write()
+        self._tell(end=[*self._record["end"], *(f"end {job_id.partition('.')[0]}" for job_id in job_ids)])
+
+    def leave_out(self, nodes: Iterable[str]) -> None:
+        """Tell what launches packs to leave these nodes out, and no others."""
+        self._tell(left_out=list(nodes))
 
     def note_left(self, jobs: list[dict[str, Any]]) -> None:
         """Write the jobs into the file that could not be cancelled at the driver's end. A later driver cancels them.
@@ -102,9 +106,7 @@ class Heartbeat:
         Args:
             jobs: As for `note_jobs`.
         """
-        self._record["left"] = list(jobs)
-        with contextlib.suppress(OSError, StoreError):
-            self._write()
+        self._tell(left=list(jobs))
 
     def withdraw(self) -> None:
         """Stop, and mark the heartbeat ended: every process that watches it drains within a second or two."""
