@@ -196,10 +196,7 @@ class Attempts:
         with round_.progress:
             try:
                 self._stop.check()
-                try:
-                    self._submit(round_)
-                finally:
-                    self.pack_dirs += round_.pack_dirs
+                self._submit(round_)
                 round_.wait(self._request.give_up_at)
             except Stopped:
                 round_.progress.say("stopping: runs are checkpointed; Ctrl-C again stops at once")
@@ -208,6 +205,8 @@ class Attempts:
                 round_.wind_down(STOP_SECONDS)
                 self.tally.quarantined += round_.outcome.quarantined
                 raise
+            finally:
+                self.pack_dirs += round_.pack_dirs
         return round_.outcome
 
     def _look_for_the_last(self, round_: Round) -> bool:

@@ -108,6 +108,8 @@ class Round:
         self.nodes = BadNodes(known_nodes(request.site)) if nodes is None else nodes
         self.pack_dirs: list[Path] = []
         self.outcome = Outcome()
+        self.going_on = True
+        """It may still submit something."""
         self._pending: dict[Future, _Pending] = {}
         self._watchers: dict[Callable[[], bool], tuple[float, float]] = {}
         """What to call how often, and when next."""
@@ -195,7 +197,7 @@ class Round:
 
     def wind_down(self, seconds: float) -> None:
         """Wait until what is at work has ended, for `seconds` at most. The heartbeat has been withdrawn."""
-        begun = time.monotonic()
+        begun, self.going_on = time.monotonic(), False
         while self._pending and time.monotonic() - begun < seconds:
             self._settle()
             running = any(pending.running() for pending in self._pending.values())

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         jobs: WatchedJobs
         give_back: Callable[[list[str]], None] | None
         left_out: Sequence[str]
+        kept: bool
 
 
 PBS_NODES = [

@@ -45,6 +45,8 @@ class SteadyProvider:
     """Tells running jobs to end by themselves."""
     left_out: Sequence[str] = ()
     """Nodes that new blocks should not have."""
+    kept = False
+    """Its blocks will get work, though no task waits."""
     resources: dict[str, dict[str, Any]]
     cmd_timeout: int
 

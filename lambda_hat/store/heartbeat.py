@@ -56,7 +56,16 @@ class Heartbeat:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="heartbeat", daemon=True)
         self._lock = threading.Lock()
-        self._record = {**whoami(), "count": 0, "state": "running", "jobs": [], "left": [], "end": [], "left_out": []}
+        self._record = {
+            **whoami(),
+            "count": 0,
+            "state": "running",
+            "jobs": [],
+            "left": [],
+            "end": [],
+            "left_out": [],
+            "let_go": [],
+        }
 
     def _write(self) -> None:
         with self._lock:
@@ -100,6 +109,10 @@ class Heartbeat:
         """Tell what launches packs to leave these nodes out, and no others."""
         self._tell(left_out=list(nodes))
 
+    def let_go(self, pack_id: str) -> None:
+        """Ask a pack once more to let go of half of the runs that it has not begun."""
+        self._tell(let_go=[*self._record["let_go"], pack_id])
+
     def note_left(self, jobs: list[dict[str, Any]]) -> None:
         """Write the jobs into the file that could not be cancelled at the driver's end. A later driver cancels them.
 
@@ -131,7 +144,11 @@ class Heartbeat:
 
 
 def watch_heartbeat(
-    path: Path, on_lost: Callable[[str], None], stale_after: float = STALE_AFTER, period: float = 1.0
+    path: Path,
+    on_lost: Callable[[str], None],
+    stale_after: float = STALE_AFTER,
+    period: float = 1.0,
+    on_beat: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> threading.Thread:
     """Start a thread that calls `on_lost` once, when the heartbeat has ended, has gone, or has become stale.
 
@@ -140,6 +157,7 @@ def watch_heartbeat(
         on_lost: Called with the reason.
         stale_after: Seconds without a beat after which it is stale.
         period: Seconds between two looks.
+        on_beat: Called with what the driver tells, at each beat.
     """
 
     def watch() -> None:
@@ -153,8 +171,10 @@ def watch_heartbeat(
                 content = last
             if content != last:
                 last, seen = content, time.monotonic()
-                if (json_object(content) or {}).get("state") == "ended":
+                record = json_object(content) or {}
+                if record.get("state") == "ended":
                     return on_lost(HAS_ENDED)
+                on_beat(record)
             elif time.monotonic() - seen > stale_after:
                 return on_lost(f"its driver has given no sign of life for {stale_after:.0f} s")
             time.sleep(period)
@@ -177,7 +197,12 @@ def exit_when_lost(path: str | os.PathLike[str] | None, where: str, period: floa
 
 
 def drain_when_lost(
-    path: str | os.PathLike[str] | None, drain: Drain, where: str, period: float = 1.0, grace: float | None = None
+    path: str | os.PathLike[str] | None,
+    drain: Drain,
+    where: str,
+    period: float = 1.0,
+    grace: float | None = None,
+    on_beat: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> None:
     """Request the drain soon after the driver has ended, and end this process if it still runs `grace` seconds later.
 
@@ -189,6 +214,7 @@ def drain_when_lost(
         where: The name of this process in the message.
         period: Seconds between two looks, SLOWEST_LOOK at most.
         grace: Seconds; by default so many that the process has certainly ended within `GRACE`.
+        on_beat: Called with what the driver tells, at each beat.
     """
     if not path:
         return
@@ -201,7 +227,7 @@ def drain_when_lost(
         time.sleep(patience)
         _leave(where, f"{reason}, and what was under way did not come to an end in {patience:.0f} s")
 
-    watch_heartbeat(Path(path), lost, period=period)
+    watch_heartbeat(Path(path), lost, period=period, on_beat=on_beat)
 
 
 def _leave(where: str, reason: str) -> None:

@@ -12,8 +12,8 @@ from tests.cluster.studies import (
     PACKED,
     PATIENCE,
     QUADRATIC,
+    ROOT,
     analyses,
-    driver_env,
     events,
     numbers,
     packed,
@@ -102,8 +102,8 @@ def test_a_node_where_packs_die_is_left_out_and_named(slurm_lab, tmp_path):
     assert "6 finished" in done.stdout and "; left out: node n3" in done.stdout
     assert hosts_of_finished(tmp_path / "runs") == {"n4"}
     assert [pack.hosts for pack in packs(tmp_path / "runs")].count(["n3"]) == 2
-    status = [str(Path(PACKED[0]).parent / "lambda-hat"), "status", "--store", str(tmp_path / "runs")]
-    shown = subprocess.run(status, env=driver_env(slurm_lab), capture_output=True, text=True, timeout=60)
+    status = [PACKED[0], "-m", "lambda_hat.entrypoints.cli", "status", "--store", str(tmp_path / "runs")]
+    shown = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "node n3 is left out: 2 launches died there" in shown.stdout, shown.stdout + shown.stderr
 
 
