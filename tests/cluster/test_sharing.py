@@ -36,11 +36,11 @@ def assert_each_once(store: Path, runs: int) -> None:
 
 def test_a_block_that_starts_late_takes_runs_of_the_pack_under_way(slurm_lab, tmp_path):
     path, store, log = tmp_path / "study.yaml", tmp_path / "runs", tmp_path / "said"
-    write_study(path, seeds=32, thin=16000, targets=[QUADRATIC])
+    write_study(path, seeds=24, thin=16000, targets=[QUADRATIC])
     sleeper = tmp_path / "sleeper.sh"
     sleeper.write_text("#!/bin/sh\nexec sleep 600\n")
     busy = slurm_lab.submit("-N3", "--exclusive", "-o", "/dev/null", sleeper)
-    words = ["--experiments", path, "--pack=16", "--site", "slurm", *ON_THIS_MACHINE, "site.ranks_per_node=1"]
+    words = ["--experiments", path, "--pack=12", "--site", "slurm", *ON_THIS_MACHINE, "site.ranks_per_node=1"]
     driver = start_packed(slurm_lab, *words, "site.max_blocks=2", cwd=tmp_path, log=log)
     try:
         # The one block that has a node has begun its second pack.
@@ -52,9 +52,9 @@ def test_a_block_that_starts_late_takes_runs_of_the_pack_under_way(slurm_lab, tm
         driver.kill()
         slurm_lab.run("scancel", str(busy), check=False)
     said = log.read_text()
-    assert "32 finished" in said and SHARED.search(said), said
+    assert "24 finished" in said and SHARED.search(said), said
     assert "tried again" not in said and "lost" not in said
-    assert_each_once(store, 32)
+    assert_each_once(store, 24)
 
     here = tmp_path / "here"
     here.mkdir()
@@ -67,10 +67,10 @@ def test_a_block_that_starts_late_takes_runs_of_the_pack_under_way(slurm_lab, tm
 
 
 def test_nodes_of_an_allocation_that_have_no_pack_take_runs(slurm_lab, tmp_path):
-    path = write_study(tmp_path / "study.yaml", seeds=16, thin=16000, targets=[QUADRATIC])
+    path = write_study(tmp_path / "study.yaml", seeds=12, thin=16000, targets=[QUADRATIC])
     words = ["--submit=slurm", "--nodes=2", "--walltime=00:10:00", "site.ranks_per_node=1", "site.nodes_per_pack=1"]
-    assert packed(slurm_lab, "--experiments", path, "--pack=16", *words, cwd=tmp_path).returncode == 0
+    assert packed(slurm_lab, "--experiments", path, "--pack=12", *words, cwd=tmp_path).returncode == 0
     slurm_lab.wait_for(lambda: not slurm_lab.jobs(), PATIENCE)
     (said,) = job_logs(tmp_path / "runs").values()
-    assert "16 finished" in said and SHARED.search(said), said
-    assert_each_once(tmp_path / "runs", 16)
+    assert "12 finished" in said and SHARED.search(said), said
+    assert_each_once(tmp_path / "runs", 12)
