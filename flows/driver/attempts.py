@@ -37,6 +37,8 @@ ELSEWHERE_SECONDS = 2.0
 """Seconds between two looks at runs that another driver samples."""
 MOST_NAMED = 3
 """At most so many other drivers are named."""
+MOST_EXCUSED = 3
+"""Attempts in a row that may get nothing done and find bad nodes. If there are more, it is not the nodes."""
 WORKERS_SECONDS = 5.0
 """Seconds for Parsl to see that the worker pool of a local block has died."""
 
@@ -87,6 +89,8 @@ class Attempts:
         self._nodes = BadNodes(known_nodes(request.site))
         self._idle = 0
         """Attempts in a row that got nothing done."""
+        self._excused = 0
+        """Such attempts that found bad nodes."""
 
     def run(self, plan: Plan) -> None:
         """Sample what is left until nothing is, or nothing more gets done. plan: of the request, as it is now.
@@ -138,11 +142,13 @@ class Attempts:
                 workers.leave_out(list(self._nodes.left_out))
             self.tally.nodes = list(self._nodes.left_out)
             # Without its bad nodes the next round may get on.
-            advanced |= outcome.nodes > 0
-            if not advanced:
+            excused = not advanced and outcome.nodes > 0 and self._excused < MOST_EXCUSED
+            self._excused = 0 if advanced else self._excused + excused
+            if not advanced and not excused:
                 self._raise_what_is_in_the_way(outcome)
             self._check_time(plan, outcome)
-            self._idle = 0 if advanced else self._idle + 1
+            if not excused:
+                self._idle = 0 if advanced else self._idle + 1
             tried = {run.key for run in before.runs}
             again = sum(run.key in tried for run in plan.runs)
             retries = self._request.study.settings.retries

@@ -38,7 +38,7 @@ def choose(nodes: Sequence[str], free: Collection[str], bad: Collection[str], wa
     """
     good = [node for node in nodes if node_name(node) not in bad]
     if not good:
-        raise NoGoodNode(f"no good node is left: {', '.join(nodes)} failed while others did well")
+        raise NoGoodNode(f"no good node is left: {', '.join(nodes)} failed")
     found = tuple(node for node in good if node in free)[:wanted]
     return found if wanted - len(found) <= len(nodes) - len(good) else ()
 

@@ -238,6 +238,20 @@ def test_packs_that_refuse_are_tried_again_without_their_bad_nodes(tmp_path):
     assert scene.attempts.tally.line() == "tried again: 3 runs; left out: node n2"
 
 
+def test_a_defect_that_shows_on_one_node_after_the_other_is_given_up(tmp_path):
+    def die(round_):
+        number = len(scene.packed)
+        for pack in "pq":
+            round_.nodes.died(f"{pack}{number}", [f"n{number}"], [])
+        round_.tell_of_nodes(round_.nodes.judge())
+        nothing(round_)
+
+    scene = Scene(tmp_path, *[die] * 4, retries=1)
+    scene.attempts._nodes = BadNodes()
+    scene.run()
+    assert scene.sizes == [3] * 4 and scene.attempts.tally.nodes == []
+
+
 def test_workers_that_are_started_anew_know_the_bad_nodes(tmp_path):
     def lose_workers(round_):
         for pack in "pq":
