@@ -91,7 +91,7 @@ def _events(store: Store, kind: str) -> list[dict]:
 
 def main() -> None:
     args = options(__doc__).parse_args()
-    runs, thin = (8, 1000) if args.quick else (64, 40_000)
+    runs, thin = (8, 1000) if args.quick else (64, 6_000)
     with SlurmLab() as lab:
         in_time = run_study(lab, runs, thin, 0.0)
         late = run_study(lab, runs, thin, in_time.makespan / 2)
