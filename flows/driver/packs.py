@@ -31,6 +31,8 @@ UNRESOLVED_SECONDS = 30.0
 """From the last word of a pack's ranks, or its deadline, until the driver takes it for ended whatever Parsl says."""
 LAUNCHER_SECONDS = 4.0
 """From the last word of the ranks until the launcher has ended and Parsl has said so."""
+MOST_RETURNED = 3
+"""So many blocks of a round may be given back for want of a good node; then the scheduler seems to have no other."""
 NOT_STARTED = "not started: "
 EXIT_NO_SIGN = 124
 """Exit status of a launch that was ended because no rank showed itself."""
@@ -223,7 +225,9 @@ class Pack:
         if block_lost:
             outcome.causes["block"] += 1
             if (told := last_line(self.directory / "stderr.log")).startswith(NOT_STARTED):
-                outcome.no_good_node = True
+                outcome.no_good_node += 1
+                if outcome.no_good_node >= MOST_RETURNED:
+                    self._round.tell_of_nodes(self._round.nodes.forgive())
                 self._say_ended(f"{sentence}, {lost} left for later ({told})", warn=True)
                 return
             self._say_ended(f"{sentence}, {lost_with_block(self._round, self.directory, lost)}", failed=True)

@@ -63,8 +63,8 @@ class Outcome:
     """Runs set aside because their ranks died twice."""
     nodes: int = 0
     """How often nodes were left out, or used again."""
-    no_good_node: bool = False
-    """A block had none left."""
+    no_good_node: int = 0
+    """Blocks that had none left."""
 
 
 @dataclass(frozen=True)

@@ -272,7 +272,7 @@ def test_workers_that_are_started_anew_know_the_bad_nodes(tmp_path):
 def test_bad_nodes_are_used_again_where_a_block_has_no_others(tmp_path):
     def no_good_node(round_):
         round_.outcome.causes["block"] += 1
-        round_.outcome.no_good_node = True
+        round_.outcome.no_good_node += 1
 
     def die(round_):
         for pack in "pq":
