@@ -34,7 +34,7 @@ def test_each_question_is_answered_once_and_those_for_other_packs_are_not(tmp_pa
     with EventLog(log) as events, Heartbeat(tmp_path) as heartbeat:
         sharing = Sharing(pack, 1, events)
         heartbeat.let_go("pack_x")
-        drain_when_lost(heartbeat.path, Drain(), "rank 0", period=0.02, on_beat=sharing.hear)
+        drain_when_lost(heartbeat.path, Drain(), "rank 0", period=0.02, grace=3600, on_beat=sharing.hear)
         # It has no hand-out yet.
         time.sleep(0.3)
         assert read_events(log)[0] == []
