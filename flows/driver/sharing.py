@@ -7,17 +7,31 @@ That is so for a block that starts late, and for one whose packs are done. The d
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
 from flows.driver.rounds import Round
 from lambda_hat.planning.packing import PlannedRun
 
-if TYPE_CHECKING:
-    from flows.driver.packs import Pack
-
 LOOK_SECONDS = 2.0
 LEAST_SECONDS = 20.0
 """Expected seconds for each rank of the new pack. A pack takes about ten to start and to compile its first program."""
+
+
+class SharedPack(Protocol):
+    """What is asked of a pack; a `Pack`."""
+
+    directory: Path
+
+    @property
+    def takes_questions(self) -> bool:
+        """Whether its ranks have begun, and not ended."""
+        ...
+
+    @property
+    def seconds_left(self) -> float:
+        """Expected seconds of the runs that have not begun."""
+        ...
 
 
 class Sharing:
@@ -28,22 +42,22 @@ class Sharing:
 
     def __init__(self, round_: Round, submit: Callable[[list[PlannedRun]], None]):
         self._round, self._submit = round_, submit
-        self._packs: list[Pack] = []
-        self._asked: Pack | None = None
-        self._dry: set[Pack] = set()
+        self._packs: list[SharedPack] = []
+        self._asked: SharedPack | None = None
+        self._dry: set[SharedPack] = set()
         """Packs that had nothing to let go of."""
 
-    def add(self, pack: Pack) -> None:
+    def add(self, pack: SharedPack) -> None:
         """A pack was submitted."""
         self._packs.append(pack)
 
-    def ended(self, pack: Pack) -> None:
+    def ended(self, pack: SharedPack) -> None:
         """A pack has ended, after its last answer."""
         self._packs.remove(pack)
         if self._asked is pack:
             self._asked = None
 
-    def answered(self, pack: Pack, runs: list[PlannedRun]) -> None:
+    def answered(self, pack: SharedPack, runs: list[PlannedRun]) -> None:
         """A pack has let go of runs; there may be none."""
         self._asked = None
         if not runs:
