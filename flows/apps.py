@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 START_SECONDS = 600.0
 """The first rank of a launch has to show itself in this time: a thousand ranks import Python from one filesystem."""
+UNREACHED_SECONDS = 30.0
+"""The same where the launcher has said that it cannot start ranks on some node: Hydra then waits for ever."""
 
 
 @python_app(executors=["tasks"])
@@ -67,33 +69,48 @@ def run_pack(
     parsl_resource_specification: dict[str, Any] | None = None,
     place: Place | None = None,
 ) -> int:
-    """Launch `command` over the nodes that Parsl gave this task. Returns the launcher's exit status.
+    """Launch `command` over as many nodes as Parsl gave this task. Returns the launcher's exit status.
+
+    Nodes that the driver leaves out are changed for others of the block.
 
     place: beside the driver, these nodes. inputs: futures that are done once the builds of the pack's targets have
     ended. limit_seconds: after so long the launcher is ended, and the status is 124. sign_of_life: as for
     `run_process`. deadline: when the ranks drain at the latest, in seconds since the epoch; they also drain before
     their block or job ends. Without time left, or with the driver gone, nothing is launched, and the status is 75.
     """
+    import contextlib
     import os
+    import time
 
     from flows.apps import give_deadline, not_started, run_process, why_not_to_start
-    from mpi.launch import Launch, launch_environment, launch_line
+    from flows.sites.good_nodes import GIVEN_UP_SECONDS, NoGoodNode, nodes_in_block
+    from mpi.launch import RANKS_VARIABLE, Launch, launch_environment, launch_line
     from mpi.launchers import find_launcher
 
     environ = os.environ if place is None else place.environ
     env = give_deadline(env, deadline, environ)
     if (reason := why_not_to_start(env)) is not None:
         return not_started(reason, err_file)
-    # An MPIExecutor tells a task its nodes through this variable only.
-    nodes = tuple(os.environ["PARSL_MPI_NODELIST"].split(",")) if place is None else place.nodes
-    launch = Launch(nodes, ranks_per_node, cores_per_rank, gpus_per_node)
-    launcher = find_launcher(choice, environ)
-    env = env | launch_environment(launcher, launch, environ)
-    argv = launch_line(launcher, launch, command, {**environ, **env})
-    if limit_seconds is not None:
-        # An app's own walltime would not kill the command.
-        argv = ["timeout", "-k", "5", str(limit_seconds), *argv]
-    return run_process(argv, out_file, err_file, env, sign_of_life, place)
+    with contextlib.ExitStack() as stack:
+        if place is None:
+            # An MPIExecutor tells a task its nodes through this variable only.
+            share = os.environ["PARSL_MPI_NODELIST"].split(",")
+            try:
+                nodes = stack.enter_context(nodes_in_block(share, environ, env))
+            except NoGoodNode as error:
+                status = not_started(f"{error}; their block is given back", err_file)
+                time.sleep(GIVEN_UP_SECONDS)
+                return status
+        else:
+            nodes = place.nodes
+        launch = Launch(nodes, ranks_per_node, cores_per_rank, gpus_per_node)
+        launcher = find_launcher(choice, environ)
+        env = env | launch_environment(launcher, launch, environ) | {RANKS_VARIABLE: str(launch.ranks)}
+        argv = launch_line(launcher, launch, command, {**environ, **env})
+        if limit_seconds is not None:
+            # An app's own walltime would not kill the command.
+            argv = ["timeout", "-k", "5", str(limit_seconds), *argv]
+        return run_process(argv, out_file, err_file, env, sign_of_life, place)
 
 
 def give_deadline(env: dict[str, str], own: float | None, environ: Mapping[str, str]) -> dict[str, str]:
@@ -136,7 +153,9 @@ def run_process(
     import os
     import subprocess
 
-    from flows.apps import START_SECONDS
+    from flows.apps import START_SECONDS, UNREACHED_SECONDS
+    from lambda_hat.store.process_logs import text_of
+    from mpi.launchers import unreached_nodes
 
     with open(out_file, "ab") as out, open(err_file, "ab") as err:
         environ = os.environ if place is None else place.environ
@@ -151,8 +170,9 @@ def run_process(
         )
         begun = time.monotonic()
         while sign_of_life is not None and process.poll() is None and not glob.glob(sign_of_life):
-            if time.monotonic() - begun > START_SECONDS:
-                err.write(f"error: no rank had started after {START_SECONDS:.0f} s; the launch was ended\n".encode())
+            patience = UNREACHED_SECONDS if unreached_nodes(text_of(Path(err_file))) else START_SECONDS
+            if time.monotonic() - begun > patience:
+                err.write(f"error: no rank had started after {patience:.0f} s; the launch was ended\n".encode())
                 process.terminate()
                 try:
                     process.wait(timeout=10)

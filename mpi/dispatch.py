@@ -128,7 +128,11 @@ def install_abort_hooks(world: World, report: Callable[[str], None] = to_stderr)
 
 
 def dispatch(
-    world: World, items: Sequence[Item], do: Callable[[str], list[str]], drain: Drain | None = None
+    world: World,
+    items: Sequence[Item],
+    do: Callable[[str], list[str]],
+    drain: Drain | None = None,
+    on_begin: Callable[[Handout], None] = lambda handout: None,
 ) -> Counter[str]:
     """Call `do(key)` once for every item, on whichever rank is free. Every rank calls this.
 
@@ -142,6 +146,7 @@ def dispatch(
         do: Does an item, and returns its outcomes.
         drain: Asked on rank 0 whether to hand out more, as in `Handout`. When it is requested there, it is requested on
             the other ranks as well. By default there is none.
+        on_begin: Called on rank 0 with the state of the hand-out, before anything goes out.
 
     Returns:
         The number of outcomes of each kind, the same on all ranks; those of items not handed out are `left`.
@@ -150,6 +155,7 @@ def dispatch(
     if world.rank > 0:
         return _work_remotely(world.comm, world.rank, do, drain)
     handout = Handout(items, drain)
+    on_begin(handout)
     with _answering(world, handout, drain) if world.size > 1 else contextlib.nullcontext():
         while (key := handout.wait_and_take(world.rank)) is not None:
             handout.end(key, do(key))

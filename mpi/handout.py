@@ -125,6 +125,21 @@ class Handout:
             self.outcomes.update(outcomes)
             self._changed.notify_all()
 
+    def let_go(self) -> list[str]:
+        """Give up half of the items that wait, every second one beginning with the longest. Returns their keys.
+
+        Items that need others, are needed, or go out alone stay.
+        """
+        with self._changed:
+            free = [place for place, waits in enumerate(self._waits) if waits and self._is_free(self._items[place])]
+            for place in free[::2]:
+                self._remove(place)
+            self._changed.notify_all()
+            return [self._items[place].key for place in free[::2]]
+
+    def _is_free(self, item: Item) -> bool:
+        return not item.alone and item.needs is None and item.key not in self._needing
+
     def take(self, rank: int) -> str | None:
         """Take an item for `rank`; None where there is none at the moment."""
         with self._changed:

@@ -27,6 +27,14 @@ GPUs are not among them, because each node has its own."""
 HIDING_GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
 """Variables by which a scheduler hides GPUs, each for one node."""
 
+RANKS_VARIABLE = "LAMBDA_HAT_RANKS"
+"""Environment variable in which a pack is told its ranks: fewer than it is meant for where nodes are left out."""
+
+
+def node_name(host: str) -> str:
+    """The name of a node without its domain, which schedulers, launchers and hosts write or leave out."""
+    return host.partition(".")[0]
+
 
 @dataclass(frozen=True)
 class Launcher:

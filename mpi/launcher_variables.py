@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from lambda_hat.errors import LaunchError
+from mpi.launch import RANKS_VARIABLE
 
 # Hydra and Open MPI come before SLURM. Inside a SLURM job their ranks also see the variables of the batch step, or of
 # the step that carries Hydra's proxies. In a batch script without a launcher, SLURM_LOCALID and SLURM_NTASKS are those
@@ -84,7 +85,7 @@ def check_world(size: int, expected: int | None, environment: Mapping[str, str])
     Args:
         size: Ranks of the MPI world.
         expected: Ranks that the pack is meant for; None: not known.
-        environment: The environment of this process.
+        environment: The environment of this process; its LAMBDA_HAT_RANKS takes the place of `expected`.
 
     Raises:
         LaunchError: The world has one rank, and more were started or expected; the message has both numbers.
@@ -99,6 +100,8 @@ def check_world(size: int, expected: int | None, environment: Mapping[str, str])
             "Start the ranks with the mpiexec of that library (mpi: bundled is the one beside this python), or under "
             "srun with the --mpi plugin that the library was built for (mpich: pmi2, Open MPI: pmix)"
         )
+    launched = first_number((RANKS_VARIABLE,), environment)
+    expected = launched[1] if launched else expected
     if expected is not None and expected > 1:
         raise LaunchError(
             f"this pack is meant for {expected} ranks, but the MPI world of this process has size 1. The launcher and "

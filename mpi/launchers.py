@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lambda_hat.errors import ConfigError, nearest
-from mpi.launch import FLAVOURS, Launcher
+from mpi.launch import FLAVOURS, Launcher, node_name
 
 LIBMPI_VARIABLE = "MPI4PY_LIBMPI"
 """Environment variable that names the MPI library which mpi4py's wheel loads, before all others."""
@@ -266,7 +266,31 @@ def _mpi4py_is_wheel() -> bool:
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Which ranks died, by the output of the launcher
+# Which nodes could not start their ranks, and which ranks died, by the output of the launcher
+
+UNREACHED = (
+    # srun, also where Hydra starts its proxies by it
+    re.compile(r"^srun: error: (?P<words>Task launch for \S+ failed on node (?P<node>[\w.-]+): .*)$", re.MULTILINE),
+    re.compile(r"^srun: error: (?P<words>Node failure on (?P<node>[\w.-]+))$", re.MULTILINE),
+    # Hydra and Open MPI, whose daemons ssh starts
+    re.compile(r"^(?P<words>ssh: connect to host (?P<node>[\w.-]+) port .*)$", re.MULTILINE),
+    re.compile(r"^(?P<words>ssh: Could not resolve hostname (?P<node>[\w.-]+): .*)$", re.MULTILINE),
+    re.compile(r"^\[proxy:[\d:]+@(?P<node>[\w.-]+)\] \S+ \(.*\): (?P<words>execvp error on file .*)$", re.MULTILINE),
+)
+
+
+def unreached_nodes(said: str) -> dict[str, str]:
+    """The nodes on which a launch could not start its ranks.
+
+    Args:
+        said: The output of the launcher.
+
+    Returns:
+        The launcher's own words, by node.
+    """
+    found = (match for pattern in UNREACHED for match in pattern.finditer(said))
+    return {match["node"]: match["words"].strip() for match in found}
+
 
 ENDED_BY_LAUNCHER = (9, 15)
 """Signals by which Hydra and PALS end the other ranks after one has died."""
@@ -309,8 +333,9 @@ def _dead_by_hydra(said: str, ranks: Mapping[Process, int]) -> set[int]:
     for rank, pid, host, code in found:
         if int(code) in ENDED_BY_LAUNCHER:
             continue
-        by_pid = {number for (where, each), number in ranks.items() if each == int(pid) and _same_host(where, host)}
-        dead |= {int(rank)} if rank else by_pid if len(by_pid) == 1 else set()
+        on_host = {each: number for (where, each), number in ranks.items() if node_name(where) == node_name(host)}
+        by_pid = {on_host[int(pid)]} if int(pid) in on_host else set()
+        dead |= {int(rank)} if rank else by_pid
     return dead
 
 
@@ -339,7 +364,3 @@ def _dead_by_pals(said: str) -> set[int]:
     # that PALS ended: "rank 99 died from signal 15". See https://github.com/E3SM-Project/E3SM/pull/6985
     found = re.findall(r"^\S+: rank (\d+) died from signal (\d+)", said, re.MULTILINE)
     return {int(rank) for rank, number in found if int(number) != 15}
-
-
-def _same_host(one: str, other: str) -> bool:
-    return one.partition(".")[0] == other.partition(".")[0]

@@ -27,7 +27,7 @@ from lambda_hat.store.drain import Drain
 from lambda_hat.store.layout import EventLog, Store, error_line
 from mpi.devices import check_gpu
 from mpi.dispatch import World
-from mpi.handout import LEFT
+from mpi.handout import LEFT, Handout
 from mpi.launcher_variables import launcher_local_size
 from mpi.pack import Pack, builders_of, bundles_of, key_of
 
@@ -338,6 +338,36 @@ class Rank:
         if self._store.target_status(target_id) == "failed":
             return f"its target could not be built: {error_line(self._store.target_dir(target_id) / 'error.json')}"
         return "its target is not built: no meta.json"
+
+
+class Sharing:
+    """Lets go of runs for another pack whenever the driver asks for that, on rank 0.
+
+    Args:
+        pack: The pack.
+        ranks: Size of the MPI world.
+        events: Of rank 0; they tell the driver which runs.
+    """
+
+    def __init__(self, pack: Pack, ranks: int, events: EventLog):
+        self._pack_id, self._bundles, self._events = pack["pack_id"], bundles_of(pack, ranks), events
+        self._handout: Handout | None = None
+        self._answered = 0
+
+    def begin(self, handout: Handout) -> None:
+        """Answer from now on, out of what waits in `handout`."""
+        self._handout = handout
+
+    def hear(self, record: dict[str, Any]) -> None:
+        """Take the driver's heartbeat."""
+        asked = record.get("let_go")
+        if self._handout is None or not isinstance(asked, list):
+            return
+        for _ in range(asked.count(self._pack_id) - self._answered):
+            runs = [run for key in self._handout.let_go() for run in self._bundles[key]]
+            # A driver that dies before it reads this leaves the runs to the next one.
+            self._events.append("let_go", rank=0, runs=[run.split("/") for run in runs])
+            self._answered += 1
 
 
 def _who(record: dict[str, Any] | None) -> str:

@@ -38,6 +38,7 @@ included. `rank-0000.jsonl` has its events:
 - `drain` has a `reason`.
 - `width` has the number of `lanes` that "auto" chose, and the `seconds` of that measurement, compilation included. They
   count for no run.
+- `let_go`: `runs` that its driver may give to another pack. This one will not begin them.
 - `refused` has the `reason` why a rank could not start as the pack asks.
 """
 
@@ -82,7 +83,7 @@ from mpi.dispatch import World, dispatch, install_abort_hooks, start_mpi, to_std
 from mpi.launcher_variables import check_world, launcher_local_rank, launcher_rank, launcher_size
 from mpi.mps import place_of_mps
 from mpi.pack import Pack, at_least, describe_pack, items_of, pack_of_study, pack_record, read_pack
-from mpi.rank import Console, Rank
+from mpi.rank import Console, Rank, Sharing
 from mpi.shared_memory import unlink_shared_memory
 
 PATIENCE = 3.0
@@ -271,8 +272,10 @@ def run_pack(world: World, pack: Pack, drain: Drain, started: float) -> Counter[
     events = EventLog(folder / f"rank-{world.rank:04d}.jsonl")
     with Console(folder / f"rank-{world.rank:04d}.log", f"[rank {world.rank}]") as console:
         install_abort_hooks(world, console.alarm)
+        sharing = Sharing(pack, world.size, events)
         # A rank that leaves ends the launch, so it is enough that one rank looks often.
-        drain_when_lost(pack["lease"], drain, f"rank {world.rank}", 1.0 if world.rank == 0 else SLOWEST_LOOK)
+        look, heard = (1.0, sharing.hear) if world.rank == 0 else (SLOWEST_LOOK, lambda record: None)
+        drain_when_lost(pack["lease"], drain, f"rank {world.rank}", look, on_beat=heard)
         rank = Rank(world, pack, store, drain, events, console)
         if not pack["compile_cache"]:
             os.environ[CACHE_VARIABLE] = CACHE_OFF
@@ -282,7 +285,7 @@ def run_pack(world: World, pack: Pack, drain: Drain, started: float) -> Counter[
         except LaunchError as error:
             events.append("refused", rank=world.rank, host=socket.gethostname(), reason=str(error))
             raise
-        outcomes = dispatch(world, items_of(pack, world.size), rank.do, drain)
+        outcomes = dispatch(world, items_of(pack, world.size), rank.do, drain, sharing.begin)
         rank.finish(time.monotonic() - started)
         if world.rank == 0:
             counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))

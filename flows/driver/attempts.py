@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from flows.driver.bad_nodes import BadNodes
 from flows.driver.deaths import forget
 from flows.driver.leftovers import end_leftovers
 from flows.driver.plan import Plan
@@ -24,6 +25,7 @@ from flows.driver.rounds import POLL, Outcome, Round
 from flows.driver.screen import Screen
 from flows.driver.stopping import STOP_SECONDS, OutOfTime, Stop, Stopped
 from flows.driver.workers import Workers, start_workers
+from flows.sites.site_schemas import known_nodes
 from lambda_hat.errors import LaunchError, StoreUnwritable
 from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.report.closing import tries_line
@@ -36,6 +38,8 @@ ELSEWHERE_SECONDS = 2.0
 """Seconds between two looks at runs that another driver samples."""
 MOST_NAMED = 3
 """At most so many other drivers are named."""
+MOST_EXCUSED = 3
+"""Attempts in a row that may get nothing done and find bad nodes. If there are more, it is not the nodes."""
 WORKERS_SECONDS = 5.0
 """Seconds for Parsl to see that the worker pool of a local block has died."""
 
@@ -52,10 +56,12 @@ class Tally:
     """Files that were set aside."""
     quarantined: int = 0
     """Runs that were set aside because their ranks died twice."""
+    nodes: list[str] = field(default_factory=list)
+    """Nodes that are left out."""
 
     def line(self) -> str | None:
         """A sentence for the report. None: there is nothing to tell."""
-        return tries_line(self.runs, self.causes, self.damaged, self.quarantined)
+        return tries_line(self.runs, self.causes, self.damaged, self.quarantined, self.nodes)
 
 
 class Attempts:
@@ -81,8 +87,11 @@ class Attempts:
         self._screen, self._stop, self._log = screen, stop, log
         self.pack_dirs: list[Path] = []
         self.tally = Tally()
+        self._nodes = BadNodes(known_nodes(request.site))
         self._idle = 0
         """Attempts in a row that got nothing done."""
+        self._excused = 0
+        """Such attempts that found bad nodes."""
 
     def run(self, plan: Plan) -> None:
         """Sample what is left until nothing is, or nothing more gets done. plan: of the request, as it is now.
@@ -128,10 +137,19 @@ class Attempts:
             left = {run.key for run in [*plan.runs, *plan.elsewhere]}
             advanced = outcome.advanced or any(run.key not in left for run in before.runs)
             self.tally.quarantined += outcome.quarantined
-            if not advanced:
+            if not advanced and outcome.no_good_node:
+                for sentence in self._nodes.forgive():
+                    self._say_and_note(sentence)
+                workers.leave_out(list(self._nodes.left_out))
+            self.tally.nodes = list(self._nodes.left_out)
+            # Without its bad nodes the next round may get on.
+            excused = not advanced and outcome.nodes > 0 and self._excused < MOST_EXCUSED
+            self._excused = 0 if advanced else self._excused + excused
+            if not advanced and not excused:
                 self._raise_what_is_in_the_way(outcome)
             self._check_time(plan, outcome)
-            self._idle = 0 if advanced else self._idle + 1
+            if not excused:
+                self._idle = 0 if advanced else self._idle + 1
             tried = {run.key for run in before.runs}
             again = sum(run.key in tried for run in plan.runs)
             retries = self._request.study.settings.retries
@@ -174,7 +192,10 @@ class Attempts:
 
     def _round(self, plan: Plan, workers: Workers, number: int) -> Outcome:
         console = self._screen.console
-        round_ = Round(self._request, plan, workers, number, console=console, stop=self._stop, log=self._log)
+        more = {"console": console, "stop": self._stop, "log": self._log, "nodes": self._nodes}
+        round_ = Round(self._request, plan, workers, number, **more)
+        if number == 0:
+            workers.leave_out(list(self._nodes.left_out))
         self._log.append("round", name=round_.name, builds=len(plan.builds), runs=len(plan.runs))
         workers.show_on(round_.progress)
         round_.watch(workers.look)
@@ -182,10 +203,7 @@ class Attempts:
         with round_.progress:
             try:
                 self._stop.check()
-                try:
-                    self._submit(round_)
-                finally:
-                    self.pack_dirs += round_.pack_dirs
+                self._submit(round_)
                 round_.wait(self._request.give_up_at)
             except Stopped:
                 round_.progress.say("stopping: runs are checkpointed; Ctrl-C again stops at once")
@@ -194,6 +212,8 @@ class Attempts:
                 round_.wind_down(STOP_SECONDS)
                 self.tally.quarantined += round_.outcome.quarantined
                 raise
+            finally:
+                self.pack_dirs += round_.pack_dirs
         return round_.outcome
 
     def _look_for_the_last(self, round_: Round) -> bool:

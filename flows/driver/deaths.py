@@ -7,7 +7,8 @@ sure.
 
 Runs with a death are suspects. They are handed out after all others and one at a time, so a suspect is in flight
 alone, and its next death is sure. A run is set aside as `RankDied` at a sure death that is not its first. Deaths that
-are not sure never condemn a run by themselves: an innocent run may be beside a killer twice.
+are not sure never condemn a run by themselves: an innocent run may be beside a killer twice. Nor do deaths on one node
+that is left out since (`flows/driver/bad_nodes.py`): the run is tried on another.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from flows.driver.bad_nodes import BadNodes
 from lambda_hat.store.events import Key, PackLog
 from lambda_hat.store.layout import DEATHS, Store, deaths_of, write_json_atomic
 from lambda_hat.store.process_logs import text_of
+from mpi.launch import node_name
 from mpi.launchers import dead_ranks
 
 QUARANTINED = "RankDied"
@@ -60,15 +63,21 @@ def blame(in_flight: dict[int, list[Key]], dead: set[int]) -> dict[Key, tuple[in
     return {key: (rank, len(dead) <= 1 and len(found) == 1) for key, rank in found.items()}
 
 
-def record_deaths(store: Store, log: PackLog, flavour: str, how: str) -> tuple[set[int], list[Key]]:
+def record_deaths(
+    store: Store, log: PackLog, flavour: str, how: str, nodes: BadNodes
+) -> tuple[set[int], list[Key], list[str]]:
     """A launch has ended badly: give its runs in flight their deaths, and set aside those that have two.
 
-    how: how the launch ended, in words. Returns the ranks that are known to have died, and the runs set aside.
+    how: how the launch ended, in words. nodes: learn of the death. Returns the ranks that are known to have died, the
+    runs set aside, and what is new of nodes.
     Raises StoreUnwritable.
     """
     dead, hosts = who_died(log, flavour), {life.rank: life.host for life in log.ranks}
+    blamed = blame(log.in_flight, dead)
+    nodes.died(log.directory.name, [hosts[rank] for rank in dead or hosts if rank in hosts], blamed)
+    news = nodes.judge()
     condemned = []
-    for (target_id, run_id), (rank, sure) in blame(log.in_flight, dead).items():
+    for (target_id, run_id), (rank, sure) in blamed.items():
         run_dir = store.run_dir(target_id, run_id)
         death = {
             "pack_id": log.directory.name,
@@ -81,10 +90,11 @@ def record_deaths(store: Store, log: PackLog, flavour: str, how: str) -> tuple[s
         }
         deaths = [*deaths_of(run_dir), death]
         write_json_atomic(run_dir / DEATHS, deaths)
-        if sure and len(deaths) > 1:
+        places = {node_name(str(each.get("host"))) for each in deaths}
+        if sure and len(deaths) > 1 and not (len(places) == 1 and places <= nodes.left_out.keys()):
             _quarantine(run_dir, deaths)
             condemned.append((target_id, run_id))
-    return dead, condemned
+    return dead, condemned, news
 
 
 def _quarantine(run_dir: Path, deaths: list[dict[str, Any]]) -> None:

@@ -13,6 +13,8 @@ from flows.driver.deaths import forget, record_deaths, suspects_among
 from flows.driver.reasons import explain, is_lost_block, log_tail
 from flows.driver.request import Request
 from flows.driver.rounds import Round, Unresolved
+from flows.driver.sharing import LOOK_SECONDS as SHARING_SECONDS
+from flows.driver.sharing import Sharing
 from flows.sites.site_schemas import SiteConfig
 from lambda_hat.errors import EXIT_OK, EXIT_UNFINISHED, EXIT_USAGE
 from lambda_hat.planning.packing import PACK_FORMAT, PlannedRun
@@ -20,6 +22,7 @@ from lambda_hat.store.drain import OUT_OF_TIME
 from lambda_hat.store.events import RANK_LOGS, Key, PackLog
 from lambda_hat.store.layout import CHECKPOINT, write_json_atomic
 from lambda_hat.store.process_logs import text_of
+from mpi.launchers import unreached_nodes
 
 PROGRAM = [sys.executable, str(Path(__file__).resolve().parents[2] / "mpi" / "run_pack.py")]
 LOOK_SECONDS = {"local": 0.2, "shared": 2.0}
@@ -28,6 +31,9 @@ UNRESOLVED_SECONDS = 30.0
 """From the last word of a pack's ranks, or its deadline, until the driver takes it for ended whatever Parsl says."""
 LAUNCHER_SECONDS = 4.0
 """From the last word of the ranks until the launcher has ended and Parsl has said so."""
+MOST_RETURNED = 3
+"""So many blocks of a round may be given back for want of a good node; then the scheduler seems to have no other."""
+NOT_STARTED = "not started: "
 EXIT_NO_SIGN = 124
 """Exit status of a launch that was ended because no rank showed itself."""
 
@@ -35,25 +41,34 @@ EXIT_NO_SIGN = 124
 def submit_packs(round_: Round) -> None:
     """Submit the builds, then a pack per group of runs. A pack starts when the builds of its targets have ended."""
     round_.submit_builds()
-    request, site = round_.request, round_.request.site
-    for index, runs in enumerate(round_.plan.packs(request.study.settings.pack)):
+    sharing = Sharing(round_, lambda runs: submit_pack(round_, runs, sharing))
+    for runs in round_.plan.packs(round_.request.study.settings.pack):
         round_.stop.check()
-        pack = Pack(round_, f"pack_{round_.name}-{index:04d}", runs)
-        pack_file = pack.directory / "pack.json"
-        write_json_atomic(pack_file, pack.record())
-        round_.pack_dirs.append(pack.directory)
-        round_.log.pack(pack.directory.name, [run.key for run in runs])
-        future = launch(
-            site,
-            [*PROGRAM, str(pack_file)],
-            pack.directory,
-            round_.environment,
-            sign_of_life=f"{glob.escape(str(pack.directory))}/{RANK_LOGS}",
-            deadline=request.stop_at,
-            inputs=round_.settled({run.target_id for run in runs}),
-        )
-        round_.watch(pack.look, LOOK_SECONDS["local" if site.kind == "local" else "shared"])
-        round_.on_done(future, pack.ended, running=pack.is_running, overdue=pack.overdue)
+        submit_pack(round_, runs, sharing)
+    if round_.workers.may_have_idle_nodes:
+        round_.watch(sharing.look, SHARING_SECONDS)
+
+
+def submit_pack(round_: Round, runs: list[PlannedRun], sharing: Sharing) -> None:
+    """Submit one more pack of the round."""
+    request, site = round_.request, round_.request.site
+    pack = Pack(round_, f"pack_{round_.name}-{len(round_.pack_dirs):04d}", runs, sharing)
+    pack_file = pack.directory / "pack.json"
+    write_json_atomic(pack_file, pack.record())
+    round_.pack_dirs.append(pack.directory)
+    round_.log.pack(pack.directory.name, [run.key for run in runs])
+    future = launch(
+        site,
+        [*PROGRAM, str(pack_file)],
+        pack.directory,
+        round_.environment,
+        sign_of_life=f"{glob.escape(str(pack.directory))}/{RANK_LOGS}",
+        deadline=request.stop_at,
+        inputs=round_.settled({run.target_id for run in runs}),
+    )
+    sharing.add(pack)
+    round_.watch(pack.look, LOOK_SECONDS["local" if site.kind == "local" else "shared"])
+    round_.on_done(future, pack.ended, running=pack.is_running, overdue=pack.overdue)
 
 
 def launch(
@@ -85,12 +100,13 @@ def world_of(request: Request) -> dict[str, Any]:
 class Pack:
     """One pack of a round."""
 
-    def __init__(self, round_: Round, pack_id: str, runs: list[PlannedRun]):
+    def __init__(self, round_: Round, pack_id: str, runs: list[PlannedRun], sharing: Sharing | None = None):
         self._round, self._request, self._store = round_, round_.request, round_.request.store
         self.directory = self._store.pack_dir(pack_id)
         self._runs: dict[Key, PlannedRun] = {run.key: run for run in runs}
         self._suspects = suspects_among(self._store, self._runs)
         self._log = PackLog(self.directory)
+        self._sharing, self._let_go = sharing, 0
 
     def record(self) -> dict:
         """What `mpi/run_pack.py` reads."""
@@ -122,7 +138,29 @@ class Pack:
             else:
                 # Neither done nor failed: it goes on in another pack.
                 self._round.run_goes_on(run, sentence)
+        self._round.nodes.saw(self._log)
+        self._hand_on()
         return self._log.begun
+
+    def _hand_on(self) -> None:
+        """Hand on the runs that the ranks have let go of since the last call."""
+        answers = [keys for life in self._log.ranks for keys in life.let_go]
+        for keys in answers[self._let_go :]:
+            runs = [self._runs.pop(key) for key in keys if key in self._runs]
+            if self._sharing is not None:
+                self._sharing.answered(self, runs)
+        self._let_go = len(answers)
+
+    @property
+    def takes_questions(self) -> bool:
+        """Whether its ranks have begun, and not ended."""
+        return self._log.running
+
+    @property
+    def seconds_left(self) -> float:
+        """Expected seconds of the runs that have not begun."""
+        begun = self._log.ends.keys() | {key for keys in self._log.in_flight.values() for key in keys}
+        return sum(run.cost for key, run in self._runs.items() if key not in begun)
 
     def is_running(self) -> bool:
         """Whether its ranks are at work, or ended so lately that Parsl is about to say so."""
@@ -143,6 +181,8 @@ class Pack:
         """Say how many of its runs are finished, and why others are not; count what was lost, and blame the culprit."""
         self.look()
         self._round.unwatch(self.look)
+        if self._sharing is not None:
+            self._sharing.ended(self)
         store, log, outcome = self._store, self._log, self._round.outcome
         states = {key: store.run_status(*key) for key in self._runs}
         for key, state in states.items():
@@ -179,16 +219,26 @@ class Pack:
             return
         if status == EXIT_USAGE:
             outcome.refusals.append(last_line(self.directory / "stderr.log").removeprefix("error: "))
+        unstarted = self._nodes_without_ranks() if status else {}
+        if unstarted:
+            self._round.nodes.did_not_start(unstarted, self._request.site.pack_nodes)
+            self._round.tell_of_nodes(self._round.nodes.judge())
         if block_lost:
             outcome.causes["block"] += 1
+            if (told := last_line(self.directory / "stderr.log")).startswith(NOT_STARTED):
+                outcome.no_good_node += 1
+                if outcome.no_good_node >= MOST_RETURNED:
+                    self._round.tell_of_nodes(self._round.nodes.forgive())
+                self._say_ended(f"{sentence}, {lost} left for later ({told})", warn=True)
+                return
             self._say_ended(f"{sentence}, {lost_with_block(self._round, self.directory, lost)}", failed=True)
             return
         reason = explain(future, self.directory / "error.json", self.directory / "stderr.log")
         if not (self.directory / "stderr.log").is_file() or not (self.directory / "stderr.log").stat().st_size:
             reason += log_tail(self.directory / "stdout.log")
         self._say_ended(f"{sentence}, {lost} lost: {reason}", failed=True)
-        # A launcher that was itself killed, or showed no rank, says nothing of any run.
-        if status is not None and status > 0 and status not in (EXIT_USAGE, EXIT_NO_SIGN):
+        # A launcher that was itself killed, or showed no rank, says nothing of any run. Nor does a node that failed.
+        if status is not None and status > 0 and status not in (EXIT_USAGE, EXIT_NO_SIGN) and not unstarted:
             self._blame(f"the launch ended with exit status {status}")
         else:
             outcome.causes["launch"] += 1
@@ -218,8 +268,15 @@ class Pack:
             return False
         return end.advanced or (self._store.run_dir(*key) / CHECKPOINT).is_file()
 
+    def _nodes_without_ranks(self) -> dict[str, str]:
+        """The nodes on which ranks could not start, and why."""
+        found = unreached_nodes(text_of(self.directory / "stderr.log") + text_of(self.directory / "stdout.log"))
+        return found | {life.host: life.refused for life in self._log.ranks if life.refused is not None}
+
     def _blame(self, how: str) -> None:
-        dead, condemned = record_deaths(self._store, self._log, self._request.site.flavour, how)
+        nodes = self._round.nodes
+        dead, condemned, news = record_deaths(self._store, self._log, self._request.site.flavour, how, nodes)
+        self._round.tell_of_nodes(news)
         outcome = self._round.outcome
         outcome.causes["rank"] += len(dead) or 1
         outcome.quarantined += len(condemned)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from flows.driver.bad_nodes import BadNodes
 from flows.driver.plan import Plan
 from flows.driver.reasons import explain
 from flows.driver.request import Request
@@ -20,6 +21,7 @@ from flows.driver.screen import StudyProgress
 from flows.driver.single_processes import SingleProcesses
 from flows.driver.stopping import OutOfTime, Stop
 from flows.driver.workers import Workers
+from flows.sites.site_schemas import known_nodes
 from lambda_hat.config import CustomBuild, MlpBuild
 from lambda_hat.id_utils import trajectory_id
 from lambda_hat.planning.packing import PlannedRun
@@ -59,6 +61,10 @@ class Outcome:
     """Why a run was left, where its rank could not write the store."""
     quarantined: int = 0
     """Runs set aside because their ranks died twice."""
+    nodes: int = 0
+    """How often nodes were left out, or used again."""
+    no_good_node: int = 0
+    """Blocks that had none left."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class _Pending:
 class Round:
     """One pass over what is left. Whoever submits something tells the round with `on_done`; `wait` is its main loop.
 
-    number: of the round, among those of `workers`.
+    number: of the round, among those of `workers`. nodes: what the driver knows of them.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Round:
         console: Console,
         stop: Stop,
         log: StudyLog,
+        nodes: BadNodes | None = None,
     ):
         packs = math.ceil(len(plan.runs) / request.study.settings.pack) if request.packed else 0
         self.request, self.plan, self.workers, self.stop, self.log = request, plan, workers, stop, log
@@ -98,14 +105,27 @@ class Round:
         self.progress = StudyProgress(
             console, targets=len(plan.builds), packs=packs, runs=len(plan.runs), quiet=request.quiet
         )
+        self.nodes = BadNodes(known_nodes(request.site)) if nodes is None else nodes
         self.pack_dirs: list[Path] = []
         self.outcome = Outcome()
+        self.going_on = True
+        """It may still submit something."""
         self._pending: dict[Future, _Pending] = {}
         self._watchers: dict[Callable[[], bool], tuple[float, float]] = {}
         """What to call how often, and when next."""
         self._builds: dict[str, Future] = {}
         self._first_failure: dict[str, str] = {}
         """By a reason with the end of the log, without its path: the first target that was not built for it."""
+
+    def tell_of_nodes(self, news: list[str]) -> None:
+        """Leave out the nodes that are bad now. news: what `BadNodes.judge` says."""
+        if not news:
+            return
+        self.workers.leave_out(list(self.nodes.left_out))
+        for sentence in news:
+            self.progress.say(sentence, style="yellow")
+        self.log.append("nodes", left_out=self.nodes.left_out)
+        self.outcome.nodes += 1
 
     def submit_builds(self) -> None:
         """Submit one process per missing target; one for all the missing checkpoints of a training."""
@@ -177,7 +197,7 @@ class Round:
 
     def wind_down(self, seconds: float) -> None:
         """Wait until what is at work has ended, for `seconds` at most. The heartbeat has been withdrawn."""
-        begun = time.monotonic()
+        begun, self.going_on = time.monotonic(), False
         while self._pending and time.monotonic() - begun < seconds:
             self._settle()
             running = any(pending.running() for pending in self._pending.values())

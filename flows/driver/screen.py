@@ -68,6 +68,12 @@ class StudyProgress:
         if self._live:
             self._bars.stop()
 
+    def more(self, what: str) -> None:
+        """There is one more of `what` than there was."""
+        self.totals[what] += 1
+        if what in self._tasks:
+            self._bars.update(self._tasks[what], total=self.totals[what])
+
     def finished(self, what: str, sentence: str, *, failed: bool = False, warn: bool = False) -> None:
         """One of `what` ("targets", "packs", "runs") has ended; `sentence` says how.
 

@@ -15,7 +15,7 @@ from flows.driver.request import Request
 from flows.driver.screen import StudyProgress
 from flows.driver.stopping import kill_under
 from flows.sites.blocks import Blocks
-from flows.sites.executors import TASKS, parsl_config
+from flows.sites.executors import PACKS, TASKS, parsl_config
 from flows.sites.interchange import end_parsl, fail_where_lost, start_parsl
 from flows.sites.limits import check_limits
 from flows.sites.scheduler import Pbs
@@ -24,8 +24,10 @@ from lambda_hat.store.heartbeat import Heartbeat
 from lambda_hat.store.layout import writing
 
 if TYPE_CHECKING:
+    from parsl.executors import HighThroughputExecutor
     from parsl.executors.base import ParslExecutor
 
+    from flows.sites.beside import Beside
     from flows.sites.blocks import BatchExecutor
 
 
@@ -54,6 +56,44 @@ class Workers:
         """Show on `progress` what happens to blocks from now on."""
         if self.blocks is not None:
             self.blocks.progress = progress
+
+    def leave_out(self, nodes: Sequence[str]) -> None:
+        """Let packs run on no node of these, and SLURM's next blocks have none."""
+        self.heartbeat.leave_out(nodes)
+        for executor in self.executors:
+            if hasattr(executor, "leave_out"):
+                cast("Beside", executor).leave_out(nodes)
+            elif self.blocks is not None:
+                cast("BatchExecutor", executor).provider.left_out = nodes
+
+    @property
+    def may_have_idle_nodes(self) -> bool:
+        """Whether packs may end, or blocks start, while other packs are at work."""
+        return self.blocks is not None or any(getattr(executor, "places", 1) > 1 for executor in self._of_packs)
+
+    @property
+    def _of_packs(self) -> list[ParslExecutor]:
+        return [executor for executor in self.executors if executor.label == PACKS]
+
+    def places(self) -> int:
+        """How many packs the nodes take that are there now."""
+        from parsl.executors.high_throughput.errors import CommandClientBadError, CommandClientTimeoutError
+
+        found = 0
+        for executor in self._of_packs:
+            if self.blocks is None:
+                found += cast("Beside", executor).places
+                continue
+            with contextlib.suppress(CommandClientBadError, CommandClientTimeoutError):
+                managers = cast("HighThroughputExecutor", executor).connected_managers()
+                found += sum(each["worker_count"] for each in managers if each["active"] and not each["draining"])
+        return found
+
+    def keep_blocks(self, wanted: bool) -> None:
+        """Give back no block of packs while there will be work for it, though no pack waits."""
+        if self.blocks is not None:
+            for executor in self._of_packs:
+                cast("BatchExecutor", executor).provider.kept = wanted
 
     def look(self) -> bool:
         """Fail tasks that can get no answer any more, and say what is new about blocks. Returns True.

@@ -113,7 +113,7 @@ def fail_where_lost(executor: ParslExecutor) -> None:
 
 
 def keep_waiting_blocks(executor: HighThroughputExecutor) -> None:
-    """Let Parsl give back no block when it has none too many.
+    """Let Parsl give back no block when it has none too many, or while its provider keeps them.
 
     Its strategy then asks to scale in by 0 blocks, which takes every idle one. A block that waits in the queue counts
     as idle: it would be cancelled and submitted again without end (seen: 8 jobs in place of 2).
@@ -121,7 +121,9 @@ def keep_waiting_blocks(executor: HighThroughputExecutor) -> None:
     scale_in = executor.scale_in
 
     def scale_in_some(blocks: int, max_idletime: float | None = None) -> list[str]:
-        return scale_in(blocks, max_idletime) if blocks else []
+        # Without an idle time all have to go.
+        kept = max_idletime is not None and getattr(executor.provider, "kept", False)
+        return scale_in(blocks, max_idletime) if blocks and not kept else []
 
     executor.scale_in = scale_in_some
 

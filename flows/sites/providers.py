@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from flows.sites.deadlines import block_end_line
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
         jobs: WatchedJobs
         give_back: Callable[[list[str]], None] | None
+        left_out: Sequence[str]
+        kept: bool
 
 
 PBS_NODES = [
@@ -39,6 +41,8 @@ PBS_NODES = [
 ]
 """Lines of a block's first shell. The node file of PBS has a line per MPI process, and Parsl takes every line for a
 node."""
+SLURM_OPTIONS = "#SBATCH --no-requeue"
+"""A line of a block's script. A block that loses a node is replaced at once; SLURM would let it wait two minutes."""
 
 
 def packs_provider(site: BatchSite, jobs: WatchedJobs | None = None) -> BatchProvider:
@@ -58,7 +62,7 @@ def packs_provider(site: BatchSite, jobs: WatchedJobs | None = None) -> BatchPro
             "mem_per_node": site.mem_per_node,
             "gpus_per_node": site.gpus_per_node or None,
             "exclusive": site.exclusive,
-            "scheduler_options": site.scheduler_options,
+            "scheduler_options": _lines(SLURM_OPTIONS, site.scheduler_options),
         }
     else:
         assert isinstance(site, PbsSite)
@@ -79,7 +83,6 @@ def builds_provider(site: BatchSite, jobs: WatchedJobs | None = None) -> BatchPr
         "min_blocks": 0,
         "max_blocks": builds.max_blocks,
         "walltime": block_walltime(site, parse_walltime("builds.walltime", builds.walltime)),
-        "scheduler_options": builds.scheduler_options,
     }
     if isinstance(site, SlurmSite):
         assert isinstance(builds, SlurmBuilds)
@@ -89,6 +92,7 @@ def builds_provider(site: BatchSite, jobs: WatchedJobs | None = None) -> BatchPr
             "cores_per_node": builds.cores_per_node,
             "mem_per_node": builds.mem_per_node,
             "exclusive": False,
+            "scheduler_options": _lines(SLURM_OPTIONS, builds.scheduler_options),
         }
     else:
         assert isinstance(site, PbsSite) and isinstance(builds, PbsBuilds)

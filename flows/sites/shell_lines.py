@@ -24,7 +24,7 @@ leave() {
 }
 base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
 LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap leave EXIT
-export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"\
+export LAMBDA_HAT_TMPDIR TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"\
 """
 """Lines of a block's first shell: a temporary folder for the workers. The shell outlives the workers and cleans up
 after them, since signals end them before they could. A block that was given back has ended well: its exit status is 0,
@@ -55,15 +55,15 @@ lease every few seconds."""
 GIVEN_BACK = f"""
 end_given_back() {{{{
   job=${{{{PBS_JOBID:-$SLURM_JOB_ID}}}}
-  until grep -qsF "\\"end ${{{{job%%.*}}}}\\"" {{lease}}; do sleep 1; done
+  until [ -e "$LAMBDA_HAT_TMPDIR/no-good-node" ] || grep -qsF "\\"end ${{{{job%%.*}}}}\\"" {{lease}}; do sleep 1; done
   : > "$LAMBDA_HAT_TMPDIR/over"
 {END_POOLS}
 }}}}
 end_given_back > /dev/null 2>&1 &
 giver=$!
 """
-"""Lines of the same shell: they end the worker pools of a block that its driver gives back, which says so in its lease.
-A job that the scheduler had to end would count as one that failed."""
+"""Lines of the same shell: they end the worker pools of a block that its driver gives back, which says so in its lease,
+and of one without a good node. A job that the scheduler had to end would count as one that failed."""
 TO_FILE = 'file=$0; { : >> "$file"; } 2> /dev/null || file=/dev/null; exec "$@" 2>> "$file"'
 """Of `sh -c`: runs a command whose stderr goes to a file; nowhere, if that file cannot be made."""
 

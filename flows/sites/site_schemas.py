@@ -446,6 +446,13 @@ def format_walltime(seconds: int) -> str:
     return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
+def known_nodes(site: SiteConfig) -> list[str] | None:
+    """The nodes that packs of a site can ever run on; none where they have no names. None: a scheduler may give any."""
+    if isinstance(site, BatchSite):
+        return None
+    return site.nodes if isinstance(site, AllocationSite) else []
+
+
 def allocated_nodes(environment: Mapping[str, str]) -> list[str]:
     """The nodes of this process's SLURM or PBS job, each once. Raises ConfigError outside of a job."""
     if environment.get("SLURM_NODELIST"):

@@ -43,6 +43,10 @@ class SteadyProvider:
     jobs: WatchedJobs
     give_back: Callable[[list[str]], None] | None = None
     """Tells running jobs to end by themselves."""
+    left_out: Sequence[str] = ()
+    """Nodes that new blocks should not have."""
+    kept = False
+    """Its blocks will get work, though no task waits."""
     resources: dict[str, dict[str, Any]]
     cmd_timeout: int
 
@@ -110,6 +114,25 @@ class SteadyPbs(SteadyProvider):
 
 class SteadySlurm(SteadyProvider):
     """It takes a job that SLURM has stopped for one that runs, and a requeued one for one that waits."""
+
+    scheduler_options: str
+
+    def submit(self, *args: Any, **kwargs: Any) -> str:
+        """Submit a block without the nodes that are left out, where there are others. Returns the id of its job."""
+        from parsl.providers.errors import SubmitException
+
+        options = self.scheduler_options
+        if self.left_out:
+            self.scheduler_options = f"{options}\n#SBATCH --exclude={','.join(self.left_out)}\n"
+        try:
+            return super().submit(*args, **kwargs)
+        except SubmitException:
+            if not self.left_out or self.jobs.silence is not None:
+                raise
+            self.scheduler_options = options
+            return super().submit(*args, **kwargs)
+        finally:
+            self.scheduler_options = options
 
     def _status(self) -> None:
         from parsl.jobs.states import JobState

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,9 @@ def truth_line(judged: Iterable[str | None]) -> str | None:
     return line + (f", {off} {'is' if off == 1 else 'are'} off (✗)" if off else "")
 
 
-def tries_line(runs: int, causes: Mapping[str, int], damaged: int, quarantined: int) -> str | None:
+def tries_line(
+    runs: int, causes: Mapping[str, int], damaged: int, quarantined: int, nodes: Sequence[str] = ()
+) -> str | None:
     """Say in one line what a study had to do more than once, and what it gave up. None if there was nothing.
 
     Args:
@@ -90,6 +92,7 @@ def tries_line(runs: int, causes: Mapping[str, int], damaged: int, quarantined: 
         causes: how often each cause occurred, by key of CAUSES.
         damaged: number of damaged files that were set aside.
         quarantined: number of runs that were given up because their ranks died twice.
+        nodes: those that were left out because packs failed there.
     """
     parts = []
     if runs:
@@ -97,6 +100,7 @@ def tries_line(runs: int, causes: Mapping[str, int], damaged: int, quarantined: 
         parts.append(f"tried again: {_counted(runs, 'run')}" + (f" ({', '.join(why)})" if why else ""))
     parts += [f"set aside: {_counted(damaged, 'damaged file')}"] if damaged else []
     parts += [f"quarantined: {_counted(quarantined, 'run')}"] if quarantined else []
+    parts += [f"left out: {'node' if len(nodes) == 1 else 'nodes'} {', '.join(nodes)}"] if nodes else []
     return "; ".join(parts) or None
 
 

@@ -42,6 +42,8 @@ class DriverLog:
         self.jobs: dict[str, JobState] = {}
         self.note: str | None = None
         """The driver's last sentence; it holds until the next round."""
+        self.left_out: dict[str, str] = {}
+        """Nodes that the driver leaves out, and why."""
         self.next_job: str | None = None
         self._end: Driver | None = None
 
@@ -51,7 +53,7 @@ class DriverLog:
         for event in events:
             try:
                 self._take(event)
-            except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+            except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError):
                 # A line that the disk has damaged.
                 continue
 
@@ -73,6 +75,8 @@ class DriverLog:
             self.packs[event["pack_id"]].over = True
         elif kind == "job":
             self.jobs[str(event["job_id"])] = self._job(event)
+        elif kind == "nodes":
+            self.left_out = {str(node): str(why) for node, why in event["left_out"].items()}
         elif kind == "next_job":
             self.next_job = str(event["job_id"])
         elif kind == "end":

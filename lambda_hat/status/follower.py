@@ -99,6 +99,7 @@ class StudyFollower:
             failures=self._failures(),
             runs_per_minute=per_minute,
             seconds_left=left,
+            left_out=self.log.left_out,
         )
 
     def state_of(self, key: Key) -> str | None:

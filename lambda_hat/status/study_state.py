@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from lambda_hat.store.study_records import Key, StudyRecord
@@ -110,6 +110,8 @@ class StudyStatus:
     """Some targets, then some runs, the latest first."""
     runs_per_minute: float | None
     seconds_left: float | None
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Nodes that the driver leaves out, and why."""
 
     @property
     def total(self) -> int:

@@ -78,6 +78,8 @@ def _facts(store: Store, status: StudyStatus, now: float, bars: bool) -> Iterato
             yield "", Text(f"submitted by {printable(shown(outer.command))}")
     if status.note is not None:
         yield "", Text(printable(status.note), style="yellow")
+    for node, why in status.left_out.items():
+        yield "", Text(printable(f"node {node} is left out: {why}"), style="yellow")
     if status.next_job is not None:
         yield "", Text(printable(f"job {status.next_job} was submitted to go on"))
     if record.targets or record.cached_targets:

@@ -3,8 +3,8 @@
 Each rank appends to `rank-<number>.jsonl` in the folder of its pack. Events, each with its `time` in seconds since the
 epoch: `start` (`size` of the pack, `host`, `pid`), `ready` (jax is imported; `host`), `refused` (`reason`),
 `build_start` and `run_start` (`target_id`, `run_id`, and the `lane` of a run among those of one program), `build_end`
-and `run_end` (the same names, and the fields of `Attempt` from `status` on), `width` (of a program), `drain` (`reason`)
-and `end` (seconds that it was `busy`, and `seconds` in all).
+and `run_end` (the same names, and the fields of `Attempt` from `status` on), `width` (of a program), `let_go` (`runs`),
+`drain` (`reason`) and `end` (seconds that it was `busy`, and `seconds` in all).
 """
 
 from __future__ import annotations
@@ -69,8 +69,12 @@ class RankLife:
     """Ranks of its pack; 0 until it says so."""
     ready: float | None = None
     attempts: list[Attempt] = field(default_factory=list)
+    refused: str | None = None
+    """Why it did not start."""
     drained: str | None = None
     """Why it took nothing more."""
+    let_go: list[list[Key]] = field(default_factory=list)
+    """The runs that it let go of for another pack, each time that its driver asked."""
     over: bool = False
     """It has said that it is done."""
     busy: float | None = None
@@ -148,6 +152,10 @@ def _take(life: RankLife, event: dict[str, Any], moment: float) -> Attempt | Non
         attempt.cached, attempt.advanced = event.get("cached") is True, event.get("advanced") is True
         attempt.store_error = event.get("store_error") is True
         return attempt
+    elif kind == "let_go":
+        life.let_go.append([(str(target_id), str(run_id)) for target_id, run_id in event["runs"]])
+    elif kind == "refused":
+        life.refused = str(event["reason"])
     elif kind == "drain":
         life.drained = str(event["reason"])
     elif kind == "end":

@@ -58,8 +58,17 @@ class Heartbeat:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="heartbeat", daemon=True)
         self._lock = threading.Lock()
-        self._record = {**whoami(), "store": STORE_FORMAT, "count": 0, "state": "running", "jobs": [], "left": []}
-        self._record["end"] = []
+        self._record = {
+            **whoami(),
+            "store": STORE_FORMAT,
+            "count": 0,
+            "state": "running",
+            "jobs": [],
+            "left": [],
+            "end": [],
+            "left_out": [],
+            "let_go": [],
+        }
 
     def _write(self) -> None:
         with self._lock:
@@ -77,17 +86,19 @@ class Heartbeat:
         self._thread.start()
         return self
 
+    def _tell(self, **entries: Any) -> None:
+        """Write more into the file. If it cannot be written now, the next beat writes it."""
+        self._record |= entries
+        with contextlib.suppress(OSError, StoreError):
+            self._write()
+
     def note_jobs(self, jobs: list[dict[str, Any]]) -> None:
         """Write the driver's jobs into the file, for a later driver that may have to cancel them.
-
-        If the file cannot be written now, the next beat writes them.
 
         Args:
             jobs: `scheduler`, `job_id` and `name` of each.
         """
-        self._record["jobs"] = list(jobs)
-        with contextlib.suppress(OSError, StoreError):
-            self._write()
+        self._tell(jobs=list(jobs))
 
     def give_back(self, job_ids: Iterable[str]) -> None:
         """Tell jobs of the scheduler, which read the file, to end by themselves: there is no more work for them.
@@ -95,9 +106,15 @@ class Heartbeat:
         Args:
             job_ids: Their ids; the part before the first point says which.
         """
-        self._record["end"] += [f"end {job_id.partition('.')[0]}" for job_id in job_ids]
-        with contextlib.suppress(OSError, StoreError):
-            self._write()
+        self._tell(end=[*self._record["end"], *(f"end {job_id.partition('.')[0]}" for job_id in job_ids)])
+
+    def leave_out(self, nodes: Iterable[str]) -> None:
+        """Tell what launches packs to leave these nodes out, and no others."""
+        self._tell(left_out=list(nodes))
+
+    def let_go(self, pack_id: str) -> None:
+        """Ask a pack once more to let go of half of the runs that it has not begun."""
+        self._tell(let_go=[*self._record["let_go"], pack_id])
 
     def note_left(self, jobs: list[dict[str, Any]]) -> None:
         """Write the jobs into the file that could not be cancelled at the driver's end. A later driver cancels them.
@@ -105,9 +122,7 @@ class Heartbeat:
         Args:
             jobs: As for `note_jobs`.
         """
-        self._record["left"] = list(jobs)
-        with contextlib.suppress(OSError, StoreError):
-            self._write()
+        self._tell(left=list(jobs))
 
     def withdraw(self) -> None:
         """Stop, and mark the heartbeat ended: every process that watches it drains within a second or two."""
@@ -132,7 +147,11 @@ class Heartbeat:
 
 
 def watch_heartbeat(
-    path: Path, on_lost: Callable[[str], None], stale_after: float = STALE_AFTER, period: float = 1.0
+    path: Path,
+    on_lost: Callable[[str], None],
+    stale_after: float = STALE_AFTER,
+    period: float = 1.0,
+    on_beat: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> threading.Thread:
     """Start a thread that calls `on_lost` once, when the heartbeat has ended, has gone, or has become stale.
 
@@ -141,6 +160,7 @@ def watch_heartbeat(
         on_lost: Called with the reason.
         stale_after: Seconds without a beat after which it is stale.
         period: Seconds between two looks.
+        on_beat: Called with what the driver tells, at each beat.
     """
 
     def watch() -> None:
@@ -154,8 +174,10 @@ def watch_heartbeat(
                 content = last
             if content != last:
                 last, seen = content, time.monotonic()
-                if (json_object(content) or {}).get("state") == "ended":
+                record = json_object(content) or {}
+                if record.get("state") == "ended":
                     return on_lost(HAS_ENDED)
+                on_beat(record)
             elif time.monotonic() - seen > stale_after:
                 return on_lost(f"its driver has given no sign of life for {stale_after:.0f} s")
             time.sleep(period)
@@ -178,7 +200,12 @@ def exit_when_lost(path: str | os.PathLike[str] | None, where: str, period: floa
 
 
 def drain_when_lost(
-    path: str | os.PathLike[str] | None, drain: Drain, where: str, period: float = 1.0, grace: float | None = None
+    path: str | os.PathLike[str] | None,
+    drain: Drain,
+    where: str,
+    period: float = 1.0,
+    grace: float | None = None,
+    on_beat: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> None:
     """Request the drain soon after the driver has ended, and end this process if it still runs `grace` seconds later.
 
@@ -190,6 +217,7 @@ def drain_when_lost(
         where: The name of this process in the message.
         period: Seconds between two looks, SLOWEST_LOOK at most.
         grace: Seconds; by default so many that the process has certainly ended within `GRACE`.
+        on_beat: Called with what the driver tells, at each beat.
     """
     if not path:
         return
@@ -202,7 +230,7 @@ def drain_when_lost(
         time.sleep(patience)
         _leave(where, f"{reason}, and what was under way did not come to an end in {patience:.0f} s")
 
-    watch_heartbeat(Path(path), lost, period=period)
+    watch_heartbeat(Path(path), lost, period=period, on_beat=on_beat)
 
 
 def _leave(where: str, reason: str) -> None:

@@ -7,8 +7,8 @@ the ranks' events and the folders of the runs.
 Events, each with its `time` in seconds since the epoch: `lease` (the driver's sign of life, a file in `packs/`),
 `round`, `pack` (`pack_id`, and `runs` by their place in the plan), `pack_end`, `job` (`job_id`, and its fields that are
 new: the `scheduler`'s name, what it is `for`, `nodes`, `walltime`, and its `state` in the scheduler's own words),
-`note` (a sentence), `next_job` (`job_id` of the job that goes on after this one) and `end` (exit `status`, and the
-`reason` where there is one).
+`note` (a sentence), `nodes` (`left_out`, with the reason for each), `next_job` (`job_id` of the job that goes on after
+this one) and `end` (exit `status`, and the `reason` where there is one).
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ done
 }
 base=${TMPDIR:-/tmp}; [ ${#base} -le 64 ] || base=/tmp
 LAMBDA_HAT_TMPDIR=$(mktemp -d "$base/lh.XXXXXX") && trap leave EXIT
-export TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
+export LAMBDA_HAT_TMPDIR TMPDIR="${LAMBDA_HAT_TMPDIR:-$base}"
 """
 WATCHER = """\
 end_without_driver() {
@@ -60,7 +60,7 @@ end_without_driver > /dev/null 2>&1 &
 watcher=$!
 end_given_back() {
 job=${PBS_JOBID:-$SLURM_JOB_ID}
-until grep -qsF "\\"end ${job%%.*}\\"" LEASE; do sleep 1; done
+until [ -e "$LAMBDA_HAT_TMPDIR/no-good-node" ] || grep -qsF "\\"end ${job%%.*}\\"" LEASE; do sleep 1; done
 : > "$LAMBDA_HAT_TMPDIR/over"
 for process in /proc/[0-9]*; do
 grep -qsz process_worker_pool "$process/cmdline" || continue

@@ -151,6 +151,7 @@ BLOCKS = {
 #SBATCH --nodes=2
 #SBATCH --time=60
 #SBATCH --ntasks-per-node=1
+#SBATCH --no-requeue
 #SBATCH --exclusive
 cd FOLDER
 export PYTHONPATH=REPOSITORY
@@ -172,6 +173,7 @@ export JOBNAME="NAME"
 #SBATCH --nodes=1
 #SBATCH --time=60
 #SBATCH --ntasks-per-node=1
+#SBATCH --no-requeue
 #SBATCH --partition=builds
 #SBATCH --cpus-per-task=1
 cd FOLDER

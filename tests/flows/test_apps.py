@@ -34,6 +34,15 @@ def test_a_launch_without_a_sign_of_life_is_ended(run, tmp_path, monkeypatch):
     assert time.monotonic() - begun < 60
 
 
+def test_a_launch_that_cannot_reach_a_node_is_ended_soon(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(apps, "UNREACHED_SECONDS", 0.5)
+    words = "srun: error: Task launch for StepId=1.1 failed on node n2: Communication connection failure"
+    code = f"import sys, time; print({words!r}, file=sys.stderr, flush=True); time.sleep(300)"
+    begun = time.monotonic()
+    assert run(code, sign_of_life=f"{tmp_path}/rank-*.jsonl")[0] == 124
+    assert time.monotonic() - begun < 60
+
+
 def test_a_launch_that_shows_itself_may_take_its_time(run, tmp_path, monkeypatch):
     monkeypatch.setattr(apps, "START_SECONDS", 2.0)
     code = f"import time; open({str(tmp_path / 'rank-0.jsonl')!r}, 'w').close(); time.sleep(4); print('done')"

@@ -18,6 +18,7 @@ import yaml
 
 from flows.driver import attempts
 from flows.driver.attempts import Attempts, Tally
+from flows.driver.bad_nodes import BadNodes
 from flows.driver.options import parse_options
 from flows.driver.request import Request
 from flows.driver.screen import Screen
@@ -220,6 +221,71 @@ def test_packs_that_refuse_to_start_are_not_tried_again(tmp_path):
     scene = Scene(tmp_path, lambda round_: round_.outcome.refusals.append("no GPU"), retries=5)
     with pytest.raises(LaunchError, match="no pack could be started: no GPU"):
         scene.run()
+
+
+def test_packs_that_refuse_are_tried_again_without_their_bad_nodes(tmp_path):
+    def refuse(round_):
+        round_.outcome.refusals.append("no GPU")
+        round_.nodes.did_not_start({"n2.cluster": "no GPU"}, 2)
+        round_.tell_of_nodes(round_.nodes.judge())
+
+    told = lambda: json.loads(scene.lease.path.read_bytes())["left_out"]  # noqa: E731
+    scene = Scene(tmp_path, refuse, lambda round_: (seen.append(told()), all_of_them(round_)))
+    seen = []
+    scene.attempts._nodes = BadNodes(["n1", "n2"])
+    scene.run()
+    assert (scene.sizes, seen) == ([3, 3], [["n2"]])
+    assert scene.attempts.tally.line() == "tried again: 3 runs; left out: node n2"
+
+
+def test_a_defect_that_shows_on_one_node_after_the_other_is_given_up(tmp_path):
+    def die(round_):
+        number = len(scene.packed)
+        for pack in "pq":
+            round_.nodes.died(f"{pack}{number}", [f"n{number}"], [])
+        round_.tell_of_nodes(round_.nodes.judge())
+        nothing(round_)
+
+    scene = Scene(tmp_path, *[die] * 4, retries=1)
+    scene.attempts._nodes = BadNodes()
+    scene.run()
+    assert scene.sizes == [3] * 4 and scene.attempts.tally.nodes == []
+
+
+def test_workers_that_are_started_anew_know_the_bad_nodes(tmp_path):
+    def lose_workers(round_):
+        for pack in "pq":
+            round_.nodes.died(pack, ["n1"], [])
+        round_.tell_of_nodes(round_.nodes.judge())
+        scene.executor.bad_state_is_set = True
+
+    def look(round_):
+        seen.append(json.loads(scene.lease.path.read_bytes())["left_out"])
+        all_of_them(round_)
+
+    scene, seen = Scene(tmp_path, lose_workers, look), []
+    scene.attempts._nodes = BadNodes()
+    scene.run()
+    assert len(set(scene.leases)) == 2 and seen == [["n1"]]
+
+
+def test_bad_nodes_are_used_again_where_a_block_has_no_others(tmp_path):
+    def no_good_node(round_):
+        round_.outcome.causes["block"] += 1
+        round_.outcome.no_good_node += 1
+
+    def die(round_):
+        for pack in "pq":
+            round_.nodes.died(pack, ["n1"], [])
+        round_.tell_of_nodes(round_.nodes.judge())
+        one_more(round_)
+
+    scene = Scene(tmp_path, die, no_good_node, all_of_them)
+    scene.attempts._nodes = BadNodes()
+    scene.run()
+    assert "node n1 is used again: there is no other" in scene.said
+    assert json.loads(scene.lease.path.read_bytes())["left_out"] == []
+    assert scene.attempts.tally.nodes == []
 
 
 def test_no_round_is_begun_without_time(tmp_path):

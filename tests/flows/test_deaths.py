@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from flows.driver.bad_nodes import BadNodes
 from flows.driver.deaths import blame, forget, is_suspect, record_deaths, suspects_among, who_died
 from lambda_hat.report.results import error_line
 from lambda_hat.store.events import PackLog
@@ -34,12 +35,12 @@ def test_only_what_is_known_is_sure(in_flight, dead, blamed):
     assert blame(in_flight, dead) == blamed
 
 
-def pack_log(store, pack_id, *, in_flight, finished=(), rank_log="", stderr=""):
+def pack_log(store, pack_id, *, in_flight, finished=(), rank_log="", stderr="", host="vm"):
     """A pack of four ranks that ended badly."""
     directory = store.pack_dir(pack_id)
     for rank in range(4):
         with EventLog(directory / f"rank-{rank:04d}.jsonl") as log:
-            log.append("start", rank=rank, size=4, host="vm", pid=100 + rank)
+            log.append("start", rank=rank, size=4, host=host, pid=100 + rank)
             for target_id, run_id in finished if rank == 0 else ():
                 names = {"rank": rank, "target_id": target_id, "run_id": run_id}
                 log.append("run_start", **names)
@@ -65,12 +66,14 @@ def test_the_interpreters_last_words_and_an_uncaught_exception_name_a_rank(tmp_p
 
 def test_a_killer_among_innocents_is_found_in_two_tries(tmp_path):
     store = Store(tmp_path)
-    dead, condemned = record_deaths(store, pack_log(store, "p1", in_flight=FOUR), "auto", "exit status 9")
+    dead, condemned, _ = record_deaths(
+        store, pack_log(store, "p1", in_flight=FOUR), "auto", "exit status 9", BadNodes()
+    )
     assert (dead, condemned) == (set(), [])
     assert suspects_among(store, [A, C, ("tgt_1", "run_e")]) == ["tgt_1/run_a", "tgt_1/run_c"]
     # Suspects come one at a time: B finished, C was alone.
     second = pack_log(store, "p2", in_flight={1: [C]}, finished=[B])
-    dead, condemned = record_deaths(store, second, "auto", "exit status 9")
+    dead, condemned, _ = record_deaths(store, second, "auto", "exit status 9", BadNodes())
     assert condemned == [C]
     error = json.loads((store.run_dir(*C) / "error.json").read_text())
     assert (error["type"], error["pack_id"], error["rank"], error["host"]) == ("RankDied", "p2", 1, "vm")
@@ -88,7 +91,8 @@ def test_a_killer_among_innocents_is_found_in_two_tries(tmp_path):
 def test_doubtful_deaths_alone_condemn_nobody(tmp_path):
     store = Store(tmp_path)
     for pack in ("p1", "p2", "p3"):
-        assert record_deaths(store, pack_log(store, pack, in_flight=FOUR), "auto", "exit status 9")[1] == []
+        log = pack_log(store, pack, in_flight=FOUR)
+        assert record_deaths(store, log, "auto", "exit status 9", BadNodes())[1] == []
     assert len(deaths_of(store.run_dir(*A))) == 3
     assert store.run_status(*A) == "pending"
 
@@ -99,8 +103,25 @@ def test_a_damaged_record_makes_a_suspect_and_stops_nothing(tmp_path):
     run_dir.mkdir(parents=True)
     (run_dir / "deaths.json").write_bytes(b'[{"sure": tr\xff')
     assert is_suspect(run_dir) and deaths_of(run_dir) == []
-    record_deaths(store, pack_log(store, "p1", in_flight={0: [A]}), "auto", "exit status 9")
+    record_deaths(store, pack_log(store, "p1", in_flight={0: [A]}), "auto", "exit status 9", BadNodes())
     assert [death["sure"] for death in deaths_of(run_dir)] == [True]
     forget(run_dir)
     assert not is_suspect(run_dir)
     forget(run_dir)
+
+
+def test_a_run_that_died_twice_on_a_bad_node_is_tried_on_another_one(tmp_path):
+    store, nodes = Store(tmp_path), BadNodes()
+
+    def dies(pack_id, host):
+        log = pack_log(store, pack_id, in_flight={0: [A]}, host=host)
+        return record_deaths(store, log, "auto", "exit status 9", nodes)[1:]
+
+    assert dies("p1", "n1.cluster") == ([], [])
+    why = "2 launches died there (p1, p2)"
+    assert dies("p2", "n1") == ([], [f"node n1 is left out from now on: {why}"])
+    assert nodes.left_out == {"n1": why}
+    # It dies there as well, so it was its own fault all the time.
+    back = ["node n1 is used again: what failed there failed on other nodes as well"]
+    assert dies("p3", "n2") == ([A], back)
+    assert nodes.left_out == {}

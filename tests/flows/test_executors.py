@@ -152,6 +152,9 @@ def test_blocks_that_wait_are_kept_where_none_is_too_many(tmp_path):
     executor = next(e for e in config.executors if e.label == PACKS)
     # Without the guard this would ask the interchange for its managers, of which there is none.
     assert executor.scale_in(0, max_idletime=1.0) == []
+    # Nor is any given back that will have work soon.
+    executor.provider.kept = True
+    assert executor.scale_in(1, max_idletime=1.0) == []
 
 
 def test_a_batch_site_refuses_a_store_that_a_script_would_break_on(tmp_path):

@@ -13,6 +13,7 @@ import yaml
 from parsl.executors.high_throughput.errors import ManagerLost
 
 from flows.driver import packs, rounds
+from flows.driver.bad_nodes import BadNodes
 from flows.driver.options import parse_options
 from flows.driver.packs import Pack
 from flows.driver.request import Request
@@ -140,6 +141,23 @@ def test_a_lost_block_is_the_death_of_no_rank(scene):
     scene.end(ManagerLost(b"m", "n1"))
     assert scene.outcome.causes == {"block": 1}
     assert not list(scene.store.root.rglob("deaths.json"))
+
+
+def test_blocks_without_a_good_node_are_told_and_not_returned_without_end(scene, capsys):
+    scene.round.nodes = nodes = BadNodes()
+    for pack in "pq":
+        nodes.died(pack, ["n1"], [])
+    scene.round.tell_of_nodes(nodes.judge())
+    (scene.directory / "stderr.log").write_text(
+        "not started: no good node is left: n1 failed; their block is given back\n"
+    )
+    told = "4 left for later (not started: no good node is left: n1 failed; their block is given back)"
+    for number in range(1, packs.MOST_RETURNED + 1):
+        assert list(nodes.left_out) == ["n1"]
+        scene.end(ManagerLost(b"m", "n1"))
+        assert told in capsys.readouterr().out
+        assert scene.outcome.causes == {"block": number}
+    assert nodes.left_out == {}
 
 
 @pytest.mark.parametrize("status", [-9, 124, RuntimeError("worker lost")])

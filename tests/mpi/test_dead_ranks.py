@@ -10,7 +10,7 @@ import pytest
 
 from lambda_hat.errors import ConfigError
 from mpi.launch import Launch, launch_environment, launch_line
-from mpi.launchers import LauncherChoice, dead_ranks, find_launcher
+from mpi.launchers import LauncherChoice, dead_ranks, find_launcher, unreached_nodes
 
 RANKS = {("vm", 25632): 2, ("vm", 25633): 3, ("other", 25632): 1, ("n2.cluster", 202): 2}
 
@@ -149,3 +149,27 @@ def test_a_launcher_of_this_machine_names_the_rank_that_crashed(choice):
     # Which of the two Hydra names is a matter of luck; it is never an innocent one.
     expected = [{2}] if launcher.flavour == "openmpi" else [{2}, set()]
     assert dead_ranks(done.stdout + done.stderr, choice.flavour, ranks) in expected
+
+
+UNREACHED = """\
+srun: error: Task launch for StepId=1.1 failed on node n2: Communication connection failure
+srun: error: Application launch failed: Communication connection failure
+srun: error: Node failure on n3
+ssh: Could not resolve hostname pbsnode2: Name or service not known
+ssh: connect to host x3.site.org port 22: No route to host
+[proxy:0:1@n5] HYDU_create_process (lib/utils/launch.c:73): execvp error on file /env/python (No such file or directory)
+srun: error: n9: task 1: Exited with exit code 9
+"""
+
+
+def test_launchers_name_the_nodes_that_they_could_not_reach():
+    """srun's first line and Hydra's were seen, and so was ssh's first; the others are as their sources have them."""
+    assert unreached_nodes(UNREACHED) == {
+        "n2": "Task launch for StepId=1.1 failed on node n2: Communication connection failure",
+        "n3": "Node failure on n3",
+        "pbsnode2": "ssh: Could not resolve hostname pbsnode2: Name or service not known",
+        "x3.site.org": "ssh: connect to host x3.site.org port 22: No route to host",
+        "n5": "execvp error on file /env/python (No such file or directory)",
+    }
+    for said in (OPEN_MPI_KILLED, INTEL, HYDRA):
+        assert unreached_nodes(said) == {}

@@ -80,6 +80,10 @@ def test_a_lone_process_is_refused_where_the_pack_wants_several():
         check_world(1, 4, {})
     check_world(1, 1, {})
     check_world(2, 4, {"PMI_SIZE": "2"})
+    # Some of its nodes are left out.
+    check_world(1, 4, {"LAMBDA_HAT_RANKS": "1"})
+    with pytest.raises(LaunchError, match=r"meant for 2 ranks"):
+        check_world(1, 4, {"LAMBDA_HAT_RANKS": "2"})
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class ThreadComm:
         return self.boxes[self.rank, tag].get_nowait()
 
 
-def run_in_threads(size, items, do, drains=None):
+def run_in_threads(size, items, do, drains=None, on_begin=lambda handout: None):
     """`dispatch` on `size` ranks that are threads; what each returned. Only rank 0 knows the items."""
     # All boxes exist before a thread looks: two threads that missed one in a defaultdict would each make their own.
     boxes = {(rank, tag): queue.Queue() for rank in range(size) for tag in (CLAIM, ANSWER, DRAIN)}
@@ -46,7 +46,7 @@ def run_in_threads(size, items, do, drains=None):
     def rank_main(rank):
         world = World(rank, size, ThreadComm(rank, boxes) if size > 1 else None)
         drain = None if drains is None else drains[rank]
-        results[rank] = dispatch(world, items if rank == 0 else [], lambda key: do(rank, key), drain)
+        results[rank] = dispatch(world, items if rank == 0 else [], lambda key: do(rank, key), drain, on_begin)
 
     threads = [threading.Thread(target=rank_main, args=(rank,)) for rank in range(size)]
     for thread in threads:
@@ -250,3 +250,21 @@ def test_an_uncaught_exception_ends_every_rank_at_once(tmp_path, body, told):
     assert done.returncode == 1
     for words in told:
         assert words in done.stderr
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_what_is_let_go_of_while_ranks_work_is_done_by_none_of_them(size):
+    done, gone, handouts = [], [], []
+    items = [Item(f"run{i}", cost=100.0 - i) for i in range(100)]
+
+    def do(rank, key):
+        done.append(key)
+        time.sleep(0.001)
+        if len(done) % 20 == 10:
+            gone.extend(handouts[0].let_go())
+        return ["finished"]
+
+    results = run_in_threads(size, items, do, on_begin=handouts.append)
+    assert sorted([*done, *gone]) == sorted(item.key for item in items)
+    assert len(gone) >= 45
+    assert results[0] == Counter(finished=len(done))

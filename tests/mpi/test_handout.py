@@ -180,3 +180,20 @@ def test_with_a_deadline_every_item_ends_once_or_is_left(items, seconds):
     assert handout.done
     assert sorted([*ended, *keys(handout.left)]) == sorted(item.key for item in items)
     assert outcomes_of(handout)["left"] == len(items) - len(ended)
+
+
+def test_every_second_item_that_waits_is_let_go_of():
+    items = [Item("build"), Item("a", cost=9.0), Item("b", cost=8.0, program="p"), Item("c", cost=7.0, program="p")]
+    items += [Item("needs", needs="build", cost=6.0), Item("suspect", cost=5.0, alone=True), Item("d", cost=4.0)]
+    handout = Handout(items)
+    assert [handout.take(0), handout.take(1)] == ["build", "a"]
+    assert handout.let_go() == ["b", "d"]
+    assert handout.let_go() == ["c"]
+    assert handout.let_go() == []
+    handout.end("build", ["finished"])
+    assert [handout.take(0), handout.take(0)] == ["needs", None]
+    handout.end("a", ["finished"])
+    handout.end("needs", ["finished"])
+    assert handout.take(0) == "suspect"
+    handout.end("suspect", ["finished"])
+    assert handout.done and handout.left == [] and outcomes_of(handout) == Counter(finished=4)

@@ -291,6 +291,16 @@ def test_a_study_inside_a_job_shows_the_job_and_the_command_that_submitted_it(tm
     assert "to end it" not in shown(made)
 
 
+def test_nodes_that_are_left_out_are_shown_until_they_are_used_again(tmp_path):
+    made = HandMade(tmp_path / "runs")
+    made.say("nodes", left_out={"n2": "2 launches died there (p1, p2)"})
+    made.say("round", name="r", builds=0, runs=0)
+    made.say("nodes", left_out="damaged")
+    assert "node n2 is left out: 2 launches died there (p1, p2)" in shown(made)
+    made.say("nodes", left_out={})
+    assert "left out" not in shown(made)
+
+
 def test_the_studies_that_run_are_shown_else_the_newest(tmp_path):
     made = HandMade(tmp_path / "runs", driver=OTHER_HOST)
     lease = made.lease()

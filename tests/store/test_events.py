@@ -78,3 +78,14 @@ def test_lines_that_the_disk_has_damaged_are_passed_over(tmp_path):
     found = PackLog(tmp_path)
     assert [(end.status, end.seconds) for end in found.read()] == [("left", 1)]
     assert not found.over and not found.in_flight
+
+
+def test_the_runs_that_a_pack_lets_go_of_are_told_each_time(tmp_path):
+    with EventLog(tmp_path / "rank-0000.jsonl") as log:
+        log.append("start", rank=0, size=1, host="vm", pid=1)
+        log.append("let_go", rank=0, runs=[["tgt_1", "run_a"], ["tgt_1", "run_b"]])
+        log.append("let_go", rank=0, runs=["damaged"])
+        log.append("let_go", rank=0, runs=[])
+    found = PackLog(tmp_path)
+    found.read()
+    assert [life.let_go for life in found.ranks] == [[[("tgt_1", "run_a"), ("tgt_1", "run_b")], []]]

@@ -121,7 +121,7 @@ def test_ranks_look_often_enough_to_end_within_the_grace(tmp_path, monkeypatch):
     watched, left = {}, []
     drain = Drain()
 
-    def watch(path, on_lost, stale_after=STALE_AFTER, period=1.0):
+    def watch(path, on_lost, stale_after=STALE_AFTER, period=1.0, on_beat=None):
         watched["period"] = period
         on_lost("why")
 
