@@ -151,7 +151,8 @@ def main() -> None:
             sizes, n = network["sizes"], network["n"]
             _, params, data = networks.mlp(sizes, n)
             path = Path(folder) / f"{name}.npz"
-            np.savez(path, **(params | data))
+            arrays: dict[str, Any] = params | data
+            np.savez(path, **arrays)
             question = {
                 "what": "network", "path": str(path), "n": n, "n_beta": n / np.log(n), "gamma": 1.0, "cold": True,
                 "batch_size": network["batch_size"], "step_size": network["step_size"], "chains": CHAINS,

@@ -17,7 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 TORCH = "torch==2.13.0"
 """Its CPU build may be at hand, and newer ones bring 3 GB of CUDA."""
@@ -96,7 +96,7 @@ def _by_row_number(question: dict[str, Any]) -> Estimate:
     from devinterp.slt.llc import llc
 
     model, loader, _, init_loss = _network(question)
-    x, y = loader.dataset.tensors
+    x, y = cast(Any, loader.dataset).tensors
     rows = Dataset.from_dict({"input_ids": np.arange(len(x)).repeat(2).reshape(-1, 2)}).with_format("torch")
 
     def loss_fn(model, input_ids):
