@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -85,7 +84,7 @@ class Round:
         stop: Stop,
         log: StudyLog,
     ):
-        packs = math.ceil(len(plan.runs) / request.study.settings.pack) if request.packed else 0
+        packs = len(plan.packs(request.study.settings.pack)) if request.packed else 0
         self.request, self.plan, self.workers, self.stop, self.log = request, plan, workers, stop, log
         self.name = f"{workers.name}-{number}"
         self.environment = process_environment(workers.heartbeat)
