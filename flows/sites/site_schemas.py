@@ -378,9 +378,9 @@ def load_site(
     """
     layers: list[tuple[str, dict[str, Any]]] = []
     path = Path(name).expanduser()
+    if path.suffix in (".py", ".yaml", ".yml") and not path.is_file():
+        raise ConfigError(f"{asked} {name}: no such file")
     if path.suffix == ".py":
-        if not path.is_file():
-            raise ConfigError(f"{asked} {name}: no such file")
         settings = getattr(load_python_site(path), "site", {})
         layers.append((str(path), {**settings, "parsl_config": str(path.absolute())}))
     elif path.suffix in (".yaml", ".yml"):
