@@ -72,7 +72,8 @@ def idle_notes(request: Request, plan: Plan) -> Iterator[str]:
     for runs in plan.packs(request.study.settings.pack):
         packs.setdefault(runs[0].site, []).append(runs)
     for site, of_site in packs.items():
-        yield from (f"{note}{request.on(site)}" for note in _idle_notes(request, site, of_site))
+        whose = f"{request.word(site)}: " if len(request.sites) > 1 else ""
+        yield from (f"{whose}{note}" for note in _idle_notes(request, site, of_site))
 
 
 def _idle_notes(request: Request, name: str, packs: list[list[PlannedRun]]) -> Iterator[str]:

@@ -84,8 +84,8 @@ def test_packs_are_cut_by_site_and_shown_with_it(folder):
     assert "9 to sample in 2 packs of at most 32" in said
     assert "core-hours on local and " in said and "core-hours on fat, " in said
     assert "on 2 ranks of local" in said and "on 4 ranks of fat" in said
-    assert "1 of 1 packs have fewer runs than their 4 ranks, some of which will idle on fat" in said
-    assert "or change the walltime of fat.yaml on fat" in said
+    assert "note: fat: 1 of 1 packs have fewer runs than their 4 ranks, some of which will idle" in said
+    assert "in further blocks, or change the walltime of fat.yaml" in said
 
 
 def test_one_site_is_not_named(folder):
