@@ -72,7 +72,7 @@ def view_of(frame: pd.DataFrame) -> pd.DataFrame:
         "setting": setting,
         "verdict": verdict,
         "λ_t?": agrees,
-        "site": frame["site"].where(frame["site"].nunique() > 1).fillna(""),
+        "site": frame["site"].fillna("") if len(set(frame["site"].dropna())) > 1 else "",
         "run": frame["target_id"] + "/" + frame["run_id"],
         "reason": reason,
     }
