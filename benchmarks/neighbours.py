@@ -1,6 +1,6 @@
 """A study of short runs on SLURM, beside what people do today: jobs, seconds, busy cores, and what a lost node costs.
 
-    python benchmarks/neighbours.py --environment DIR [--quick] [--lost] [--ways array,this] [--out DIR]
+    python benchmarks/neighbours.py [--environment DIR] [--runs N] [--lost] [--ways array,this] [--quick] [--out DIR]
 
 It starts a real SLURM of its own on this machine, as root (`tests/cluster/slurm_lab.py`). Every way gets two nodes, and
 a process at a time on each, since the machine of the tests has two cores; targets are built beforehand. The ways are:
@@ -12,9 +12,9 @@ a process at a time on each, since the machine of the tests has two cores; targe
 - `snakemake`: the same as a rule, by Snakemake's executor for SLURM, half of the runs in each group;
 - `this`: `flows/packed.py`, one pack.
 
-HyperQueue and Snakemake are installed into DIR by PyPI where they are not there yet. `--lost` takes a node down once a
-quarter of the runs is finished. Where a way then ends with runs left, the same command is given again, as a person
-would do.
+HyperQueue and Snakemake are installed into DIR by PyPI where they are not there yet, and left out without DIR.
+`--lost` takes a node down once a quarter of the runs is finished. Where a way then ends with runs left, the same
+command is given again, as a person would do.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ NUM_TARGETS, NODES = 4, 2
 RUNS, RUNS_QUICK = 64, 8
 THIN = {"full": 500, "quick": 5}
 PATIENCE, MOST_AGAIN = 1800.0, 3
+INSTALLED = ("hyperqueue", "snakemake")
+"""Ways that need an environment of their own."""
 PACKAGES = ("hyperqueue", "snakemake", "snakemake-executor-plugin-slurm")
 HYPERQUEUE = """
 import sys
@@ -96,8 +98,9 @@ class Outcome(NamedTuple):
 class Bench:
     """The study in a folder of its own, its targets built, and the commands of its runs."""
 
-    def __init__(self, folder: Path, lab: SlurmLab, environment: Path, runs: int, thin: int):
-        self.folder, self.lab, self.bin, self.runs = folder, lab, environment / "bin", runs
+    def __init__(self, folder: Path, lab: SlurmLab, environment: Path | None, runs: int, thin: int):
+        self.folder, self.lab, self.runs = folder, lab, runs
+        self.bin = (environment or Path()).absolute() / "bin"
         # Snakemake's job steps forget where the lab's configuration lies.
         srun = folder / "bin" / "srun"
         srun.parent.mkdir()
@@ -240,19 +243,21 @@ def install(environment: Path) -> None:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--environment", type=Path, metavar="DIR", required=True, help="of HyperQueue and Snakemake")
+    parser.add_argument("--environment", type=Path, metavar="DIR", help="of HyperQueue and Snakemake")
     parser.add_argument("--ways", default=",".join(WAYS), metavar="NAMES", help=f"some of {','.join(WAYS)}")
     parser.add_argument("--runs", type=int, default=RUNS, metavar="N", help=f"a multiple of {NUM_TARGETS * NODES}")
     parser.add_argument("--lost", action="store_true", help="once more with a node that is lost on the way")
     args = parser.parse_args()
-    environment = args.environment.absolute()
-    install(environment)
     names = args.ways.split(",")
+    if args.environment is None:
+        names = [name for name in names if name not in INSTALLED]
+    else:
+        install(args.environment.absolute())
     runs, thin = (RUNS_QUICK, THIN["quick"]) if args.quick else (args.runs, THIN["full"])
     os.environ.pop("LAMBDA_HAT_CACHE", None)
     rows = []
     with SlurmLab() as lab, tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), lab, environment, runs, thin)
+        bench = Bench(Path(folder), lab, args.environment, runs, thin)
         for name in names:
             found = bench.measure(getattr(bench, name), False)
             row = [WAYS[name], found.jobs, f"{found.seconds:.0f}", f"{found.busy:.2f}"]
