@@ -53,7 +53,7 @@ samplers:
 """
 NUM_TARGETS, NODES = 4, 2
 RUNS, RUNS_QUICK = 64, 8
-THIN = {"full": 500, "quick": 5}
+THIN = {"full": 50, "quick": 5}
 PATIENCE, MOST_AGAIN = 1800.0, 3
 INSTALLED = ("hyperqueue", "snakemake")
 """Ways that need an environment of their own."""
@@ -142,24 +142,20 @@ class Bench:
         before, jobs = {job.id for job in self.lab.jobs(finished=True)}, set()
         begun, again, down = time.monotonic(), 0, None
         process = start()
-        while True:
-            jobs |= {job.id for job in self.lab.jobs(finished=True)} - before
-            left = self.runs - len(self.finished())
-            if lose_a_node and down is None and left <= 0.75 * self.runs:
-                down = self._take_a_node_down()
-            if process.poll() is not None:
-                if not left:
-                    break
-                again += 1
-                if again > MOST_AGAIN:
+        try:
+            while (left := self.runs - len(self.finished())) or process.poll() is None:
+                jobs |= {job.id for job in self.lab.jobs(finished=True)} - before
+                if lose_a_node and down is None and left <= 0.75 * self.runs:
+                    down = self._take_a_node_down()
+                if process.poll() is not None and left:
+                    again += 1
+                    process = start()
+                if again > MOST_AGAIN or time.monotonic() - begun > PATIENCE:
                     print((self.folder / "said").read_text()[-3000:], file=sys.stderr)
-                    raise SystemExit(f"{left} of {self.runs} runs are left after {again} tries")
-                process = start()
-            if time.monotonic() - begun > PATIENCE:
-                process.kill()
-                print((self.folder / "said").read_text()[-3000:], file=sys.stderr)
-                raise SystemExit(f"{left} of {self.runs} runs are left after {PATIENCE:.0f} s: {self.lab.jobs()}")
-            time.sleep(0.5)
+                    raise SystemExit(f"{left} of {self.runs} runs are left after {again} more tries")
+                time.sleep(0.5)
+        finally:
+            process.kill()
         seconds = time.monotonic() - begun
         if down is not None:
             # It comes back by itself where its slurmd has told of itself since.
