@@ -11,8 +11,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.parsl, pytest.m
 
 @pytest.mark.usefixtures("slurm_lab")
 def test_every_way_finishes_the_study_with_its_jobs(tmp_path):
-    run("neighbours", tmp_path, "--ways", "array,xargs,this")
-    rows = re.findall(
-        r"^\| (?!---|  )(.+?) \| (\d+) \| \d+ \| [\d.]+ \|$", (tmp_path / "neighbours.md").read_text(), re.M
-    )
-    assert [int(jobs) for _, jobs in rows] == [8, 1, 1]
+    run("neighbours", "--quick", "--out", tmp_path, "--ways", "array,xargs,this")
+    jobs = re.findall(r"^\| \S.+ \| (\d+) \| \d+ \| [\d.]+ \|$", (tmp_path / "neighbours.md").read_text(), re.M)
+    assert jobs == ["8", "1", "1"]
