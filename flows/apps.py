@@ -6,8 +6,9 @@ importable module and take everything they need as arguments.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,12 @@ def run_pack(
             # An app's own walltime would not kill the command.
             argv = ["timeout", "-k", "5", str(limit_seconds), *argv]
         return run_process(argv, out_file, err_file, env, sign_of_life, place)
+
+
+@functools.cache
+def run_pack_on(label: str) -> Callable[..., Any]:
+    """`run_pack` on the executor with this label."""
+    return run_pack if label == "packs" else python_app(run_pack.func, executors=[label])
 
 
 def give_deadline(env: dict[str, str], own: float | None, environ: Mapping[str, str]) -> dict[str, str]:

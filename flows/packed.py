@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from flows.driver.check import check_site
+from flows.driver.check import check_sites
 from flows.driver.dry_run import show_packs
 from flows.driver.options import parse_options
 from flows.driver.packs import submit_packs
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         return submit_job(request, args)
     request.check_launch()
     if args.check:
-        return check_site(request, args.dry_run)
+        return check_sites(request, args.dry_run)
     following = follow_up if args.chain else None
     return run_study(request, submit_packs, show_packs, dry=args.dry_run, on_out_of_time=following)
 
@@ -65,6 +65,12 @@ def submit_job(request: Request, args: argparse.Namespace) -> int:
     site, screen = request.site, Screen()
     if not isinstance(site, BatchSite) or site.kind != args.submit:
         raise ConfigError(f"--site {args.site}: a {site.kind} site, but --submit {args.submit} needs one of that kind")
+    if len(request.sites) > 1:
+        name = next(filter(None, request.sites))
+        raise ConfigError(
+            f"{request.study.sites[name]}: site: {name} is beside the one job of --submit; start the study from a "
+            "login node, without --submit"
+        )
     job = BatchJob(site, request.store, inner_words(request, args), request.rerun, args.chain or 0)
     path = job.script_path()
     script = job.render(path)

@@ -28,7 +28,7 @@ from lambda_hat.planning.packing import PlannedRun
 def main(argv: list[str] | None = None) -> int:
     """Do what the words of the command say. Returns the exit status."""
     args = parse_options(__doc__ or "", argv, packed=False)
-    return run_study(Request.from_options(args, packed=False), submit_runs, show_runs, dry=args.dry_run)
+    return run_study(Request.from_options(args, packed=False, one_site=True), submit_runs, show_runs, dry=args.dry_run)
 
 
 def submit_runs(round_: Round) -> None:

@@ -102,7 +102,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Do what the words of the command say. Returns the exit status."""
     args = parse_options(argv)
-    request = Request.from_options(args, packed=True)
+    request = Request.from_options(args, packed=True, one_site=True)
     request.check_launch()
     tuning = Tuning(request, args, starts_of(request.study, args.samplers, args.quick))
     return tuning.dry_run() if args.dry_run else tuning.run()

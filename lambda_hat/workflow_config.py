@@ -6,7 +6,7 @@ entry's `seed` and `overrides`, its `sweep`. A group is a file: `model: small` r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,18 @@ from lambda_hat.config import (
 )
 from lambda_hat.config.checkpoint_file import with_checkpoint_hash
 from lambda_hat.config.defaults import TARGET_ACCEPTANCE
-from lambda_hat.config.entries import SAMPLER_ENTRY_KEYS, TARGET_ENTRY_KEYS, Entry, check_entry, chosen_targets, expand
+from lambda_hat.config.entries import (
+    SAMPLER_ENTRY_KEYS,
+    TARGET_ENTRY_KEYS,
+    Entry,
+    Sites,
+    check_entry,
+    chosen_targets,
+    expand,
+)
 from lambda_hat.config.parameter_paths import moving_dim
 from lambda_hat.config.study_settings import StudySettings
-from lambda_hat.config.trajectories import checkpoints_of, with_checkpoint
+from lambda_hat.config.trajectories import checkpoints_of, refuse_second_trajectory, same_target, with_checkpoint
 from lambda_hat.errors import ConfigError, nearest
 from lambda_hat.id_utils import Run, config_digest, target_id_for, trajectory_id
 from lambda_hat.omegaconf_support import (
@@ -68,14 +76,24 @@ class Study:
     """The `site.key=value` words without their `site.`."""
     costs: CostModel = field(default_factory=CostModel)
     """The model that the runs' `cost` comes from."""
+    sites: Mapping[str, str] = field(default_factory=dict)
+    """Sites that entries name, beside that of the study, and which entry names each first."""
+    site_costs: Mapping[str, CostModel] = field(default_factory=dict)
+    """The models of those sites."""
 
-    def priced(self, costs: CostModel, targets_dir: Path) -> Study:
+    def costs_at(self, site: str) -> CostModel:
+        """The model of the runs with this `site`."""
+        return self.site_costs.get(site, self.costs)
+
+    def priced(self, costs: CostModel, targets_dir: Path, site_costs: Mapping[str, CostModel] | None = None) -> Study:
         """The same study at other costs. `targets_dir` of the store has what was measured of custom targets."""
-        if costs == self.costs and not any(isinstance(build, CustomBuild) for build in self.targets.values()):
+        others, custom = site_costs or {}, any(isinstance(build, CustomBuild) for build in self.targets.values())
+        if (costs, others) == (self.costs, self.site_costs) and not custom:
             return self
         shapes = {t: shape_of(build, targets_dir / t) for t, build in self.targets.items()}
-        runs = [replace(run, cost=costs.seconds(shapes[run.target_id], run.cfg)) for run in self.runs]
-        return replace(self, runs=runs, costs=costs)
+        models = {run.site: others.get(run.site, costs) for run in self.runs}
+        runs = [replace(run, cost=models[run.site].seconds(shapes[run.target_id], run.cfg)) for run in self.runs]
+        return replace(self, runs=runs, costs=costs, site_costs=others)
 
     def guessed(self, targets_dir: Path) -> int:
         """Number of custom targets that the store at `targets_dir` has not measured yet."""
@@ -123,10 +141,11 @@ def compose_grid(
             raise ConfigError(f"{experiments}: {key}: the grid is empty; list at least one entry under {key}")
 
     notes: list[str] = []
-    targets = _expand_targets(study, experiments, conf_dir, notes)
+    sites = Sites(study.site)
+    targets = _expand_targets(study, experiments, conf_dir, notes, sites)
     samplers = expand(study.samplers, f"{experiments}: samplers", SAMPLER_ENTRY_KEYS)
-    runs = _expand_runs(study, samplers, targets, conf_dir, notes, str(experiments))
-    return Study(experiments, study, targets, list(runs.values()), notes, site_overrides)
+    runs = _expand_runs(study, samplers, targets, conf_dir, notes, str(experiments), sites)
+    return Study(experiments, study, targets, list(runs.values()), notes, site_overrides, sites=sites.named)
 
 
 def with_runs(study: Study, runs: Sequence[Run]) -> Study:
@@ -290,23 +309,25 @@ def _defaults_on(setting: SampleConfig, facts: _Facts) -> dict[str, Any]:
 
 
 def _expand_targets(
-    study: StudySettings, experiments: Path, conf_dir: Path, notes: list[str]
+    study: StudySettings, experiments: Path, conf_dir: Path, notes: list[str], sites: Sites
 ) -> dict[str, BuildConfig]:
     def compose(entry: dict[str, Any], where: str) -> BuildConfig:
         return compose_build_cfg(entry, store_root=study.store_root, conf_dir=conf_dir, source=where)
 
     targets: dict[str, BuildConfig] = {}
-    steps: dict[tuple[str, int], str] = {}
+    steps: dict[tuple[str | None, int], str] = {}
     composed = Composer(compose, ("store", "target.kind", "target.checkpoint", "target.checkpoint_sha256"))
     for entry in expand(study.targets, f"{experiments}: targets", TARGET_ENTRY_KEYS):
+        site = sites.read(entry) or ""
         for point in _points(entry, composed):
             target_id, where = target_id_for(point), entry.where
             if target_id in targets:
                 _refuse_collision(target_id, config_digest(targets[target_id]), config_digest(point))
-                notes.append(_same(targets[target_id], point, target_id, where))
+                notes.append(same_target(targets[target_id], point, target_id, where))
             targets[target_id] = point
+            sites.of_target.setdefault(target_id, site)
             if isinstance(point, CustomBuild) and point.step is not None:
-                _refuse_second_trajectory(steps, point, target_id, where)
+                refuse_second_trajectory(steps, trajectory_id(point), point.step, target_id, where)
     return targets
 
 
@@ -321,26 +342,6 @@ def _points(entry: Entry, composed: Composer[BuildConfig]) -> list[BuildConfig]:
     return [replace(cfg, step=step) for step in cfg.checkpoint_steps]
 
 
-def _same(first: BuildConfig, second: BuildConfig, target_id: str, where: str) -> str:
-    if isinstance(first, CustomBuild) and isinstance(second, CustomBuild):
-        one, other = first.target.checkpoint, second.target.checkpoint
-        if one != other:
-            return f"{where}: {other} has the content of {one}; the two are one target ({target_id})"
-    return f"{where} is the same target as an earlier entry ({target_id}); it is built once"
-
-
-def _refuse_second_trajectory(
-    steps: dict[tuple[str, int], str], point: CustomBuild, target_id: str, where: str
-) -> None:
-    trajectory, step = trajectory_id(point), point.step
-    assert trajectory is not None and step is not None
-    if steps.setdefault((trajectory, step), target_id) != target_id:
-        raise ConfigError(
-            f"{where}: target.checkpoint: an earlier entry has another file of step {step}, and nothing tells the two "
-            "trainings apart; give each a name, target.trajectory: ..."
-        )
-
-
 def _expand_runs(
     study: StudySettings,
     samplers: list[Entry],
@@ -348,6 +349,7 @@ def _expand_runs(
     conf_dir: Path,
     notes: list[str],
     source: str,
+    sites: Sites,
 ) -> dict[tuple[str, str], PlannedRun]:
     chosen = chosen_targets(samplers, targets, source)
     runs: dict[tuple[str, str], PlannedRun] = {}
@@ -363,6 +365,7 @@ def _expand_runs(
 
     composed = Composer(compose, ("name", "target_id"))
     settings: dict[int, SampleConfig] = {}
+    own_sites = [sites.read(entry) for entry in samplers]
     names, costs = ProgramNames(), CostModel()
     for target_id, build in targets.items():
         facts = _Facts(build)
@@ -372,7 +375,8 @@ def _expand_runs(
             if index not in settings:
                 settings[index] = composed(entry)
             cfg = _on_target(settings[index], target_id, facts, entry.where)
-            run = PlannedRun.of(cfg, **facts.expected(index, cfg, names, costs))
+            site = sites.of_target[target_id] if own_sites[index] is None else own_sites[index]
+            run = PlannedRun.of(cfg, **facts.expected(index, cfg, names, costs), site=site)
             if run.key in runs:
                 _refuse_collision(run.run_id, runs[run.key].digest, run.digest)
                 note(f"{entry.where} is the same run as an earlier entry; it is sampled once")

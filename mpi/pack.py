@@ -36,6 +36,7 @@ PACK_DEFAULTS = {
     "gpus_per_node": 0,
     "ranks_per_gpu": 1,
     "gpu_sharing": "none",
+    "site": None,
     "deadline": None,
     "lease": None,
     "suspects": [],
@@ -76,6 +77,7 @@ def read_pack(path: Path) -> Pack:
 def _check_entries(path: Path, pack: Pack) -> None:
     for key in ("pack_id", "store_root"):
         _require(isinstance(pack[key], str), f"{path}: {key}", pack[key], "text")
+    _require(pack["site"] is None or isinstance(pack["site"], str), f"{path}: site", pack["site"], "text or null")
     if pack["expected_ranks"] is not None:
         at_least(f"{path}: expected_ranks", pack["expected_ranks"], 1)
     pack["lanes"] = check_lanes(f"{path}: lanes", pack["lanes"])

@@ -105,7 +105,7 @@ class Rank:
         self._bundles, self._lanes = bundles_of(pack, world.size), pack["lanes"]
         self._builders = builders_of(pack)
         self._ranks_on_node = launcher_local_size(os.environ) or 1
-        self._context = {"rank": world.rank, "pack_id": pack["pack_id"]}
+        self._context = {"rank": world.rank, "pack_id": pack["pack_id"], "site": pack["site"]}
         self._busy = 0.0
 
     def begin(self, binding: Binding) -> None:

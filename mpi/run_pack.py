@@ -15,6 +15,7 @@ A pack file is JSON. Its keys:
 Keys that may be missing, with their defaults:
 - `builds` ([]): targets for the ranks to build first, each with target_id and config.
 - `gpus_per_node` (0), `ranks_per_gpu` (1), `gpu_sharing` (none; mps: through NVIDIA's MPS).
+- `site` (null): what the site is called, for the table.
 - `deadline` (null): seconds since the epoch. The variable LAMBDA_HAT_DEADLINE may bring it forward.
 - `lease` (null): the path of the driver's heartbeat.
 - `suspects` ([]): runs, as "target_id/run_id", that may have killed their rank. They go out last, one at a time.

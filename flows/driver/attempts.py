@@ -25,7 +25,6 @@ from flows.driver.rounds import POLL, Outcome, Round
 from flows.driver.screen import Screen
 from flows.driver.stopping import STOP_SECONDS, OutOfTime, Stop, Stopped
 from flows.driver.workers import Workers, start_workers
-from flows.sites.site_schemas import known_nodes
 from lambda_hat.errors import LaunchError, StoreUnwritable
 from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.report.closing import tries_line
@@ -87,7 +86,7 @@ class Attempts:
         self._screen, self._stop, self._log = screen, stop, log
         self.pack_dirs: list[Path] = []
         self.tally = Tally()
-        self._nodes = BadNodes(known_nodes(request.site))
+        self._nodes = BadNodes(request.nodes)
         self._idle = 0
         """Attempts in a row that got nothing done."""
         self._excused = 0

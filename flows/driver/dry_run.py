@@ -17,17 +17,17 @@ from mpi.launchers import assume_launcher, find_launcher
 
 def show_packs(request: Request, plan: Plan) -> Iterator[str]:
     """A line per target, and two per pack: what it holds and how it is launched."""
-    site = request.site
     # A launcher that is missing is told before the first target.
-    line = launch_on(site, [*PROGRAM, "PACK.json"])
+    lines = {name: launch_on(site, [*PROGRAM, "PACK.json"]) for name, site in request.sites.items()}
     yield from target_lines(request, plan)
     for index, runs in enumerate(plan.packs(request.study.settings.pack)):
-        targets = len({run.target_id for run in runs})
+        site, targets = runs[0].site, len({run.target_id for run in runs})
         yield (
             f"pack {index}: {len(runs)} runs of {targets} targets, about "
-            f"{price_of(request, pack_seconds(request, runs))} on {site.resources['num_ranks']} ranks"
+            f"{price_of(request, pack_seconds(request, runs), site)} on "
+            f"{request.sites[site].resources['num_ranks']} ranks{request.on(site, 'of')}"
         )
-        yield f"    {line}"
+        yield f"    {lines[site]}"
     yield "dry run: nothing was started"
 
 

@@ -15,7 +15,8 @@ from flows.driver.request import Request
 from flows.driver.rounds import Round, Unresolved
 from flows.driver.sharing import LOOK_SECONDS as SHARING_SECONDS
 from flows.driver.sharing import Sharing
-from flows.sites.site_schemas import SiteConfig
+from flows.sites.several import packs_label
+from flows.sites.site_schemas import BatchSite
 from lambda_hat.errors import EXIT_OK, EXIT_UNFINISHED, EXIT_USAGE
 from lambda_hat.planning.packing import PACK_FORMAT, PlannedRun
 from lambda_hat.store.drain import OUT_OF_TIME
@@ -41,24 +42,27 @@ EXIT_NO_SIGN = 124
 def submit_packs(round_: Round) -> None:
     """Submit the builds, then a pack per group of runs. A pack starts when the builds of its targets have ended."""
     round_.submit_builds()
+    request = round_.request
     sharing = Sharing(round_, lambda runs: submit_pack(round_, runs, sharing))
-    for runs in round_.plan.packs(round_.request.study.settings.pack):
+    for runs in round_.plan.packs(request.study.settings.pack):
         round_.stop.check()
         submit_pack(round_, runs, sharing)
-    if round_.workers.may_have_idle_nodes:
+    if len(request.sites) == 1 and round_.workers.may_have_idle_nodes:
         round_.watch(sharing.look, SHARING_SECONDS)
 
 
 def submit_pack(round_: Round, runs: list[PlannedRun], sharing: Sharing) -> None:
     """Submit one more pack of the round."""
-    request, site = round_.request, round_.request.site
+    request = round_.request
     pack = Pack(round_, f"pack_{round_.name}-{len(round_.pack_dirs):04d}", runs, sharing)
     pack_file = pack.directory / "pack.json"
     write_json_atomic(pack_file, pack.record())
     round_.pack_dirs.append(pack.directory)
-    round_.log.pack(pack.directory.name, [run.key for run in runs])
+    where = {"site": request.word(pack.site_name), "for": packs_label(pack.site_name)}
+    round_.log.pack(pack.directory.name, [run.key for run in runs], **(where if len(request.sites) > 1 else {}))
     future = launch(
-        site,
+        request,
+        pack.site_name,
         [*PROGRAM, str(pack_file)],
         pack.directory,
         round_.environment,
@@ -67,27 +71,30 @@ def submit_pack(round_: Round, runs: list[PlannedRun], sharing: Sharing) -> None
         inputs=round_.settled({run.target_id for run in runs}),
     )
     sharing.add(pack)
-    round_.watch(pack.look, LOOK_SECONDS["local" if site.kind == "local" else "shared"])
+    round_.watch(pack.look, LOOK_SECONDS["local" if pack.site.kind == "local" else "shared"])
     round_.on_done(future, pack.ended, running=pack.is_running, overdue=pack.overdue)
 
 
 def launch(
-    site: SiteConfig, command: list[str], directory: Path, environment: dict[str, str], **options: Any
+    request: Request, site_name: str, command: list[str], directory: Path, environment: dict[str, str], **options: Any
 ) -> Future:
-    """Submit `command` as one pack of the site, with its output in `directory`. options: more of `run_pack`'s."""
-    from flows.apps import run_pack
+    """Submit `command` as one pack of a site, with its output in `directory`. options: more of `run_pack`'s."""
+    from flows.apps import run_pack_on
 
+    site = request.sites[site_name]
     out, err = str(directory / "stdout.log"), str(directory / "stderr.log")
     resources = (site.ranks, site.cores_per_rank, site.gpus_per_node)
     options["parsl_resource_specification"] = site.resources
     # A type checker takes an app of Parsl's for its function.
+    run_pack = run_pack_on(packs_label(site_name))
     return cast(Future, run_pack(command, site.launcher, *resources, out, err, environment, **options))
 
 
-def world_of(request: Request) -> dict[str, Any]:
-    """What the ranks of a pack are told of the store and of their world."""
-    site = request.site
+def world_of(request: Request, site_name: str) -> dict[str, Any]:
+    """What the ranks of a pack on a site are told of the store and of their world."""
+    site = request.sites[site_name]
     return {
+        "site": request.word(site_name),
         "store_root": str(request.store.root),
         "cores_per_rank": site.cores_per_rank,
         "expected_ranks": site.resources["num_ranks"],
@@ -104,6 +111,8 @@ class Pack:
         self._round, self._request, self._store = round_, round_.request, round_.request.store
         self.directory = self._store.pack_dir(pack_id)
         self._runs: dict[Key, PlannedRun] = {run.key: run for run in runs}
+        self.site_name = runs[0].site
+        self.site = self._request.sites[self.site_name]
         self._suspects = suspects_among(self._store, self._runs)
         self._log = PackLog(self.directory)
         self._sharing, self._let_go = sharing, 0
@@ -114,7 +123,7 @@ class Pack:
         return {
             "format": PACK_FORMAT,
             "pack_id": self.directory.name,
-            **world_of(self._request),
+            **world_of(self._request, self.site_name),
             "deadline": self._request.stop_at,
             "lease": str(self._round.workers.heartbeat.path),
             "suspects": self._suspects,
@@ -221,7 +230,7 @@ class Pack:
             outcome.refusals.append(last_line(self.directory / "stderr.log").removeprefix("error: "))
         unstarted = self._nodes_without_ranks() if status else {}
         if unstarted:
-            self._round.nodes.did_not_start(unstarted, self._request.site.pack_nodes)
+            self._round.nodes.did_not_start(unstarted, self.site.pack_nodes)
             self._round.tell_of_nodes(self._round.nodes.judge())
         if block_lost:
             outcome.causes["block"] += 1
@@ -231,7 +240,7 @@ class Pack:
                     self._round.tell_of_nodes(self._round.nodes.forgive())
                 self._say_ended(f"{sentence}, {lost} left for later ({told})", warn=True)
                 return
-            self._say_ended(f"{sentence}, {lost_with_block(self._round, self.directory, lost)}", failed=True)
+            self._say_ended(f"{sentence}, {lost_with_block(self._round, self, lost)}", failed=True)
             return
         reason = explain(future, self.directory / "error.json", self.directory / "stderr.log")
         if not (self.directory / "stderr.log").is_file() or not (self.directory / "stderr.log").stat().st_size:
@@ -274,8 +283,7 @@ class Pack:
         return found | {life.host: life.refused for life in self._log.ranks if life.refused is not None}
 
     def _blame(self, how: str) -> None:
-        nodes = self._round.nodes
-        dead, condemned, news = record_deaths(self._store, self._log, self._request.site.flavour, how, nodes)
+        dead, condemned, news = record_deaths(self._store, self._log, self.site.flavour, how, self._round.nodes)
         self._round.tell_of_nodes(news)
         outcome = self._round.outcome
         outcome.causes["rank"] += len(dead) or 1
@@ -285,14 +293,14 @@ class Pack:
             self._round.run_ended(self._runs[key], told, failed=True)
 
 
-def lost_with_block(round_: Round, directory: Path, lost: int) -> str:
+def lost_with_block(round_: Round, pack: Pack, lost: int) -> str:
     """What happens to the runs of a pack whose block is gone, and the logs that say why."""
     then = "they are packed again" if round_.request.study.settings.retries else "the same command samples them"
-    blocks = round_.workers.blocks
-    if blocks is None:
+    blocks, directory, label = round_.workers.blocks, pack.directory, packs_label(pack.site_name)
+    if blocks is None or not isinstance(pack.site, BatchSite):
         return f"{lost} lost with the workers, which have died; {then}, what is finished is kept; log: {directory}"
-    jobs = blocks.lost("packs")
-    if not jobs and (stopped := blocks.stopped("packs")):
+    jobs = blocks.lost(label)
+    if not jobs and (stopped := blocks.stopped(label)):
         return f"{lost} lost because their block was stopped ({'; '.join(stopped)}); {then}, what is finished is kept"
     which = f"job {', '.join(jobs)} ended: " if jobs else ""
     logs = [directory, *jobs.values()]

@@ -38,9 +38,12 @@ class Plan:
     _packs: dict[int, list[list[PlannedRun]]] = field(default_factory=dict, repr=False, compare=False)
 
     def packs(self, size: int) -> list[list[PlannedRun]]:
-        """The runs in packs of at most `size`."""
+        """The runs in packs of at most `size`, each on one site: those of the study's own site first."""
         if size not in self._packs:
-            self._packs[size] = make_packs(self.runs, size)
+            sites: dict[str, list[PlannedRun]] = {}
+            for run in self.runs:
+                sites.setdefault(run.site, []).append(run)
+            self._packs[size] = [pack for site in sorted(sites) for pack in make_packs(sites[site], size)]
         return self._packs[size]
 
 

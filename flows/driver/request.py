@@ -7,14 +7,16 @@ import math
 import os
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flows.driver.plan import Plan, Rerun, make_plan
 from flows.sites.batch_jobs import SCRIPT_VARIABLE, enclosing_job
 from flows.sites.deadlines import MARGIN, margin, parse_deadline, scheduler_deadline
 from flows.sites.scheduler import require_scheduler
-from flows.sites.site_schemas import AllocationSite, BatchSite, SiteConfig, load_site
+from flows.sites.several import load_sites, site_word
+from flows.sites.site_schemas import AllocationSite, BatchSite, SiteConfig, known_nodes, load_site
 from lambda_hat.config.study_settings import check_lanes
 from lambda_hat.errors import ConfigError
 from lambda_hat.planning.calibration import read_costs
@@ -37,11 +39,12 @@ from mpi.launchers import find_launcher
 
 @dataclass(frozen=True)
 class Request:
-    """One study on one site."""
+    """One study on its sites."""
 
     study: Study
     store: Store
-    site: SiteConfig
+    sites: Mapping[str, SiteConfig]
+    """By the `site` of runs: under the empty name that of the study, and those that entries name."""
     results_root: Path
     """Where the table and the pictures go; an absolute path."""
     rerun: Rerun
@@ -58,9 +61,10 @@ class Request:
     """When the driver stops waiting for packs that have not ended; seconds since the epoch."""
 
     @classmethod
-    def from_options(cls, args: argparse.Namespace, *, packed: bool) -> Request:
-        """Compose study and site from the options of a command. Nothing is written.
+    def from_options(cls, args: argparse.Namespace, *, packed: bool, one_site: bool = False) -> Request:
+        """Compose study and sites from the options of a command. Nothing is written.
 
+        one_site: everything runs on the site of the study, whatever its entries say.
         Raises ConfigError for whatever could not run.
         """
         options = {"pack": getattr(args, "pack", None), "retries": args.retries, "site": args.site}
@@ -82,15 +86,22 @@ class Request:
                 "--walltime": ("walltime", getattr(args, "walltime", None)),
             },
         )
+        if one_site and study.sites:
+            note = f"all of it runs on the site {study.settings.site}: only flows/packed.py sends entries to their own"
+            runs = [replace(run, site="") for run in study.runs]
+            study = replace(study, runs=runs, sites={}, notes=[*study.notes, note])
+        used = {run.site for run in study.runs}
+        named = {name: where for name, where in study.sites.items() if name in used}
+        sites = load_sites(study.settings.site, site, named)
         stop_at, give_up_at = _end_of_allocation(site, getattr(args, "deadline", None))
         store = Store(study.settings.store_root)
-        costs = read_costs(store.root, site.cores_per_rank, site.gpus_per_node)
+        costs = {name: read_costs(store.root, one.cores_per_rank, one.gpus_per_node) for name, one in sites.items()}
         if isinstance(site, AllocationSite):
             find_launcher(site.launcher)
         return cls(
-            study=study.priced(costs, store.targets_dir),
+            study=study.priced(costs.pop(""), store.targets_dir, costs),
             store=store,
-            site=site,
+            sites=sites,
             results_root=Path(study.settings.results_root).expanduser().absolute(),
             rerun=args.rerun,
             quiet=args.quiet,
@@ -101,14 +112,39 @@ class Request:
         )
 
     @property
+    def site(self) -> SiteConfig:
+        """The site of the study: targets are built there, and runs sampled whose entries name no other."""
+        return self.sites[""]
+
+    @property
+    def nodes(self) -> list[str] | None:
+        """The nodes that packs can ever run on, of which bad ones are left out; None: a scheduler may give any.
+
+        There are none where a study has several sites: what fails on one says nothing of another.
+        """
+        return known_nodes(self.site) if len(self.sites) == 1 else []
+
+    def word(self, site: str) -> str:
+        """What a site is called."""
+        return site_word(site or self.study.settings.site)
+
+    def on(self, site: str, before: str = "on") -> str:
+        """` on SITE`, where there are several sites; else nothing."""
+        return f" {before} {self.word(site)}" if len(self.sites) > 1 else ""
+
+    @property
     def is_late(self) -> bool:
         """Whether packs have to drain by now."""
         return self.stop_at is not None and time.time() >= self.stop_at
 
     @property
     def num_ranks(self) -> int | None:
-        """Ranks of a pack. None: only a node of the site could tell."""
-        site = self.site
+        """Ranks of a pack on the site of the study. None: only a node of the site could tell."""
+        return self.ranks_on("")
+
+    def ranks_on(self, name: str) -> int | None:
+        """Ranks of a pack on one of the sites. None: only a node of it could tell."""
+        site = self.sites[name]
         told = site.kind == "local" or site.ranks_per_node or site.gpus_per_node or site.node_cores
         return site.resources["num_ranks"] if told else None
 
@@ -142,10 +178,11 @@ class Request:
         )
 
     def check_launch(self) -> None:
-        """Refuse a site that packs cannot be launched on. Raises ConfigError."""
-        if not isinstance(self.site, BatchSite) or self.site.mpi == "bundled":
-            find_launcher(self.site.launcher)
-        self.site.resources  # noqa: B018 - raises where the site does not say how many ranks a node has
+        """Refuse sites that packs cannot be launched on. Raises ConfigError."""
+        for site in self.sites.values():
+            if not isinstance(site, BatchSite) or site.mpi == "bundled":
+                find_launcher(site.launcher)
+            site.resources  # noqa: B018 - raises where the site does not say how many ranks a node has
 
     def check_folders(self) -> None:
         """Refuse a store or results folder that cannot be written. Nothing is made.
@@ -157,13 +194,13 @@ class Request:
         check_folder(self.results_root, "results folder", "give another one with --results DIR")
 
     def prepare(self) -> None:
-        """Make the folders, on a site whose scheduler can be used.
+        """Make the folders, on sites whose scheduler can be used.
 
         Raises ConfigError where it cannot, and StoreError as `make_folders`.
         """
         self.check_folders()
-        if isinstance(self.site, BatchSite):
-            require_scheduler(self.site.kind).check_server()
+        for kind in dict.fromkeys(site.kind for site in self.sites.values() if isinstance(site, BatchSite)):
+            require_scheduler(kind).check_server()
         self.make_folders()
 
     def make_folders(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from flows.driver.screen import StudyProgress
 from flows.driver.single_processes import SingleProcesses
 from flows.driver.stopping import OutOfTime, Stop
 from flows.driver.workers import Workers
-from flows.sites.site_schemas import known_nodes
 from lambda_hat.config import CustomBuild, MlpBuild
 from lambda_hat.id_utils import trajectory_id
 from lambda_hat.planning.packing import PlannedRun
@@ -92,7 +90,7 @@ class Round:
         log: StudyLog,
         nodes: BadNodes | None = None,
     ):
-        packs = math.ceil(len(plan.runs) / request.study.settings.pack) if request.packed else 0
+        packs = len(plan.packs(request.study.settings.pack)) if request.packed else 0
         self.request, self.plan, self.workers, self.stop, self.log = request, plan, workers, stop, log
         self.name = f"{workers.name}-{number}"
         self.environment = process_environment(workers.heartbeat)
@@ -105,7 +103,7 @@ class Round:
         self.progress = StudyProgress(
             console, targets=len(plan.builds), packs=packs, runs=len(plan.runs), quiet=request.quiet
         )
-        self.nodes = BadNodes(known_nodes(request.site)) if nodes is None else nodes
+        self.nodes = BadNodes(request.nodes) if nodes is None else nodes
         self.pack_dirs: list[Path] = []
         self.outcome = Outcome()
         self.going_on = True

@@ -19,6 +19,7 @@ from flows.sites.executors import PACKS, TASKS, parsl_config
 from flows.sites.interchange import end_parsl, fail_where_lost, start_parsl
 from flows.sites.limits import check_limits
 from flows.sites.scheduler import Pbs
+from flows.sites.several import packs_label
 from flows.sites.site_schemas import BatchSite, PbsSite
 from lambda_hat.store.heartbeat import Heartbeat
 from lambda_hat.store.layout import writing
@@ -120,20 +121,25 @@ def start_workers(
     """
     # Where Parsl cannot write its own log, the disk being full, Python would print a traceback for every line.
     logging.raiseExceptions = False
-    if isinstance(request.site, PbsSite) and request.packed and builds:
-        check_limits(request.site, Pbs())
+    for site in request.sites.values():
+        if isinstance(site, PbsSite) and request.packed and builds:
+            check_limits(site, Pbs())
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     with contextlib.ExitStack() as stack:
         name = f"{stamp}-{heartbeat.path.stem[-4:]}"
         run_dir = request.store.root / "parsl" / name
         with writing(run_dir):
             tasks = builds or not request.packed
-            config = parsl_config(request.site, run_dir, request.packed, heartbeat.path, tasks=tasks)
+            others = {packs_label(name): site for name, site in request.sites.items() if name}
+            config = parsl_config(request.site, run_dir, request.packed, heartbeat.path, tasks=tasks, others=others)
             kernel = start_parsl(config)
         blocks = None
-        if isinstance(request.site, BatchSite):
-            executors = cast("Sequence[BatchExecutor]", config.executors)
-            blocks = Blocks(request.site, executors, say, heartbeat, log_event, executors[0].provider.jobs)
+        sites = {packs_label(name): site for name, site in request.sites.items() if isinstance(site, BatchSite)}
+        if sites:
+            labels = {*sites, TASKS} if isinstance(request.site, BatchSite) else set(sites)
+            batch = cast("list[BatchExecutor]", [one for one in config.executors if one.label in labels])
+            site = next(iter(sites.values()))
+            blocks = Blocks(site, batch, say, heartbeat, log_event, batch[0].provider.jobs, sites)
             stack.callback(blocks.cancel)
         at_once = partial(_kill_where_interrupted, heartbeat.path)
         stack.push(at_once)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -61,7 +61,8 @@ class Blocks:
     """Watches the blocks of executors. `look` may be called often; it asks the scheduler every `poll_seconds`.
 
     say, log_event: take a sentence, and an event of the driver log with its fields. lease: keeps the jobs' ids, and
-    tells blocks that they are given back. jobs: what the executors' providers watch, too.
+    tells blocks that they are given back. jobs: what the executors' providers watch, too. sites: by their labels, those
+    of executors on another site than `site`.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class Blocks:
         lease: Heartbeat,
         log_event: Callable[..., None],
         jobs: WatchedJobs | None = None,
+        sites: Mapping[str, BatchSite] | None = None,
     ):
+        self._sites = sites or {}
         self._site, self._executors, self._say, self._lease = site, executors, say, lease
         self._log_event = log_event
         self._scheduler = SCHEDULERS[site.kind]
@@ -211,13 +214,13 @@ class Blocks:
                 self._next_look = min(self._next_look, time.monotonic() + self._site.poll_seconds)
                 continue
             words = _words_of(message)
-            self._say(f"the block of {executor.label} asked for {asked_for(self._site, executor.label)}")
+            self._say(f"the block of {executor.label} asked for {self._asked_for(executor)}")
             if not executor.job_ids_to_block:
                 raise SchedulerError(f"{self._scheduler.title} refused the block of {executor.label}: {words}")
             self._say_and_note(f"{self._scheduler.title} refused another block of {executor.label}: {words}")
         if executor.bad_state_is_set and not isinstance(executor.executor_exception, InterchangeLost):
             raise SchedulerError(
-                f"{self._site.lost_blocks} blocks of {executor.label} failed one after the other: "
+                f"{self._site_of(executor).lost_blocks} blocks of {executor.label} failed one after the other: "
                 f"{executor.executor_exception}; run the same command again to continue"
             )
 
@@ -284,11 +287,17 @@ class Blocks:
             if not live or len(since) < len(live) or time.monotonic() - max(since) < NEVER_SECONDS:
                 continue
             job_id, state = next(iter(live.items()))
-            self._say(f"the block of {executor.label} asked for {asked_for(self._site, executor.label)}")
+            self._say(f"the block of {executor.label} asked for {self._asked_for(executor)}")
             raise SchedulerError(
                 f"{self._scheduler.title} has said for {NEVER_SECONDS:.0f} s of job {job_id}, the block of "
                 f"{executor.label}: {state}; it was given up"
             )
+
+    def _site_of(self, executor: BatchExecutor) -> BatchSite:
+        return self._sites.get(executor.label, self._site)
+
+    def _asked_for(self, executor: BatchExecutor) -> str:
+        return asked_for(self._site_of(executor), executor.label)
 
     def _say_and_note(self, sentence: str) -> None:
         self._say(sentence)

@@ -2,12 +2,13 @@
 
 Two executors, by label: `packs` takes packs, and `tasks` takes single processes: builds of targets, and the runs of an
 unpacked study. On a batch site each asks the scheduler for blocks of its own, and `packs` is an MPIExecutor. Elsewhere
-both are threads of the driver.
+both are threads of the driver. Each further site of a study has one more for its packs.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from parsl.executors.base import ParslExecutor
 
     from flows.sites.providers import BatchProvider
+    from flows.sites.watched_jobs import WatchedJobs
 
 PACKS, TASKS = "packs", "tasks"
 HEARTBEAT_PERIOD, HEARTBEAT_THRESHOLD = 5, 20
@@ -42,11 +44,19 @@ IDLE_SECONDS = 10.0
 """A block that had no work for so long is given back."""
 
 
-def parsl_config(site: SiteConfig, run_dir: Path, packs: bool, lease: Path | None = None, tasks: bool = True) -> Config:
+def parsl_config(
+    site: SiteConfig,
+    run_dir: Path,
+    packs: bool,
+    lease: Path | None = None,
+    tasks: bool = True,
+    others: Mapping[str, SiteConfig] | None = None,
+) -> Config:
     """The Parsl configuration of `site`.
 
     run_dir: the folder of Parsl's own files. packs, tasks: whether it has an executor for MPI packs, and for single
-    processes. lease: the driver's; workers end when it is no longer renewed.
+    processes. lease: the driver's; workers end when it is no longer renewed. others: sites whose packs have an executor
+    of their own, by its label.
     Raises ConfigError where a Python site does not fit, where a batch site has no use for `run_dir`, and where
     `worker_init` fails.
     """
@@ -54,17 +64,24 @@ def parsl_config(site: SiteConfig, run_dir: Path, packs: bool, lease: Path | Non
         return _python_config(site, packs)
     from parsl import Config
 
-    batch = isinstance(site, BatchSite)
+    sites = {PACKS: site, **(others or {})}
+    batch = [one for one in sites.values() if isinstance(one, BatchSite)]
     if batch and not PLAIN_PATH.fullmatch(str(run_dir)):
         raise ConfigError(
-            f"store_root: {run_dir.parents[1]}: on a {site.kind} site the path may have letters, digits and ./+@:_- "
-            "only; give another one with --store DIR"
+            f"store_root: {run_dir.parents[1]}: on a {batch[0].kind} site the path may have letters, digits and "
+            "./+@:_- only; give another one with --store DIR"
         )
     run_dir.mkdir(parents=True, exist_ok=True)
-    wanted = {TASKS: tasks, PACKS: packs}
-    executors = _batch_executors(site, run_dir, lease) if batch else _executors_beside(site)
+    jobs = watched_jobs(batch[0]) if batch else None
+    executors: list[ParslExecutor] = []
+    for label, one in sites.items():
+        labels = ([TASKS] if tasks and one is site else []) + ([label] if packs else [])
+        if isinstance(one, BatchSite):
+            executors += _batch_executors(one, labels, run_dir, lease, jobs)
+        else:
+            executors += _executors_beside(one, labels)
     return Config(
-        executors=[executor for executor in executors if wanted[executor.label]],
+        executors=executors,
         run_dir=str(run_dir),
         strategy="htex_auto_scale" if batch else "none",
         strategy_period=STRATEGY_PERIOD,
@@ -74,7 +91,7 @@ def parsl_config(site: SiteConfig, run_dir: Path, packs: bool, lease: Path | Non
     )
 
 
-def _executors_beside(site: SiteConfig) -> list[ParslExecutor]:
+def _executors_beside(site: SiteConfig, labels: Sequence[str]) -> list[ParslExecutor]:
     """Threads of this process: on this machine, or on the first node of its allocation."""
     from flows.sites.beside import Beside, Place, environment_beside
 
@@ -83,14 +100,19 @@ def _executors_beside(site: SiteConfig) -> list[ParslExecutor]:
     shares = [site.nodes[i : i + site.pack_nodes] for i in range(0, site.block_nodes, site.pack_nodes)]
     packs = [Place(tuple(nodes), environ) for nodes in shares]
     # The line of a single process says on which node it runs.
-    return [Beside(TASKS, workers * [Place((), environ)]), Beside(PACKS, packs)]
+    return [Beside(label, workers * [Place((), environ)] if label == TASKS else packs) for label in labels]
 
 
-def _batch_executors(site: BatchSite, run_dir: Path, lease: Path | None) -> list[HighThroughputExecutor]:
+def _batch_executors(
+    site: BatchSite, labels: Sequence[str], run_dir: Path, lease: Path | None, jobs: WatchedJobs | None
+) -> list[HighThroughputExecutor]:
     """Blocks of the scheduler, apart for builds and packs: a build that needs much memory holds no sampling node."""
-    workers, jobs = site.task_workers or site.builds.cores_per_node, watched_jobs(site)
-    builds, packs = builds_provider(site, jobs), packs_provider(site, jobs)
-    executors = [_tasks_executor(site, builds, workers), _packs_executor(site, packs)]
+    executors = [
+        _tasks_executor(site, builds_provider(site, jobs))
+        if label == TASKS
+        else _packs_executor(site, label, packs_provider(site, jobs))
+        for label in labels
+    ]
     for executor in executors:
         start_by_module(executor, run_dir)
         bound_waits(executor)
@@ -121,24 +143,24 @@ def _common(site: BatchSite, provider: BatchProvider) -> dict[str, Any]:
     }
 
 
-def _tasks_executor(site: BatchSite, provider: BatchProvider, workers: int) -> HighThroughputExecutor:
+def _tasks_executor(site: BatchSite, provider: BatchProvider) -> HighThroughputExecutor:
     from parsl.executors import HighThroughputExecutor
 
     return HighThroughputExecutor(
         label=TASKS,
-        max_workers_per_node=workers,
+        max_workers_per_node=site.task_workers or site.builds.cores_per_node,
         cores_per_worker=1e-9,
         provider=provider,
         **_common(site, provider),
     )
 
 
-def _packs_executor(site: BatchSite, provider: BatchProvider) -> HighThroughputExecutor:
+def _packs_executor(site: BatchSite, label: str, provider: BatchProvider) -> HighThroughputExecutor:
     from parsl.executors import MPIExecutor
 
     # One node count per executor: packs of different sizes that queue inside a block can hang for ever.
     return MPIExecutor(
-        label=PACKS,
+        label=label,
         mpi_launcher="mpiexec",
         max_workers_per_block=site.packs_per_block,
         provider=provider,

@@ -349,7 +349,7 @@ def asked_for(site: BatchSite, label: str) -> str:
 
     label: packs, or tasks: the blocks of builds.
     """
-    builds = label != "packs"
+    builds = label == "tasks"
     part: BatchSite | BatchBuilds = site.builds if builds else site
     keys = ["nodes_per_block", *_BLOCK_KEYS] if not builds else _BLOCK_KEYS
     found = {("builds." if builds else "") + key: getattr(part, key) for key in keys if hasattr(part, key)}
@@ -374,18 +374,23 @@ SITE_SCHEMAS: dict[str, type[SiteConfig]] = {
 }
 
 
-def load_site(name: str, words: Sequence[str] = (), options: Mapping[str, tuple[str, Any]] | None = None) -> SiteConfig:
+def load_site(
+    name: str,
+    words: Sequence[str] = (),
+    options: Mapping[str, tuple[str, Any]] | None = None,
+    asked: str = "--site",
+) -> SiteConfig:
     """The site `conf/site/<name>.yaml`, or the one in the YAML or Python file `name`.
 
     words: `key=value` overrides. options: command-line options that override further, each with its key and its value,
-    None if it was not given.
+    None if it was not given. asked: what messages call the place that names the site.
     Raises ConfigError naming the file, the key and the valid keys of that kind of site.
     """
     layers: list[tuple[str, dict[str, Any]]] = []
     path = Path(name).expanduser()
+    if path.suffix in (".py", ".yaml", ".yml") and not path.is_file():
+        raise ConfigError(f"{asked} {name}: no such file")
     if path.suffix == ".py":
-        if not path.is_file():
-            raise ConfigError(f"--site {name}: no such file")
         settings = getattr(load_python_site(path), "site", {})
         layers.append((str(path), {**settings, "parsl_config": str(path.absolute())}))
     elif path.suffix in (".yaml", ".yml"):
@@ -394,7 +399,7 @@ def load_site(name: str, words: Sequence[str] = (), options: Mapping[str, tuple[
     else:
         known = sorted(p.stem for p in (CONF_DIR / "site").glob("*.yaml"))
         if name not in known:
-            raise ConfigError(f"--site: unknown {name!r}; {nearest(name, known)}, or a path to a .yaml or .py file")
+            raise ConfigError(f"{asked}: unknown {name!r}; {nearest(name, known)}, or a path to a .yaml or .py file")
         path = CONF_DIR / "site" / f"{name}.yaml"
         layers.append((str(path), load_yaml(path)))
     layers.append(("command line (site.key=value)", apply_words({}, words, SHELL_KEYS)))

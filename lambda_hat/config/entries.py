@@ -21,6 +21,8 @@ TARGET_ENTRY_KEYS = {
     "data": "mlp: a name in `conf/data`.",
     "teacher": "mlp: a name in `conf/teacher`; `_null`, or none: a network of the student's architecture.",
     "seed": "The target's seed.",
+    "site": "Where its runs are sampled: a name in `conf/site`, or the path of a file; by default the study's `site`. "
+    "It is part of no id.",
     "checkpoints": "mlp: `{every: N}`, a target at every N-th Adam step of the training.",
     "overrides": _OVERRIDES,
     "sweep": _SWEEP,
@@ -28,6 +30,7 @@ TARGET_ENTRY_KEYS = {
 SAMPLER_ENTRY_KEYS = {
     "name": "The sampler.",
     "targets": "Ids of the targets to sample, as `--dry-run` prints them; by default all targets.",
+    "site": "Where its runs are sampled, in place of the `site` of their targets.",
     "overrides": _OVERRIDES,
     "sweep": _SWEEP,
 }
@@ -90,6 +93,26 @@ def check_entry(entry: Any, valid: Collection[str], source: str) -> None:
     for key in entry:
         if key not in valid:
             raise ConfigError(f"{source}: unknown key '{key}'; {nearest(key, valid)}")
+
+
+class Sites:
+    """The sites that entries name. own: that of the study, for which the empty name stands."""
+
+    def __init__(self, own: str):
+        self._own = own
+        self.named: dict[str, str] = {}
+        """Each but that of the study, and the entry that names it first."""
+        self.of_target: dict[str, str] = {}
+
+    def read(self, entry: Entry) -> str | None:
+        """The site of an entry; None where it names none. Raises ConfigError."""
+        site = entry.content.get("site")
+        if site is None or site == self._own:
+            return None if site is None else ""
+        if not isinstance(site, str) or not site:
+            raise ConfigError(f"{entry.where}: site: got {site!r}, expected a name in conf/site or the path of a file")
+        self.named.setdefault(site, entry.where)
+        return site
 
 
 def chosen_targets(entries: list[Entry], targets: Collection[str], where: str) -> list[frozenset[str] | None]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lambda_hat.config.targets import MOST_CHECKPOINTS
+from lambda_hat.config.targets import MOST_CHECKPOINTS, BuildConfig, CustomBuild
 from lambda_hat.errors import ConfigError
 
 _MAGIC = re.compile(r"\*|\?|\[.*?\]")
@@ -92,3 +92,23 @@ def _ordered(steps: Sequence[tuple[int, str]], where: str) -> dict[int, str]:
             )
         ordered[step] = path
     return ordered
+
+
+def same_target(first: BuildConfig, second: BuildConfig, target_id: str, where: str) -> str:
+    """What to say of the entry `where`, which gives the target of an earlier one."""
+    if isinstance(first, CustomBuild) and isinstance(second, CustomBuild):
+        one, other = first.target.checkpoint, second.target.checkpoint
+        if one != other:
+            return f"{where}: {other} has the content of {one}; the two are one target ({target_id})"
+    return f"{where} is the same target as an earlier entry ({target_id}); it is built once"
+
+
+def refuse_second_trajectory(
+    steps: dict[tuple[str | None, int], str], trajectory: str | None, step: int, target_id: str, where: str
+) -> None:
+    """Add a checkpoint to the `steps` of all trainings. Raises ConfigError where another target has its step."""
+    if steps.setdefault((trajectory, step), target_id) != target_id:
+        raise ConfigError(
+            f"{where}: target.checkpoint: an earlier entry has another file of step {step}, and nothing tells the two "
+            "trainings apart; give each a name, target.trajectory: ..."
+        )

@@ -29,6 +29,8 @@ class PlannedRun(Run):
     """Runs with the same `program` are expected to share compiled code. Empty: it is not known."""
     cost: float
     """Expected seconds, without compilation."""
+    site: str = ""
+    """Where it is sampled, as its entry says it. Empty: on the site of the study."""
 
     def pack_entry(self) -> dict[str, Any]:
         """The entry of the run in a pack file."""

@@ -18,7 +18,7 @@ DIGITS = 4
 TABLE_ID = "runs"
 LONG = ("target", "setting", "run", "reason")
 """Columns of long texts, which are cut off."""
-FEW = ("target", "sampler", "verdict", "λ_t?")
+FEW = ("target", "sampler", "verdict", "λ_t?", "site")
 """Columns of few distinct values. Their filter is a list to choose from."""
 NUMBERS = {
     "step": "step",
@@ -43,7 +43,7 @@ NUMBERS = {
 ORDER = (
     "target", "step", "sampler", "setting", "verdict", "λ̂", "± s.e.", "λ_t", "λ_t?", "rel. error", "λ",
     "rel. to λ", "R-hat", "bulk ESS", "acceptance", "T", "degree", "n", "dim", "β", "γ", "full gradients", "seconds",
-    "run", "reason",
+    "site", "run", "reason",
 )  # fmt: skip
 _MARK = "function (cell, data) { cell.dataset.value = data; }"
 _WHOLE = "function (cell) { cell.title = cell.textContent; }"
@@ -72,6 +72,7 @@ def view_of(frame: pd.DataFrame) -> pd.DataFrame:
         "setting": setting,
         "verdict": verdict,
         "λ_t?": agrees,
+        "site": frame["site"].fillna("") if len(set(frame["site"].dropna())) > 1 else "",
         "run": frame["target_id"] + "/" + frame["run_id"],
         "reason": reason,
     }

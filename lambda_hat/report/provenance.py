@@ -67,7 +67,7 @@ def _as_yaml(text: str) -> str:
 
 
 def computed_by(run_dirs: Iterable[str]) -> list[tuple[str, str]]:
-    """Versions, backend, device, cores and host of finished runs: pairs of a name and its values with their counts."""
+    """What finished runs were computed with and where: pairs of a name and its values with their counts."""
     folders = list(run_dirs)
     every = max(1, len(folders) // MOST_LOOKED_AT)
     counts: dict[str, Counter[str]] = {}
@@ -83,7 +83,7 @@ def _facts(record: dict[str, Any]) -> Iterable[tuple[str, str]]:
     versions = record.get("versions")
     if isinstance(versions, dict):
         yield from ((str(name), str(value)) for name, value in versions.items())
-    for name in ("backend", "device", "cores", "host"):
+    for name in ("backend", "device", "cores", "site", "host"):
         if record.get(name) is not None:
             yield name, str(record[name])
 

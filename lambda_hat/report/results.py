@@ -98,6 +98,7 @@ _COLUMNS: list[tuple[str, pa.DataType]] = [
     ("seconds_sample", pa.float64()),
     ("seconds_total", pa.float64()),
     ("lanes", pa.int64()),
+    ("site", pa.string()),
     ("rank", pa.int64()),
     ("host", pa.string()),
     ("backend", pa.string()),

@@ -39,6 +39,10 @@ class DriverLog:
         self.packs: dict[str, PackLog] = {}
         self.pack_of: dict[Key, PackLog] = {}
         """The last pack that a run was put into."""
+        self.site_of: dict[str, str] = {}
+        """By the names of packs their sites, where there are several."""
+        self._label_of: dict[PackLog, str] = {}
+        """What the jobs are for that packs wait for, likewise."""
         self.jobs: dict[str, JobState] = {}
         self.note: str | None = None
         """The driver's last sentence; it holds until the next round."""
@@ -70,7 +74,9 @@ class DriverLog:
             name = os.path.basename(event["pack_id"])
             if not name.startswith("pack_"):
                 raise ValueError("not a pack")
-            self.follow_pack(name, keys)
+            pack = self.follow_pack(name, keys)
+            if "site" in event:
+                self.site_of[name], self._label_of[pack] = str(event["site"]), str(event["for"])
         elif kind == "pack_end":
             self.packs[event["pack_id"]].over = True
         elif kind == "job":
@@ -92,10 +98,15 @@ class DriverLog:
         scheduler, label, walltime = (str(event.get(key, "")) for key in ("scheduler", "for", "walltime"))
         return JobState(job_id, scheduler, label, nodes if type(nodes) is int else None, walltime, state, since)
 
-    def follow_pack(self, name: str, keys: Iterable[Key]) -> None:
-        """These runs were put into a pack."""
+    def follow_pack(self, name: str, keys: Iterable[Key]) -> PackLog:
+        """These runs were put into a pack. Returns its log."""
         self.packs[name] = pack = PackLog(self._store.pack_dir(name))
         self.pack_of.update(dict.fromkeys(keys, pack))
+        return pack
+
+    def label_of(self, pack: PackLog | None) -> str:
+        """What the jobs are for that a pack waits for."""
+        return "packs" if pack is None else self._label_of.get(pack, "packs")
 
     def driver(self) -> Driver:
         """What is known of the driver from what was read so far."""

@@ -84,11 +84,7 @@ class StudyFollower:
             next_job=self.log.next_job,
             jobs=[] if driver.state == "ended" else [job for job in self.log.jobs.values() if not job.ended],
             targets=self._target_counts(),
-            packs={
-                "over": sum(pack.over or (self._quiet and pack.begun) for pack in packs),
-                "running": len(live),
-                "waiting": sum(not pack.over and not pack.begun for pack in packs),
-            },
+            packs=self._pack_counts(),
             ranks_at_work=sum(bool(life.in_flight) for pack in live for life in pack.ranks),
             ranks=sum(pack.size - sum(life.over for life in pack.ranks) for pack in live),
             finished=self.record.cached_runs + statuses["finished"],
@@ -101,6 +97,15 @@ class StudyFollower:
             seconds_left=left,
             left_out=self.log.left_out,
         )
+
+    def _pack_counts(self) -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = {}
+        for name, pack in self.log.packs.items():
+            counts = found.setdefault(self.log.site_of.get(name, ""), {"over": 0, "running": 0, "waiting": 0})
+            counts["over"] += pack.over or (self._quiet and pack.begun)
+            counts["running"] += pack.running and not self._quiet
+            counts["waiting"] += not pack.over and not pack.begun
+        return found
 
     def state_of(self, key: Key) -> str | None:
         """How a run that has not ended stands, in words, as of the last look; None where this study has no such run."""
@@ -234,7 +239,7 @@ class StudyFollower:
             return f"left by a pack that ended{kept}"
         if self.record.submitted is not None:
             return f"job {self.record.submitted['job_id']} has not begun{kept}"
-        waits = self.log.no_allocation("packs" if self.record.packed else "tasks")
+        waits = self.log.no_allocation(self.log.label_of(pack) if self.record.packed else "tasks")
         if waits is not None and not self._quiet:
             return waits
         if not self.record.packed:

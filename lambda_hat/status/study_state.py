@@ -59,7 +59,7 @@ class JobState(NamedTuple):
     job_id: str
     scheduler: str
     label: str
-    """packs, or tasks: builds and single runs."""
+    """tasks: builds and single runs; packs; packs_<site>: those of a further site."""
     nodes: int | None
     walltime: str
     state: str
@@ -92,8 +92,8 @@ class StudyStatus:
     """Jobs that have not ended."""
     targets: dict[str, int]
     """Counts of targets: built, failed, missing."""
-    packs: dict[str, int]
-    """Counts of packs: over, running, waiting."""
+    packs: dict[str, dict[str, int]]
+    """Counts of packs by their sites: over, running, waiting. A single site has an empty name."""
     ranks_at_work: int
     ranks: int
     """Of running packs."""

@@ -86,8 +86,9 @@ def _facts(store: Store, status: StudyStatus, now: float, bars: bool) -> Iterato
         total = sum(status.targets.values())
         named = {"built": "built", "missing": "to build", "failed": "failed"}
         yield "targets", _counts(total, {named[key]: count for key, count in status.targets.items()})
-    if sum(status.packs.values()):
-        yield "packs", _counts(sum(status.packs.values()), status.packs)
+    for number, (site, counts) in enumerate(status.packs.items()):
+        where = Text(f"{printable(site)}: ") if site else Text()
+        yield "" if number else "packs", where + _counts(sum(counts.values()), counts)
     if status.ranks:
         yield "ranks", Text(f"{status.ranks_at_work} of {status.ranks} at work")
     counts = {"finished": status.finished, "failed": status.failed, "blocked": status.blocked}

@@ -5,7 +5,8 @@ grows a log of events, `studies/<name>.jsonl`, with what nothing else in the sto
 the ranks' events and the folders of the runs.
 
 Events, each with its `time` in seconds since the epoch: `lease` (the driver's sign of life, a file in `packs/`),
-`round`, `pack` (`pack_id`, and `runs` by their place in the plan), `pack_end`, `job` (`job_id`, and its fields that are
+`round`, `pack` (`pack_id`, `runs` by their place in the plan, and of a study on several sites its `site` and what the
+jobs are `for` that it waits for), `pack_end`, `job` (`job_id`, and its fields that are
 new: the `scheduler`'s name, what it is `for`, `nodes`, `walltime`, and its `state` in the scheduler's own words),
 `note` (a sentence), `nodes` (`left_out`, with the reason for each), `next_job` (`job_id` of the job that goes on after
 this one) and `end` (exit `status`, and the `reason` where there is one).
@@ -144,9 +145,9 @@ class StudyLog:
         if self._log is not None:
             self._log.append(event, **fields)
 
-    def pack(self, pack_id: str, keys: Iterable[Key]) -> None:
+    def pack(self, pack_id: str, keys: Iterable[Key], **more: str) -> None:
         """A pack of these runs was submitted. Runs that were damaged since the start are in no plan."""
-        self.append("pack", pack_id=pack_id, runs=[self._places[key] for key in keys if key in self._places])
+        self.append("pack", pack_id=pack_id, runs=[self._places[key] for key in keys if key in self._places], **more)
 
     def __enter__(self) -> StudyLog:
         return self

@@ -77,7 +77,7 @@ WORKERS = {
     "--drain_period=3480\n",
 }
 """How a block of each executor starts its workers."""
-ELSEWHERE = ("host", "started", "pid", "rank", "pack_id", "programs_compiled", "programs_loaded", "sha256")
+ELSEWHERE = ("host", "started", "pid", "rank", "pack_id", "site", "programs_compiled", "programs_loaded", "sha256")
 """What an analysis says of the place and time of its run, beside `seconds_*`, and the checksum over all of it."""
 
 Cluster = SlurmLab | FakePbs

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.test_docs import commands
+from tests.test_docs import commands, files_in
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = {
@@ -36,8 +36,11 @@ def test_the_ten_steps(slurm_lab, tmp_path):
     for name in ("flows", "mpi", "conf"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    page = ROOT / "docs" / "clusters.md"
+    for name, text in files_in(page).items():
+        (tmp_path / name).write_text(text)
     said = {}
-    for command in commands(ROOT / "docs" / "clusters.md"):
+    for command in commands(page):
         done = slurm_lab.run("bash", "-c", command, cwd=tmp_path, check=False, timeout=300)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         said[command] = done.stdout
@@ -50,12 +53,13 @@ def test_the_ten_steps(slurm_lab, tmp_path):
                 )
                 assert found == 1, key
             site.write_text(text)
-    check, plan, login, shown, submitted = (said[command] for command in said if not command.startswith("cp "))
+    check, plan, login, shown, submitted, mixed = (said[command] for command in said if not command.startswith("cp "))
     assert "verdict: ok, packs can run here" in check
     assert "dry run: nothing was started" in plan
     assert "4 finished" in login
     assert "#SBATCH --nodes=2\n" in shown and "chain=3\n" in shown
     # The login node has finished everything, so nothing is left for the job.
     assert "nothing is left to sample: no job was submitted" in submitted
+    assert "core-hours on mysite and " in mixed and "GPU-hours on slurm_gpu, " in mixed
     table = pd.read_parquet(tmp_path / "results" / "llc_runs.parquet")
     assert set(table["status"]) == {"finished"}

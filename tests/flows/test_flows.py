@@ -102,7 +102,7 @@ def test_a_process_per_run_and_a_rerun_give_the_same_numbers(tmp_path):
     assert rerun.returncode == 0, rerun.stdout
     assert [path.name for path in (tmp_path / "bare").iterdir()] == ["llc_runs.parquet"]
     assert "report.html" not in rerun.stdout
-    timing = ("started", "pid", "rank", "pack_id", "programs_compiled", "programs_loaded", "sha256")
+    timing = ("started", "pid", "rank", "pack_id", "site", "programs_compiled", "programs_loaded", "sha256")
     for path, analysis in analyses(tmp_path / "runs").items():
         assert analysis["started"] > before[path]["started"]
         same = {k for k in analysis if not k.startswith("seconds") and k not in timing}

@@ -36,7 +36,8 @@ samplers:
   - {name: hmc, overrides: {num_chains: 2, num_draws: 10, num_burnin: 20}}
 """
 
-WHERE_AND_WHEN = {"rank", "host", "pid", "pack_id", "started", "programs_compiled", "programs_loaded", "sha256"}
+WHERE_AND_WHEN = {"rank", "host", "pid", "pack_id", "site", "started", "sha256"}
+WHERE_AND_WHEN |= {"programs_compiled", "programs_loaded"}
 """What an analysis says beside the numbers, and the checksum over it; every key with `seconds` in it too."""
 
 

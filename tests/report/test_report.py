@@ -132,6 +132,10 @@ def test_the_table_has_what_the_study_has(whole):
     # Quadratics and custom targets have no noise, SGLD no acceptance, nobody's runs nothing.
     assert not [name for name in view if view[name].isna().all()]
     assert set(view["verdict"]) <= {*WORST_FIRST, "failed", "pending"}
+    assert "site" not in view
+    frame = to_frame(collect(store, *study))
+    frame["site"] = ["local", "gpu", *[None] * 73]
+    assert view_of(frame)["site"].value_counts().to_dict() == {"": 73, "local": 1, "gpu": 1}
     many = pd.concat([to_frame(collect(store, *study))] * 140)
     assert len(many) > MOST_ROWS
     assert view_of(many)["verdict"].eq("failed").sum() == 3 * 140

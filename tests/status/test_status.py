@@ -46,7 +46,7 @@ def test_every_run_is_counted_once(made):
     (running,) = status.running
     assert (running.key, running.rank, running.host, running.expected) == (made.keys[2], 0, "node7", 10.0)
     assert status.waiting == {"in a pack that has not started": 2, "in no pack yet": 2, "in a pack that is running": 1}
-    assert status.packs == {"over": 0, "running": 1, "waiting": 1}
+    assert status.packs == {"": {"over": 0, "running": 1, "waiting": 1}}
     assert (status.ranks_at_work, status.ranks) == (1, 2)
     assert status.targets == {"built": 2, "failed": 0, "missing": 0}
     assert [(failure.key, failure.reason) for failure in status.failures] == [(made.keys[1], "ValueError: no")]
@@ -141,7 +141,7 @@ def test_a_run_that_was_paused_goes_on_in_another_pack(made):
     assert status.waiting == {
         "in no pack yet": 5, "left by a pack that ended": 2, "left by a pack that ended, with a checkpoint": 1
     }  # fmt: skip
-    assert status.packs == {"over": 1, "running": 0, "waiting": 0}
+    assert status.packs == {"": {"over": 1, "running": 0, "waiting": 0}}
     second = made.pack(0, 1, 2)
     made.rank(second, 0, made.start(0), size=1)
     status = look(made)
