@@ -74,7 +74,7 @@ def test_an_equinox_module():
     def loss(model, batch):
         return 0.5 * jnp.mean((jax.vmap(model)(batch["x"])[:, 0] - batch["y"]) ** 2)
 
-    found = estimate_llc(loss, linear, {"x": X, "y": Y}, sampler="hmc", num_draws=500)
+    found = estimate_llc(loss, linear, {"x": X, "y": Y}, sampler="hmc", num_draws=2000)
     check(found, exact(WITH_BIAS, found.n_beta))
 
 
