@@ -55,7 +55,7 @@ def test_they_are_those_of_the_draws_and_of_w_star(found):
     assert {name: one.draws.shape for name, one in at.items()} == {
         "rows": (4, 1500, 24), "others": (4, 1500), "offset": (4, 1500, 3)
     }  # fmt: skip
-    np.testing.assert_allclose(at["rows"].draws, MODEL.row_losses(offset), rtol=1e-9)
+    np.testing.assert_allclose(at["rows"].draws, MODEL.row_losses(offset), rtol=1e-9, atol=1e-15)
     np.testing.assert_allclose(at["rows"].draws.mean(axis=-1), found.losses, rtol=1e-9)
     np.testing.assert_allclose(at["rows"].at_w_star, MODEL.residuals**2 / 2, rtol=1e-9)
     np.testing.assert_array_equal(at["offset"].at_w_star, 0)

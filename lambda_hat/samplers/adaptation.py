@@ -245,17 +245,14 @@ class Adaptation:
         return jnp.where(sums.count > 0, jnp.minimum(of_heat, stable), stable)
 
 
-def first_of_window(rules: Rule, anew: np.floating | float, given: float | None) -> Rule:
-    """The rules of the chains at the start of a window. NumPy arrays with an axis of chains.
-
-    Args:
-        rules: At the end of the last one.
-        anew: The step that an ideal metric allows.
-        given: The step size of the configuration, where it is not learned.
-    """
-    sums, curvature = np.zeros_like(rules.sums), np.zeros_like(rules.curvature)
-    step_size = np.full_like(rules.step_size, SHRINK * anew if given is None else given)
-    return rules._replace(step_size=step_size, limit=np.full_like(rules.limit, np.inf), sums=sums, curvature=curvature)
+def first_of_window(rules: Rule, step_size: Float[np.ndarray, " c"]) -> Rule:
+    """The rules of the chains at the start of a window, whose first step is given. NumPy arrays."""
+    return rules._replace(
+        step_size=step_size,
+        limit=np.full_like(rules.limit, np.inf),
+        sums=np.zeros_like(rules.sums),
+        curvature=np.zeros_like(rules.curvature),
+    )
 
 
 def langevin_step(

@@ -21,6 +21,7 @@ from lambda_hat.engine.windows import ALL, NOWHERE, Windows
 from lambda_hat.samplers import low_rank
 from lambda_hat.samplers.adaptation import (
     SETTLING,
+    SHRINK,
     Adaptation,
     Allowed,
     Rule,
@@ -185,19 +186,19 @@ def windows(cfg: StochasticGradientConfig) -> Windows:
 def new_window(cfg: StochasticGradientConfig, learned: Learned) -> Learned:
     """The metric and the rules of the chains after a window. NumPy arrays with an axis of chains."""
     rules, metrics, kept = learned
-    anew = rules.step_size[0]
-    if cfg.precond != "none":
+    step_size = rules.step_size
+    if jax.tree.leaves(kept):
         metric = old = jax.tree.map(lambda x: x[0], metrics)
         if cfg.precond == "low_rank":
             metric, kept = low_rank.fitted(kept, old), low_rank.emptied(kept)
             # The curvatures along the directions of a metric that fits are about 1.
-            anew = 4 * cfg.heat
+            step_size = np.full_like(step_size, SHRINK * 4 * cfg.heat)
         else:
             assert isinstance(cfg, SgldConfig)
             metric, kept = second_moment_fitted(cfg, kept), second_moment_emptied(kept)
-            anew = anew * np.sum(old.sigma**2) / np.sum(metric.sigma**2)
+            step_size = SHRINK * step_size * (np.sum(old.sigma**2) / np.sum(metric.sigma**2))
         metrics = jax.tree.map(lambda x: np.broadcast_to(x, (cfg.num_chains, *x.shape)), metric)
-    return Learned(first_of_window(rules, anew, cfg.step_size), metrics, kept)
+    return Learned(first_of_window(rules, step_size if cfg.step_size is None else rules.step_size), metrics, kept)
 
 
 def batches_of(cfg: StochasticGradientConfig) -> Batches | None:
