@@ -34,7 +34,7 @@ def command(*words, cwd):
 @pytest.mark.slow
 def test_an_interrupted_search_goes_on_and_its_settings_are_a_study(make):
     study = make(targets=TARGETS, seeds=2, thin=500)
-    words = ["--trials", "10", "--batch", "2", "--seeds", "1", "--tolerance", "0.5", "--ranks", "2"]
+    words = ["--trials", "20", "--batch", "2", "--seeds", "1", "--tolerance", "0.5", "--ranks", "2"]
     driver = study.start(*words, program=TUNE)
     study.wait_until(lambda: len(study.analyses()) >= 2, driver)
     driver.send_signal(signal.SIGINT)
