@@ -44,9 +44,8 @@ DEFAULT_SAMPLERS = ("hmc", "sgld")
 """The samplers of the truth suite without `--sampler`."""
 MAX_STD_ERRORS, MAX_ERROR = 3.0, 0.02
 """The bar of an unbiased sampler: its error is within this many standard errors and within this share of the answer."""
-CHANCE_STD_ERRORS = 4.5
-"""A miss of at most this many standard errors may be chance, and the next seed decides by the same bar. Where standard
-errors are exact, one row in 150,000 exceeds them; on singular targets they are off by a tenth themselves."""
+CHANCE_STD_ERRORS = 4.0
+"""A miss of at most this many standard errors may be chance. An honest error exceeds them once in 16,000 rows."""
 MAX_BIASED_ERROR = 0.05
 """The bar of a sampler that its step size biases: the largest relative error."""
 WANTED_ERROR = 0.007
