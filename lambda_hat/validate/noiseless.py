@@ -154,7 +154,7 @@ def settings(sampler: str, row: Row, llc: float | None) -> SampleConfig:
             cfg = NutsConfig(num_draws=20_000, num_burnin=2000, target_acceptance=0.99, max_num_doublings=7)
             cfg = replace(cfg, thin=thin(80_000))
         case "hmc":
-            cfg = HmcConfig(num_chains=8, num_draws=20_000, num_burnin=2000, target_acceptance=0.99)
+            cfg = HmcConfig(num_chains=8, num_draws=20_000, num_burnin=5000, target_acceptance=0.99)
             cfg = replace(cfg, thin=2 * thin(80_000))
         case "mala":
             cfg = MalaConfig(num_chains=16, num_draws=10_000, num_burnin=2000, thin=20 * thin(80_000))
