@@ -52,6 +52,8 @@ STABILITY = 2.0
 twice too large."""
 EVERY = 4
 """Transitions between two Hessian-vector products."""
+NOISE_EVERY = 8
+"""Transitions between two looks at the noise of the gradients."""
 HVP_GRADIENTS = 2
 """Cost of a Hessian-vector product in gradients, by convention."""
 MIXING = 0.1
@@ -90,7 +92,7 @@ class Sums(NamedTuple):
     localised: Float[Array, ""]
     growth: Float[Array, ""]
     looks: Float[Array, ""]
-    """Transitions at which the curvature and the noise were looked at."""
+    """Transitions at which the noise was looked at."""
     noise: Float[Array, ""]
     """`n . P n` of the gradient's noise n, where the sampler asks for it; else 0."""
 
@@ -120,7 +122,7 @@ class Adaptation:
         batches: What batches its gradients are of; None: the full data.
         arguments: The fields of the sampler's `arguments`.
         allowed: The sampler's rule for the largest step, as `langevin_step`.
-        noisy: The rule takes the noise of the gradients, which costs one more gradient at every look.
+        noisy: The rule takes the noise of the gradients, which costs one more gradient at every look at it.
     """
 
     def __init__(
@@ -158,7 +160,7 @@ class Adaptation:
         """Add what one chain has seen in a transition.
 
         Args:
-            key: Draws the noise of a Hessian-vector product.
+            key: Draws the noise of the power iteration, and a second batch.
             index: The transition, counted from 0.
             rule: The chain's rule.
             metric: The metric of the transition.
@@ -170,16 +172,20 @@ class Adaptation:
         """
         one = jnp.ones_like(taken.squared)
         direction, curvature, looks, noise, more = rule.direction, rule.curvature, 0 * one, 0 * one, NUMBER(0)
+        key_direction, key_batch = jax.random.split(key) if self._noisy else (key, key)
         if self._given is None:
-            is_look = index % NUMBER(EVERY) == NUMBER(0)
-            direction, curvature, noise = jax.lax.cond(
-                is_look,
-                lambda: self._look(key, rule, metric, taken),
-                lambda: (rule.direction, rule.curvature, jnp.zeros_like(one)),
+            follows = index % NUMBER(EVERY) == NUMBER(0)
+            direction, curvature = jax.lax.cond(
+                follows,
+                lambda: self._follow(key_direction, rule, metric, taken),
+                lambda: (rule.direction, rule.curvature),
             )
+            more = follows.astype(jnp.uint32) * NUMBER(HVP_GRADIENTS)
+        if self._given is None and self._noisy:
+            is_look = index % NUMBER(NOISE_EVERY) == NUMBER(0)
             looks = is_look.astype(one.dtype)
-            of_look = HVP_GRADIENTS + self._noisy * (2 if self._gradient == "control_variate" else 1)
-            more = is_look.astype(jnp.uint32) * NUMBER(of_look)
+            noise = jax.lax.cond(is_look, lambda: self._noise(key_batch, metric, taken), lambda: 0 * one)
+            more += is_look.astype(jnp.uint32) * NUMBER(2 if self._gradient == "control_variate" else 1)
         seen = jnp.stack(Sums(one, taken.squared, taken.localised, taken.visit.growth, looks, noise))
         return (
             rule._replace(
@@ -204,32 +210,32 @@ class Adaptation:
         )
         return rules._replace(step_size=step_size, limit=limit, overflowed=jnp.zeros_like(rules.overflowed))
 
-    def _look(
+    def _follow(
         self, key: Key[Array, ""], rule: Rule, metric: Metric, taken: Taken
-    ) -> tuple[Float[Array, " dim"], Float[Array, ""], Float[Array, ""]]:
-        """Make one step of the power iteration, and look at the noise.
+    ) -> tuple[Float[Array, " dim"], Float[Array, ""]]:
+        """Make one step of the power iteration.
 
         Returns:
-            The new direction u; the largest `|H u|` so far, which bounds the top curvature from below; and `n . P n` of
-            the gradient's noise n, or 0.
+            The new direction u, and the largest `|H u|` so far, which bounds the top curvature from below.
         """
         n_beta, gamma = self._model.posterior
-        key_direction, key_batch = jax.random.split(key) if self._noisy else (key, key)
         along = metric.forward(rule.direction)
         of_loss = self._model.curvature_along(taken.drawn, taken.w, along, self._batches)
         product = metric.adjoint(n_beta * of_loss + gamma * along)
         size = jnp.linalg.norm(product)
-        mixing = normal_like(key_direction, taken.w) * MIXING / jnp.sqrt(jnp.full((), taken.w.size, taken.w.dtype))
-        mixed = jnp.where(size > 0, product / size, rule.direction) + mixing
+        noise = normal_like(key, taken.w) * MIXING / jnp.sqrt(jnp.full((), taken.w.size, taken.w.dtype))
+        mixed = jnp.where(size > 0, product / size, rule.direction) + noise
         met = jnp.isfinite(size)
         direction = jnp.where(met, mixed / jnp.linalg.norm(mixed), rule.direction)
-        curvature = jnp.where(met, jnp.maximum(rule.curvature, size), rule.curvature)
-        if not self._noisy:
-            return direction, curvature, jnp.zeros_like(size)
-        other = self._model.drawn(key_batch, self._batches)
+        return direction, jnp.where(met, jnp.maximum(rule.curvature, size), rule.curvature)
+
+    def _noise(self, key: Key[Array, ""], metric: Metric, taken: Taken) -> Float[Array, ""]:
+        """`n . P n` of the gradient's noise n, from a second batch at the same place."""
+        n_beta, gamma = self._model.posterior
+        other = self._model.drawn(key, self._batches)
         again = self._model.evaluate(other, taken.w, self._batches, self._gradient).gradient
         difference = metric.adjoint(taken.gradient - gamma * (taken.w - self._model.w_star) - n_beta * again)
-        return direction, curvature, 0.5 * jnp.vdot(difference, difference)
+        return 0.5 * jnp.vdot(difference, difference)
 
     def _largest(self, sums: Sums, curvature: Float[Array, ""]) -> Float[Array, ""]:
         squared, localised, growth = (
