@@ -30,7 +30,7 @@ MOVE = 7e-9  # to move one parameter of one chain, its random number included
 UNIT = 7e-10  # one number that a network computes for a row, there and back
 PRODUCT = 9e-11  # one parameter that a row is multiplied with, there and back
 RANDOM = 1e-8  # one random number of a batch
-COMPILE = 5.0  # the programs of a sampler, whatever the target; 2 to 8 were measured, up to 15 on busy cores
+COMPILE = 5.0  # the programs of a sampler, whatever the target; 3 to 8 were measured, up to 18 on busy cores
 RUN = 0.05  # to read a target, to summarise and to publish a run
 
 # What is counted, in gradients of as many rows where nothing else is said.

@@ -15,8 +15,8 @@ def random_numbers(key: Key[Array, ""], shape: tuple[int, ...], below: int | Int
     """Draw whole numbers from 0 to `below - 1`, as int32.
 
     Each is the upper word of 32 random bits times `below`, and its probability is within `below / 2^32` of equal,
-    relatively. `jax.random.randint` draws twice as many bits to come closer, and divides; its program is twice as large
-    as that of SGLD's own step.
+    relatively. `jax.random.randint` draws twice as many bits to come closer, and divides; its program is about twice as
+    large.
 
     Args:
         key: The random key.
