@@ -14,8 +14,8 @@ from typing import Any
 from lambda_hat.config import QuadraticBuild, SgldConfig
 from lambda_hat.id_utils import Run, target_id_for
 from lambda_hat.store.files import EventLog
-from lambda_hat.store.heartbeat import whoami
 from lambda_hat.store.layout import Store, write_json_atomic
+from lambda_hat.store.process_identity import whoami
 from lambda_hat.store.publish import publish_run, publish_target, write_config
 from lambda_hat.store.study_records import TO_SAMPLE, Key, Planned, StudyRecord, write_study
 
@@ -38,7 +38,7 @@ ANALYSIS = {
 
 def gone() -> dict[str, Any]:
     """What `whoami` said in a process of this machine that has ended."""
-    code = "import json; from lambda_hat.store.heartbeat import whoami; print(json.dumps(whoami()))"
+    code = "import json; from lambda_hat.store.process_identity import whoami; print(json.dumps(whoami()))"
     return json.loads(subprocess.check_output([sys.executable, "-c", code], text=True))
 
 

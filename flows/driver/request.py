@@ -20,8 +20,8 @@ from flows.sites.site_schemas import AllocationSite, BatchSite, SiteConfig, know
 from lambda_hat.config.study_settings import check_lanes
 from lambda_hat.errors import ConfigError
 from lambda_hat.planning.calibration import read_costs
-from lambda_hat.store.heartbeat import whoami
 from lambda_hat.store.layout import Store, check_folder
+from lambda_hat.store.process_identity import whoami
 from lambda_hat.store.study_records import (
     BLOCKED,
     ELSEWHERE,

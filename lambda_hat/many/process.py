@@ -14,8 +14,8 @@ from pathlib import Path
 from lambda_hat.errors import EXIT_USAGE, ConfigError, LambdaHatError
 from lambda_hat.many.bars import Show
 from lambda_hat.status import StudyFollower
-from lambda_hat.store.heartbeat import is_here
 from lambda_hat.store.layout import Store
+from lambda_hat.store.process_identity import is_here
 from lambda_hat.store.study_records import read_study, study_names
 
 POLL = 0.5

@@ -41,7 +41,7 @@ from lambda_hat.programs.jax_cache import (
     without_noise,
 )
 from lambda_hat.store.files import FileSystemClock, create, json_object, remove_litter, write_bytes_atomic
-from lambda_hat.store.heartbeat import is_here, process_lives, whoami
+from lambda_hat.store.process_identity import is_here, process_lives, whoami
 
 MOST_BYTES = 2**30
 """Size up to which a shared folder grows; the programs used least recently go first. One takes 50 to 500 KB."""

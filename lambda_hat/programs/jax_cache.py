@@ -25,7 +25,7 @@ from typing import Any, cast
 import jax
 
 from lambda_hat.store.files import json_object
-from lambda_hat.store.heartbeat import is_here, process_lives, whoami
+from lambda_hat.store.process_identity import is_here, process_lives, whoami
 
 UNOWNED_KEPT = 3600.0
 """Seconds after which a private directory without the name of its owner is removed; a younger one may be in the

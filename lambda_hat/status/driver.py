@@ -9,16 +9,9 @@ from typing import Any
 from lambda_hat.status.study_state import Driver, DriverState, JobState
 from lambda_hat.store.events import PackLog
 from lambda_hat.store.files import FileSystemClock, read_events
-from lambda_hat.store.heartbeat import (
-    GRACE,
-    STALE_AFTER,
-    HeartbeatState,
-    is_here,
-    life_sign,
-    live_heartbeats,
-    process_lives,
-)
+from lambda_hat.store.heartbeat import GRACE, STALE_AFTER, HeartbeatState, life_sign, live_heartbeats
 from lambda_hat.store.layout import Store
+from lambda_hat.store.process_identity import is_here, process_lives
 from lambda_hat.store.study_records import STUDIES, Key, StudyRecord
 
 SILENT_START = 120.0

@@ -30,7 +30,8 @@ from lambda_hat.store.files import (
     write_bytes_atomic,
     writing,
 )
-from lambda_hat.store.heartbeat import heartbeat_over, is_here, process_lives, whoami
+from lambda_hat.store.heartbeat import heartbeat_over
+from lambda_hat.store.process_identity import is_here, process_lives, whoami
 
 UNREADABLE_KEPT = 60.0
 """Seconds for which a claim without readable content counts as one that is being written. Longer than any write."""

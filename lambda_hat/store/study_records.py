@@ -71,7 +71,7 @@ class StudyRecord:
     store: str
     """Where the store was at the start."""
     driver: dict[str, Any]
-    """Its process, as `lambda_hat.store.heartbeat.whoami` describes it."""
+    """Its process, as `lambda_hat.store.process_identity.whoami` describes it."""
     started: float
     """Seconds since the epoch."""
     site: str

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from lambda_hat.entrypoints.cli import main
-from lambda_hat.store.heartbeat import whoami
 from lambda_hat.store.layout import write_json_atomic
+from lambda_hat.store.process_identity import whoami
 from tests.hand_made import OTHER_HOST, HandMade, gone
 
 WIDTH = 80
@@ -154,7 +154,7 @@ def test_watching_ends_with_the_study(made, tmp_path):
 
 
 WAITS = """import json, sys
-from lambda_hat.store.heartbeat import whoami
+from lambda_hat.store.process_identity import whoami
 print(json.dumps(whoami()), flush=True)
 sys.stdin.read()
 """

@@ -7,8 +7,9 @@ import yaml
 
 from flows.driver.plan import make_plan
 from lambda_hat.store.claims import take
-from lambda_hat.store.heartbeat import Heartbeat, whoami
+from lambda_hat.store.heartbeat import Heartbeat
 from lambda_hat.store.layout import Store, write_json_atomic
+from lambda_hat.store.process_identity import whoami
 from lambda_hat.store.publish import publish_run, publish_target, write_config
 from lambda_hat.workflow_config import compose_study
 

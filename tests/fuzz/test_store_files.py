@@ -44,9 +44,9 @@ from lambda_hat.store.heartbeat import (
     live_heartbeats,
     mark_ended,
     tidy_heartbeats,
-    whoami,
 )
 from lambda_hat.store.layout import EventLog, Store, deaths_of, read_events, write_json_atomic
+from lambda_hat.store.process_identity import whoami
 from lambda_hat.store.publish import write_config
 from lambda_hat.store.study_records import TO_SAMPLE, Planned, StudyLog, StudyRecord, in_order, write_study
 from lambda_hat.targets import load_target

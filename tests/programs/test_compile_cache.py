@@ -17,7 +17,7 @@ import pytest
 
 from lambda_hat.programs import compile_cache, jax_cache
 from lambda_hat.programs.compile_cache import MAGIC, build, encode, platform_name, program_key, tidy
-from lambda_hat.store.heartbeat import whoami
+from lambda_hat.store.process_identity import whoami
 
 OTHER_PROCESS = """
 import hashlib, json
@@ -219,7 +219,7 @@ def test_what_the_dead_left_is_removed(tmp_path, dead):
 @pytest.fixture
 def dead() -> dict:
     """A process of this host that has ended."""
-    code = "import json; from lambda_hat.store.heartbeat import whoami; print(json.dumps(whoami()))"
+    code = "import json; from lambda_hat.store.process_identity import whoami; print(json.dumps(whoami()))"
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=root)
     return json.loads(done.stdout)

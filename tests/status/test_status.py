@@ -17,8 +17,9 @@ from lambda_hat.errors import StoreError
 from lambda_hat.status import Studies, StudyFollower, newest_record
 from lambda_hat.status.study_view import in_place, views
 from lambda_hat.store import claims
-from lambda_hat.store.heartbeat import Heartbeat, whoami
+from lambda_hat.store.heartbeat import Heartbeat
 from lambda_hat.store.layout import Store, write_json_atomic
+from lambda_hat.store.process_identity import whoami
 from lambda_hat.store.publish import write_config
 from lambda_hat.store.study_records import BLOCKED, ELSEWHERE, FAILED, TO_SAMPLE, Planned, read_study
 from tests.hand_made import OTHER_HOST, HandMade, gone

@@ -14,7 +14,8 @@ import pytest
 from lambda_hat.errors import StoreError, StoreUnwritable
 from lambda_hat.store import claims
 from lambda_hat.store.claims import UNREADABLE_KEPT, WITHOUT_HEARTBEAT_KEPT, holder, take
-from lambda_hat.store.heartbeat import GRACE, STALE_AFTER, heartbeat_state, whoami
+from lambda_hat.store.heartbeat import GRACE, STALE_AFTER, heartbeat_state
+from lambda_hat.store.process_identity import whoami
 
 
 @pytest.fixture

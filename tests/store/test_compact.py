@@ -16,8 +16,8 @@ from lambda_hat.entrypoints import compact
 from lambda_hat.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, StoreError
 from lambda_hat.store import claims, run_files
 from lambda_hat.store.compact import alone, survey
-from lambda_hat.store.heartbeat import whoami
 from lambda_hat.store.layout import Store
+from lambda_hat.store.process_identity import whoami
 from tests.hand_made import OTHER_HOST, HandMade
 
 Tree = dict[str, bytes]

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from lambda_hat.store import heartbeat as lease_module
+from lambda_hat.store import process_identity
 from lambda_hat.store.drain import Drain
 from lambda_hat.store.heartbeat import (
     GRACE,
@@ -28,8 +29,8 @@ from lambda_hat.store.heartbeat import (
     mark_ended,
     tidy_heartbeats,
     watch_heartbeat,
-    whoami,
 )
+from lambda_hat.store.process_identity import whoami
 
 
 def leave(directory, name, age=0.0, **record):
@@ -44,7 +45,7 @@ def leave(directory, name, age=0.0, **record):
 
 def gone() -> dict:
     """What `whoami` said in a process that has ended."""
-    code = "import json; from lambda_hat.store.heartbeat import whoami; print(json.dumps(whoami()))"
+    code = "import json; from lambda_hat.store.process_identity import whoami; print(json.dumps(whoami()))"
     return json.loads(subprocess.check_output([sys.executable, "-c", code], text=True))
 
 
@@ -151,7 +152,7 @@ def test_states_of_a_driver_on_this_host(tmp_path):
 def test_a_process_of_another_user_may_be_hidden(tmp_path, monkeypatch):
     """/proc mounted with hidepid shows nothing of it, yet the system knows it."""
     path = leave(tmp_path, "theirs", **whoami())
-    monkeypatch.setattr(lease_module, "_start_ticks", lambda pid: None)
+    monkeypatch.setattr(process_identity, "_start_ticks", lambda pid: None)
     known = {os.getpid()}
 
     def kill(pid, number):

@@ -10,7 +10,7 @@ import pytest
 
 from lambda_hat.errors import StoreError
 from lambda_hat.store.files import read_events
-from lambda_hat.store.heartbeat import whoami
+from lambda_hat.store.process_identity import whoami
 from lambda_hat.store.study_records import (
     BLOCKED,
     ELSEWHERE,
