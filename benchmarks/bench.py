@@ -22,18 +22,11 @@ sys.path.insert(0, str(HERE.parent))
 
 from benchmarks.devinterp_side import NOTE  # noqa: E402
 
-NAMES = ("packing", "step", "busy", "handout", "memory", "startup", "costs", "scale", "tune", "report")
-NAMES += (
-    "calibration",
-    "equilibrium",
-    "metrics",
-    "temperature",
-    "wells",
-    "beside",
-    "defaults",
-    "large",
-    "size",
-    "promise",
+NAMES = tuple(
+    """
+    first compiling packing step busy handout memory startup costs scale tune report calibration equilibrium metrics
+    temperature wells beside defaults large size promise
+    """.split()
 )
 DEVINTERP = {"calibration": False, "beside": True}
 """Benchmarks that ask devinterp, in an interpreter of its own, and whether they are nothing without it."""

@@ -1,5 +1,7 @@
 """The benchmarks that `make bench` puts together, each in its short form."""
 
+import re
+
 import pytest
 
 from benchmarks.measure import Spread, alternate, ratio, table
@@ -38,4 +40,14 @@ def test_a_benchmark_writes_its_section_and_its_place_in_the_report(tmp_path, na
 
 
 def test_an_unknown_benchmark_is_refused_with_those_there_are():
-    assert "unknown benchmark stepp; there are packing, step, busy" in run("bench", "stepp", status=2).stderr
+    assert "unknown benchmark stepp; there are first, compiling, packing" in run("bench", "stepp", status=2).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+def test_first_seconds_are_measured_for_a_study_and_an_estimate(tmp_path):
+    run("first", "--quick", "--out", tmp_path)
+    section = (tmp_path / "first.md").read_text()
+    # Two samplers' programs (begin, advance) for two targets of different shapes.
+    assert re.search(r"\| this version \| [0-9.]+ \(.*\) \| 1 \(1 to 1\) \| .* \| 4 \|", section)
+    assert re.search(r"\| sgld \| [0-9.]+ \(", section)
