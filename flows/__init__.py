@@ -1,17 +1,17 @@
 """The scripts that run studies, and what they share.
 
 While a script of this folder imports its modules, Ctrl-C ends it as it ends any other command, with no traceback;
-`lambda_hat.errors.run_command` listens again.
+`lambda_hat.errors.run_command` listens again. They are not looked for in the user's folder.
 """
 
 import signal
-import sys
 from pathlib import Path
 
-_script = getattr(sys.modules["__main__"], "__file__", None)
-if (
-    _script is not None
-    and Path(_script).resolve().parent == Path(__file__).resolve().parent
-    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+import mpi  # noqa: F401, now, because its folder leaves the path
+from lambda_hat.user_folder import is_script_of, tidy_path
+
+_folder = Path(__file__).resolve().parent
+if is_script_of(_folder):
+    tidy_path(_folder)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

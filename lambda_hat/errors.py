@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import gc
+import os
+import select
 import signal
 import sys
 import threading
@@ -19,6 +21,8 @@ EXIT_UNFINISHED = 75
 """EX_TEMPFAIL of sysexits.h: the same command goes on from there."""
 EXIT_INTERRUPTED = 130
 """128 and the number of SIGINT, as in a shell."""
+EXIT_PIPE = 141
+"""The same of SIGPIPE."""
 GC_THRESHOLD = 50_000
 """New objects after which a command looks for cycles."""
 
@@ -152,7 +156,8 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     """Run the body of a command, and exit with its status.
 
     The package's own errors become one message and an exit status. Other exceptions keep their traceback: they are
-    defects of the package, not of the input.
+    defects of the package, not of the input. Where nobody reads what the command prints, as after `| head`, it ends with
+    `EXIT_PIPE` and without a word.
 
     Args:
         main: Returns the exit status.
@@ -160,23 +165,56 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     # By default Python looks for cycles at every 700 new objects, which takes a tenth of importing packages and tracing
     # programs.
     gc.set_threshold(GC_THRESHOLD)
+    _open_closed_streams()
+    try:
+        code = _status_of(main)
+        for stream in (sys.stdout, sys.stderr):
+            # Else the end of the interpreter would do it, and complain.
+            stream.flush()
+    except BrokenPipeError:
+        if not _let_go_of_lost_readers():
+            raise
+        code = EXIT_PIPE
+    # The end of the interpreter would look for cycles among all modules, again and again.
+    gc.freeze()
+    sys.exit(code)
+
+
+def _status_of(main: Callable[[], int]) -> str | int | None:
+    """What a command ends with, once its error is told. Raises BrokenPipeError where nobody reads."""
     try:
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.unraisablehook = _interrupt_again
-        code = main()
+        return main()
+    except SystemExit as end:
+        # Of argparse; or of rich, which lets go of a broken pipe itself.
+        return EXIT_PIPE if isinstance(end.__context__, BrokenPipeError) else end.code
     except (Exception, KeyboardInterrupt) as error:
         if is_interruption(error):
             print("interrupted; run the same command again to continue", file=sys.stderr)
-            code = EXIT_INTERRUPTED
-        elif isinstance(error, LambdaHatError):
+            return EXIT_INTERRUPTED
+        if isinstance(error, LambdaHatError):
             print(f"error: {error}", file=sys.stderr)
-            code = error.exit_code
-        elif isinstance(error, BrokenPipeError):
-            sys.stderr.close()
-            code = EXIT_FAILED
-        else:
-            raise
-    # The end of the interpreter would look for cycles among all modules, again and again.
-    gc.freeze()
-    sys.exit(code)
+            return error.exit_code
+        raise
+
+
+def _open_closed_streams() -> None:
+    """Let what is printed into a closed stream (`>&-`) go nowhere; Python would print errors among the results."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # It takes the lowest free number, which is that of the closed stream.
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
+def _let_go_of_lost_readers() -> bool:
+    """Let what is left to print go nowhere where nobody reads it. Returns whether there is such a stream."""
+    lost = False
+    for stream in (sys.stdout, sys.stderr):
+        look = select.poll()
+        look.register(stream, 0)
+        if any(event & select.POLLERR for _, event in look.poll(0)):
+            lost = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return lost

@@ -15,6 +15,7 @@ from flows.driver.plan import Plan, Rerun, make_plan
 from flows.sites.batch_jobs import SCRIPT_VARIABLE, enclosing_job
 from flows.sites.deadlines import MARGIN, margin, parse_deadline, scheduler_deadline
 from flows.sites.scheduler import require_scheduler
+from flows.sites.shell_lines import REPO_ROOT
 from flows.sites.several import load_sites, site_word
 from flows.sites.site_schemas import AllocationSite, BatchSite, SiteConfig, known_nodes, load_site
 from lambda_hat.config.study_settings import check_lanes
@@ -33,7 +34,8 @@ from lambda_hat.store.study_records import (
     new_name,
 )
 from lambda_hat.store.umask import check_umask
-from lambda_hat.workflow_config import Study, compose_study
+from lambda_hat.user_folder import refuse_hiding
+from lambda_hat.workflow_config import Study, compose_study, refuse_taken_names
 from mpi.launchers import find_launcher
 
 
@@ -77,6 +79,8 @@ class Request:
             if option in given and given[option] < least:
                 raise ConfigError(f"--{option}: got {given[option]}, expected an integer of at least {least}")
         study = compose_study(args.experiments, args.words, given)
+        refuse_taken_names(study)
+        refuse_hiding(REPO_ROOT)
         site = load_site(
             study.settings.site,
             study.site_overrides,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
 
+from flows.sites.shell_lines import PYTHON_M
 from flows.sites.site_schemas import AllocationSite, SiteConfig
 from lambda_hat.config import BuildConfig, SampleConfig
 from lambda_hat.store.publish import write_config
@@ -38,13 +38,13 @@ class SingleProcesses:
     def start(
         self, module: str, words: Sequence[str], directory: Path, log: str, inputs: Sequence[Future] = ()
     ) -> Future:
-        """Submit `python -m MODULE --config-yaml DIRECTORY/config.yaml WORDS`; returns the future of its exit status.
+        """Submit `python -P -m MODULE --config-yaml DIRECTORY/config.yaml WORDS`; returns the future of its exit status.
 
         Its output goes to `log`.log and `log`.err in `directory`. It starts once `inputs` are done.
         """
         from flows.apps import run_task
 
-        argv = [sys.executable, "-m", module, "--config-yaml", str(directory / "config.yaml"), *words]
+        argv = [*PYTHON_M, module, "--config-yaml", str(directory / "config.yaml"), *words]
         argv, env = self._place(argv)
         out, err = str(directory / f"{log}.log"), str(directory / f"{log}.err")
         # A type checker takes an app of Parsl's for its function.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from flows.sites.shell_lines import TO_FILE
+from flows.sites.shell_lines import PYTHON_M, TO_FILE
 from lambda_hat.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -40,16 +39,16 @@ def start_by_module(executor: HighThroughputExecutor, parsl_dir: Path) -> None:
     package = "parsl.executors.high_throughput"
     # Parsl finds its scripts by name on the PATH, and the first line that pip gives a script breaks where the path of
     # the environment has a space. Parsl fills braces in twice.
-    python = shlex.quote(sys.executable).replace("{", "{{{{").replace("}", "}}}}")
+    python = shlex.join(PYTHON_M).replace("{", "{{{{").replace("}", "}}}}")
     executor.launch_cmd = executor.launch_cmd.replace(
-        "process_worker_pool.py", f"{python} -m {package}.process_worker_pool"
+        "process_worker_pool.py", f"{python} {package}.process_worker_pool"
     )
     # A killed driver would leave the interchange, and with it the worker pools, behind for minutes. Ctrl-C is for the
     # driver alone, which then shuts the interchange down. MPIExecutor's constructor refuses a list here.
     wrapper = [["setsid"], ["setpriv", "--pdeathsig", "TERM"]]
     prefix = [word for words in wrapper if shutil.which(words[0]) for word in words]
     complaints = ["sh", "-c", TO_FILE, str(parsl_dir / f"interchange-{executor.label}.err")]
-    executor.interchange_launch_cmd = [*complaints, *prefix, sys.executable, "-m", f"{package}.interchange"]
+    executor.interchange_launch_cmd = [*complaints, *prefix, *PYTHON_M, f"{package}.interchange"]
 
 
 class InterchangeLost(Exception):

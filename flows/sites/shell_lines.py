@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from lambda_hat.user_folder import other_entries
+
 REPO_ROOT = Path(__file__).resolve().parents[2]
+PYTHON_M = [sys.executable, "-P", "-m"]
+"""Words that start a module. Without -P Python would look for all modules in the user's folder first."""
 PLAIN_PATH = re.compile(r"[\w./+@:-]+")
 """A path that needs no quotes in a shell."""
 OWN_TMPDIR = """\
@@ -75,8 +80,7 @@ def watcher_lines(lease: Path) -> str:
 
 def with_checkout(environ: Mapping[str, str]) -> str:
     """The `PYTHONPATH` of an environment, with this checkout first."""
-    inherited = environ.get("PYTHONPATH", "")
-    return os.pathsep.join([str(REPO_ROOT), *([inherited] if inherited else [])])
+    return os.pathsep.join([str(REPO_ROOT), *other_entries(environ.get("PYTHONPATH", ""))])
 
 
 def python_path_line() -> str:

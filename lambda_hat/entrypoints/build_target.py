@@ -84,8 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with the words `argv`. Default: those of this process."""
     parser = argparse.ArgumentParser(prog="lambda-hat-build-target", description=__doc__)
     add_arguments(parser)
-    args = parser.parse_args(argv)
-    run_command(lambda: run(args))
+    run_command(lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -88,10 +88,14 @@ def options_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with the words `argv`. Default: those of this process."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["tune"]:
-        run_command(lambda: tune.hand_over(words[1:]))
-    args = options_parser().parse_args(words)
-    run_command(lambda: args.run(args))
+
+    def command() -> int:
+        if words[:1] == ["tune"]:
+            tune.hand_over(words[1:])
+        args = options_parser().parse_args(words)
+        return args.run(args)
+
+    run_command(command)
 
 
 def _results(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lambda_hat.errors import ConfigError
+from lambda_hat.user_folder import refuse_taken
 
 
 def imported(where: str, name: str) -> Callable[..., Any]:
@@ -19,9 +20,10 @@ def imported(where: str, name: str) -> Callable[..., Any]:
         name: its name. Modules are looked for among the installed packages, on PYTHONPATH and in the current folder.
 
     Raises:
-        ConfigError: it cannot be imported, or is no function.
+        ConfigError: it cannot be imported, or is no function; or its module's name is taken.
     """
     module_name, _, function_name = name.partition(":")
+    refuse_taken(where, name)
     if os.getcwd() not in sys.path:
         # Last, so that no file in that folder shadows an installed package.
         sys.path.append(os.getcwd())

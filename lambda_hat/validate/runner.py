@@ -41,6 +41,8 @@ def run_jobs(jobs: Sequence[Job], num_processes: int) -> Iterator[dict[str, Any]
     """
     # The largest first: the last ones to be taken even out what the processes have to do.
     waiting = deque(sorted(groups(jobs), key=lambda group: sum(job.work for job in group), reverse=True))
+    # A worker starts as `python -c`, which would look for all modules in the current folder first.
+    os.environ["PYTHONSAFEPATH"] = "1"
     context = multiprocessing.get_context("spawn")
     # Of one process each: a larger pool would deal out the jobs of a program to all of its processes.
     pools = [ProcessPoolExecutor(1, context, _start) for _ in range(min(num_processes, len(waiting)))]

@@ -26,7 +26,7 @@ BAD_BUILD = {"model": "small", "data": "small", "overrides": {"data": {"n": 20, 
 ON_THIS_MACHINE = ["site.address=127.0.0.1", "site.one_machine=true", "site.poll_seconds=2"]
 OURS = ("--max_workers_per_node", "-a", "--cert_dir", "--hb_threshold", "--drain_period", "--enable_mpi_mode")
 """Options of Parsl's worker pool that follow from ours; what else it has is between its own releases."""
-POOL = "PYTHON -m parsl.executors.high_throughput.process_worker_pool"
+POOL = "PYTHON -P -m parsl.executors.high_throughput.process_worker_pool"
 OWN_TMPDIR = """\
 leave() {
 over=; [ ! -e "$LAMBDA_HAT_TMPDIR/over" ] || over=yes
