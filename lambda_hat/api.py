@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lambda_hat.config import SAMPLE_SCHEMAS, SampleConfig
-from lambda_hat.errors import ConfigError, nearest
+from lambda_hat.config.unknown_keys import hint
+from lambda_hat.errors import ConfigError
 from lambda_hat.estimate.draws import Observation
 from lambda_hat.estimate.llc import llc_from_losses
 from lambda_hat.execute.progress import telling
@@ -222,7 +223,7 @@ def _options(schema: type[SampleConfig], sampler: str, given: dict[str, Any]) ->
     named = [name for name in inspect.signature(estimate_llc).parameters if name != "sampler_options"]
     for key in given:
         if key not in valid:
-            raise ConfigError(f"{key}: no option of {sampler}; {nearest(key, {*valid, *named})}")
+            raise ConfigError(f"{key}: no option of {sampler}; {hint(key, {*valid, *named})}")
     return given
 
 

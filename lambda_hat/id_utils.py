@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from lambda_hat.config import NOT_IN_ID_AT, BuildConfig, CustomBuild, MlpBuild, SampleConfig
+from lambda_hat.config import HOW_AT, NOT_IN_ID_AT, BuildConfig, CustomBuild, MlpBuild, SampleConfig
 
 NOT_IDENTITY = ("runtime", "store")
 """Sections that change no number, and so belong to no id."""
@@ -94,7 +94,7 @@ class Run:
         """The run of a configuration.
 
         Its id is `run_<sampler>_` and 8 hex digits of sha1 over the canonical JSON of `cfg`. Its random numbers are
-        those of the same run with the keys of `NOT_IN_ID_AT` at their defaults: these keys say how, not what.
+        those of the same run with the keys of `HOW_AT` at their defaults.
 
         Args:
             cfg: The configuration.
@@ -103,7 +103,7 @@ class Run:
         content = _content(cfg)
         sha1 = hashlib.sha1(content).hexdigest()
         ids = cfg.target_id, f"run_{cfg.name}_{sha1[:8]}"
-        numbers, plain = sha1, {key: value for key, value in NOT_IN_ID_AT.items() if getattr(cfg, key, value) != value}
+        numbers, plain = sha1, {key: value for key, value in HOW_AT.items() if getattr(cfg, key, value) != value}
         if plain:
             numbers = hashlib.sha1(_content(replace(cfg, **plain))).hexdigest()
         return cls(*ids, cfg, hashlib.sha256(content).hexdigest(), int(numbers[8:16], 16) >> 1, **more)

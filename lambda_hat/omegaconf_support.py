@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS, BuildConfig, SampleConfig, plain_yaml
 from lambda_hat.config.dotted_keys import set_key
 from lambda_hat.config.entries import Entry
+from lambda_hat.config.unknown_keys import hint, nested
 from lambda_hat.errors import ConfigError, nearest
 
 
@@ -32,6 +33,7 @@ Config = TypeVar("Config", BuildConfig, SampleConfig)
 NAMED_KINDS = [kind for kind in BUILD_SCHEMAS if kind != "custom"]
 """Kinds of target that an entry may name."""
 _ABSENT = object()
+_VARIABLE = re.compile(r"\$\{|(\$[A-Za-z_]\w*)(?=/|$)")
 _hints = functools.cache(get_type_hints)
 
 
@@ -50,7 +52,9 @@ def load_yaml(path: Path | str, content_of: Callable[[Path], bytes] = Path.read_
 
 
 def refuse_interpolation(content: Any, source: str, shell_keys: Sequence[str] = ()) -> None:
-    """Refuse a `${...}` in what was read from `source`, except under `shell_keys`, whose text a shell reads.
+    """Refuse `${...}`, and `$NAME` as a part of a path, in what was read from `source`.
+
+    Texts under `shell_keys` may have them, because a shell reads them.
 
     Raises:
         ConfigError: there is one. The message names `source` and the key.
@@ -62,10 +66,13 @@ def refuse_interpolation(content: Any, source: str, shell_keys: Sequence[str] = 
     elif isinstance(content, list):
         for index, value in enumerate(content):
             refuse_interpolation(value, f"{source}[{index}]", shell_keys)
-    elif isinstance(content, str) and "${" in content:
+    elif isinstance(content, str) and (found := _VARIABLE.search(content)) is not None:
+        key = source.rpartition(": ")[2]
+        word = f': {key}="{content}"' if key.isidentifier() else ""
         raise ConfigError(
-            f"{source}: got {content!r}, but nothing is filled in for ${{...}}, because an id must not depend on the "
-            "environment; write the value itself, or give it on the command line, where the shell fills it in"
+            f"{source}: got {content!r}, but nothing is filled in for {found[1] or '${...}'}, because an id must not "
+            "depend on the environment; write the value itself, or give it on the command line, where the shell fills it "
+            f"in{word}"
         )
 
 
@@ -172,15 +179,21 @@ def _source_of(message: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> st
     return next((source for source, layer in reversed(layers) if layer), "configuration")
 
 
-def _check_shape(hint: Any, value: Any, source: str, path: str = "") -> None:
+def _is_single(kind: Any) -> bool:
+    """Whether a field of this type holds a single value."""
+    options = get_args(kind) if get_origin(kind) is UnionType else (kind,)
+    return not any((get_origin(one) or one) in (dict, list) or is_dataclass(one) for one in options)
+
+
+def _check_shape(expects: Any, value: Any, source: str, path: str = "") -> None:
     """Refuse unknown keys, and a list, a mapping or a single value that stands where another of the three belongs.
 
     OmegaConf does not list the valid keys, names no key if a list and a mapping are exchanged, and accepts a list as a
     text inside a list.
     """
-    if get_origin(hint) is UnionType:
-        hint = next(option for option in get_args(hint) if option is not NoneType)
-    kind = get_origin(hint) or hint
+    if get_origin(expects) is UnionType:
+        expects = next(option for option in get_args(expects) if option is not NoneType)
+    kind = get_origin(expects) or expects
     if kind is Any or value is None:
         return
     if kind is dict or is_dataclass(kind):
@@ -193,13 +206,16 @@ def _check_shape(hint: Any, value: Any, source: str, path: str = "") -> None:
         raise ConfigError(f"{source}: {path and f'{path}: '}expected {expected}, got {value!r:.80}")
     if kind is list:
         for index, item in enumerate(value):
-            _check_shape(get_args(hint)[0], item, source, f"{path}[{index}]")
+            _check_shape(get_args(expects)[0], item, source, f"{path}[{index}]")
     elif is_dataclass(kind):
         hints, valid = _hints(kind), [f.name for f in fields(kind)]
         for key, inner in value.items():
             dotted = f"{path}.{key}" if path else key
             if key not in valid:
-                raise ConfigError(f"{source}: unknown key '{dotted}'; {nearest(key, valid)}")
+                head = str(key).partition(".")[0]
+                is_section = head != key and head in valid and not _is_single(hints[head])
+                said = nested(key, inner) if is_section else hint(key, valid)
+                raise ConfigError(f"{source}: unknown key '{dotted}'; {said}")
             _check_shape(hints[key], inner, source, dotted)
 
 

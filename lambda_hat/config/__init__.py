@@ -8,6 +8,7 @@ temperature of the posterior `exp(-n_beta L_n(w) - gamma/2 |w - w_star|^2)` (Lau
 from lambda_hat.config.common import NO_ROWS, RuntimeConfig, StoreConfig
 from lambda_hat.config.observe import ObserveConfig
 from lambda_hat.config.samplers import (
+    HOW_AT,
     NOT_IN_ID_AT,
     SAMPLE_FORMAT,
     SAMPLE_SCHEMAS,
@@ -61,6 +62,7 @@ __all__ = [
     "BUILD_SCHEMAS",
     "INPUT_LAWS",
     "NOISES",
+    "HOW_AT",
     "NOT_IN_ID_AT",
     "NO_ROWS",
     "SAMPLE_FORMAT",

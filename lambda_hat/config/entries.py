@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lambda_hat.config.dotted_keys import set_key
+from lambda_hat.config.unknown_keys import hint_beside_name, nested
 from lambda_hat.errors import ConfigError, nearest
 
 _OVERRIDES = "A mapping of configuration keys to values that differ from the groups and defaults."
@@ -91,8 +92,13 @@ def check_entry(entry: Any, valid: Collection[str], source: str) -> None:
     if not isinstance(entry, dict):
         raise ConfigError(f"{source}: expected a mapping with some of {', '.join(valid)}, got {entry!r}")
     for key in entry:
-        if key not in valid:
-            raise ConfigError(f"{source}: unknown key '{key}'; {nearest(key, valid)}")
+        if key in valid:
+            continue
+        head = str(key).partition(".")[0]
+        if head != key and head in ("overrides", "sweep"):
+            raise ConfigError(f"{source}: unknown key '{key}'; {nested(key, entry[key])}")
+        said = hint_beside_name(key, valid) if valid is SAMPLER_ENTRY_KEYS else nearest(key, valid)
+        raise ConfigError(f"{source}: unknown key '{key}'; {said}")
 
 
 class Sites:

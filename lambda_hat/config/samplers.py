@@ -10,7 +10,10 @@ from lambda_hat.config.observe import ObserveConfig, check_name
 from lambda_hat.errors import ConfigError
 
 SAMPLE_FORMAT = 4
-NOT_IN_ID_AT = {"chains_at_once": None, "accumulate": 1, "compute_dtype": None, "observe": None}
+HOW_AT = {"chains_at_once": None, "accumulate": 1, "compute_dtype": None, "observe": None}
+"""Keys that say how a run computes and what it watches, with their defaults. The random numbers are those of a run with
+the defaults."""
+NOT_IN_ID_AT = {**HOW_AT, "n_beta": None}
 """Keys that are no part of an id at these values, their defaults: they are younger than the format."""
 
 LEAST_ADAPTATION = 20
@@ -52,6 +55,9 @@ class SampleConfig:
     the run's work is bounded."""
     beta: float | None = None
     """Inverse temperature; null means `1 / log n` (Watanabe 2013)."""
+    n_beta: float | None = None
+    """`n * beta`, in place of `beta`. It is part of the id as it is written, because n may be known only once the target
+    is built: the same temperature written as `beta` is another run."""
     gamma: float | None = None
     """Strength of the Gaussian localisation at `w_star`; null means 1, or `dim / prior_radius^2`."""
     prior_radius: float | None = None
@@ -100,6 +106,11 @@ class SampleConfig:
         positive_int("slice_rows", self.slice_rows)
         _divides("chains_at_once", self.chains_at_once, "num_chains", self.num_chains)
         positive("beta", self.beta)
+        positive("n_beta", self.n_beta)
+        if self.beta is not None and self.n_beta is not None:
+            raise ConfigError(
+                f"beta: got both beta = {self.beta} and n_beta = {self.n_beta}, which is n times it; give one of them"
+            )
         non_negative("gamma", self.gamma)
         positive("prior_radius", self.prior_radius)
         if self.gamma is not None and self.prior_radius is not None:

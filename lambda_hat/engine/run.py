@@ -55,7 +55,8 @@ def signature(cfg: SampleConfig, arguments: tuple[str, ...]) -> SampleConfig:
         cfg: A run's configuration.
         arguments: `Sampler.arguments`.
     """
-    neutral = ("target_id", "seed", "beta", "gamma", "prior_radius", "restrict", "observe", *BOUNDS, *COMMON_ARGUMENTS)
+    posterior = ("beta", "n_beta", "gamma", "prior_radius", "restrict")
+    neutral = ("target_id", "seed", *posterior, "observe", *BOUNDS, *COMMON_ARGUMENTS)
     defaults = {f.name: f.default for f in dataclasses.fields(cfg) if f.name in (*neutral, *arguments)}
     if getattr(cfg, "step_size", None) is not None:
         # Whether the step size is learned decides the program; its value does not.

@@ -27,12 +27,14 @@ class Posterior(NamedTuple):
 def posterior_for(cfg: SampleConfig, n: int, dim: int) -> Posterior:
     """The posterior that `cfg` asks for on a target with `n` data points and `dim` parameters.
 
-    `beta` defaults to `1 / log n` (Watanabe 2013), and `gamma` to 1 (arbitrary). `prior_radius` sets
+    `n_beta` is n times `beta`, which defaults to `1 / log n` (Watanabe 2013), and `gamma` to 1 (arbitrary). `prior_radius` sets
     `gamma = dim / prior_radius^2`, so that draws from the localisation alone lie at about this distance from `w_star`.
     """
-    beta = 1.0 / math.log(n) if cfg.beta is None else cfg.beta
+    n_beta = cfg.n_beta
+    if n_beta is None:
+        n_beta = n * (1.0 / math.log(n) if cfg.beta is None else cfg.beta)
     if cfg.prior_radius is not None:
         gamma = dim / cfg.prior_radius**2
     else:
         gamma = 1.0 if cfg.gamma is None else cfg.gamma
-    return Posterior(n_beta=n * beta, gamma=gamma)
+    return Posterior(n_beta=n_beta, gamma=gamma)

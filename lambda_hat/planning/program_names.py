@@ -7,7 +7,7 @@ import hashlib
 from lambda_hat.config import BuildConfig, CustomBuild, SampleConfig
 from lambda_hat.id_utils import canonical_json, identity_payload
 
-NOT_PROGRAM = ("target_id", "seed", "beta", "gamma", "prior_radius", "step_size", "runtime")
+NOT_PROGRAM = ("target_id", "seed", "beta", "n_beta", "gamma", "prior_radius", "step_size", "runtime")
 """Keys that every program takes as arguments. Some samplers' programs take more keys so; runs that differ in those get
 different names, though they could share a program."""
 

@@ -32,7 +32,7 @@ MOST_SETTINGS = 12
 SET_BY = {
     "step_size": ("cfg.step_size",),
     "gamma": ("cfg.gamma", "cfg.prior_radius"),
-    "beta": ("cfg.beta",),
+    "beta": ("cfg.beta", "cfg.n_beta"),
 }
 """Columns of the configuration keys that set each of SWEPT."""
 

@@ -13,7 +13,7 @@ from lambda_hat.tuning.wanted import Look, Start, want_entry
 
 LENGTHS = {"num_chains": 4, "num_draws": 5000, "num_burnin": 2000}
 """Of the long run: several times those of a run. Arbitrary."""
-POSTERIOR = ("beta", "gamma", "prior_radius", "restrict")
+POSTERIOR = ("beta", "n_beta", "gamma", "prior_radius", "restrict")
 """The keys that decide the posterior, and so the value that is estimated."""
 SHARE = 0.25
 """The reference's own standard error may be this share of the tolerance. Arbitrary."""

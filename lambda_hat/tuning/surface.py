@@ -38,7 +38,9 @@ def settings_of(starts: Sequence[Start]) -> list[dict[str, Any]]:
     if len(starts) > 1:
         return [dict(start.overrides) for start in starts]
     cfg = starts[0].cfg
-    grid: dict[str, Sequence[Any]] = {"beta": BETAS if cfg.beta is None else (cfg.beta,)}
+    grid: dict[str, Sequence[Any]] = {}
+    if cfg.n_beta is None:
+        grid["beta"] = BETAS if cfg.beta is None else (cfg.beta,)
     if cfg.prior_radius is None:
         grid["gamma"] = [factor * (1.0 if cfg.gamma is None else cfg.gamma) for factor in GAMMA_FACTORS]
     if isinstance(cfg, StochasticGradientConfig) and cfg.step_size is not None:
