@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
+from lambda_hat.config import BuildConfig, CustomBuild, SampleConfig
 from lambda_hat.errors import ConfigError
 
 OWN = ("lambda_hat", "flows", "mpi")
@@ -59,9 +60,31 @@ def refuse_taken(where: str, name: str) -> None:
         return
     if (first := _found(top)) is not None and _place(first) != _place(here):
         raise ConfigError(
-            f"{where}: {name}: the name {top} is taken by {_owner(top)} ({_place(first)}), so that {_place(here)} would "
-            "not be imported; give it another name"
+            f"{where}: {name}: the name {top} is taken by {_owner(top)} ({_place(first)}), so that {_place(here)} "
+            "would not be imported; give it another name"
         )
+
+
+def refuse_taken_names(source: Path, targets: Iterable[BuildConfig], samplers: Iterable[SampleConfig]) -> None:
+    """Refuse functions of a study whose modules `refuse_taken` refuses.
+
+    Args:
+        source: what messages call the study.
+        targets: its targets.
+        samplers: its runs.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    custom = [build.target for build in targets if isinstance(build, CustomBuild)]
+    named = {each.function: f"target.{'factory' if each.torch is None else 'torch'}" for each in custom}
+    # Runs of one entry have the same object.
+    for observe in {id(cfg.observe): cfg.observe for cfg in samplers if cfg.observe}.values():
+        for name, each in observe.items():
+            named |= {each.function: f"observe.{name}.function", each.data: f"observe.{name}.data"}
+    for function, key in named.items():
+        if function is not None:
+            refuse_taken(f"{source}: {key}", function)
 
 
 def refuse_hiding(root: Path) -> None:

@@ -55,7 +55,6 @@ from lambda_hat.planning.cost import CostModel, shape_of
 from lambda_hat.planning.observed_size import check_observed, size_of_observed
 from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.planning.program_names import ProgramNames, of_target
-from lambda_hat.user_folder import refuse_taken
 
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
 
@@ -96,28 +95,10 @@ class Study:
         runs = [replace(run, cost=models[run.site].seconds(shapes[run.target_id], run.cfg)) for run in self.runs]
         return replace(self, runs=runs, costs=costs, site_costs=others)
 
-    @property
-    def functions(self) -> dict[str, str]:
-        """The functions of the user that targets and observables name, and the key of each."""
-        custom = [build.target for build in self.targets.values() if isinstance(build, CustomBuild)]
-        found = {each.function: f"target.{'factory' if each.torch is None else 'torch'}" for each in custom}
-        watched = {id(run.cfg.observe): run.cfg.observe for run in self.runs if run.cfg.observe}
-        for name, each in (item for observe in watched.values() for item in observe.items()):
-            for key in ("data", "function"):
-                if (function := getattr(each, key)) is not None:
-                    found.setdefault(function, f"observe.{name}.{key}")
-        return found
-
     def guessed(self, targets_dir: Path) -> int:
         """Number of custom targets that the store at `targets_dir` has not measured yet."""
         custom = ((t, build) for t, build in self.targets.items() if isinstance(build, CustomBuild))
         return sum(not shape_of(build, targets_dir / t).is_known for t, build in custom)
-
-
-def refuse_taken_names(study: Study) -> None:
-    """Refuse functions of the user whose modules have the names of others. Raises ConfigError."""
-    for function, key in study.functions.items():
-        refuse_taken(f"{study.source}: {key}", function)
 
 
 def compose_study(

@@ -78,7 +78,8 @@ from lambda_hat.store.layout import (
     write_json_atomic,
 )
 from lambda_hat.store.umask import keep_umask
-from lambda_hat.workflow_config import compose_study, refuse_taken_names
+from lambda_hat.user_folder import refuse_taken_names
+from lambda_hat.workflow_config import compose_study
 from mpi.devices import bind_rank
 from mpi.dispatch import World, dispatch, install_abort_hooks, start_mpi, to_stderr
 from mpi.launcher_variables import check_world, launcher_local_rank, launcher_rank, launcher_size
@@ -226,7 +227,7 @@ def load_pack(args: argparse.Namespace) -> Pack:
     given = {"store_root": args.store, "lanes": args.lanes}
     settings = {key: value for key, value in given.items() if value is not None}
     study = compose_study(args.experiments, args.words, settings)
-    refuse_taken_names(study)
+    refuse_taken_names(study.source, study.targets.values(), (run.cfg for run in study.runs))
     if study.site_overrides:
         raise ConfigError(f"site.{study.site_overrides[0]}: the launcher is the site here; give mpirun's own options")
     for option, value, least in (

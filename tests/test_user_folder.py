@@ -49,7 +49,9 @@ def write_study(folder: Path, name: str, bystanders: tuple[str, ...] = ()) -> No
     (folder / "study.yaml").write_text(STUDY.replace("NAME", name))
 
 
-def run(folder: Path, *words: str, python_path: str = "", python: str = USERS_PYTHON) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, *words: str, python_path: str = "", python: str = USERS_PYTHON
+) -> subprocess.CompletedProcess[str]:
     command = [python, *words]
     env = {**os.environ, "PYTHONPATH": python_path}
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240)

@@ -15,12 +15,13 @@ from flows.driver.plan import Plan, Rerun, make_plan
 from flows.sites.batch_jobs import SCRIPT_VARIABLE, enclosing_job
 from flows.sites.deadlines import MARGIN, margin, parse_deadline, scheduler_deadline
 from flows.sites.scheduler import require_scheduler
-from flows.sites.shell_lines import REPO_ROOT
 from flows.sites.several import load_sites, site_word
+from flows.sites.shell_lines import REPO_ROOT
 from flows.sites.site_schemas import AllocationSite, BatchSite, SiteConfig, known_nodes, load_site
 from lambda_hat.config.study_settings import check_lanes
 from lambda_hat.errors import ConfigError
 from lambda_hat.planning.calibration import read_costs
+from lambda_hat.programs.broken_builds import refuse_broken_build
 from lambda_hat.store.layout import Store, check_folder
 from lambda_hat.store.process_identity import whoami
 from lambda_hat.store.study_records import (
@@ -34,8 +35,8 @@ from lambda_hat.store.study_records import (
     new_name,
 )
 from lambda_hat.store.umask import check_umask
-from lambda_hat.user_folder import refuse_hiding
-from lambda_hat.workflow_config import Study, compose_study, refuse_taken_names
+from lambda_hat.user_folder import refuse_hiding, refuse_taken_names
+from lambda_hat.workflow_config import Study, compose_study
 from mpi.launchers import find_launcher
 
 
@@ -79,8 +80,9 @@ class Request:
             if option in given and given[option] < least:
                 raise ConfigError(f"--{option}: got {given[option]}, expected an integer of at least {least}")
         study = compose_study(args.experiments, args.words, given)
-        refuse_taken_names(study)
+        refuse_taken_names(study.source, study.targets.values(), (run.cfg for run in study.runs))
         refuse_hiding(REPO_ROOT)
+        refuse_broken_build()
         site = load_site(
             study.settings.site,
             study.site_overrides,

@@ -38,9 +38,9 @@ class SingleProcesses:
     def start(
         self, module: str, words: Sequence[str], directory: Path, log: str, inputs: Sequence[Future] = ()
     ) -> Future:
-        """Submit `python -P -m MODULE --config-yaml DIRECTORY/config.yaml WORDS`; returns the future of its exit status.
+        """Submit `python -P -m MODULE --config-yaml DIRECTORY/config.yaml WORDS`.
 
-        Its output goes to `log`.log and `log`.err in `directory`. It starts once `inputs` are done.
+        Returns the future of its exit status. Its output goes to `log`.log and `log`.err in `directory`. It starts once `inputs` are done.
         """
         from flows.apps import run_task
 

@@ -56,8 +56,8 @@ class SampleConfig:
     beta: float | None = None
     """Inverse temperature; null means `1 / log n` (Watanabe 2013)."""
     n_beta: float | None = None
-    """`n * beta`, in place of `beta`. It is part of the id as it is written, because n may be known only once the target
-    is built: the same temperature written as `beta` is another run."""
+    """`n * beta`, in place of `beta`. It is part of the id as it is written, because n may be known only once the
+    target is built: the same temperature written as `beta` is another run."""
     gamma: float | None = None
     """Strength of the Gaussian localisation at `w_star`; null means 1, or `dim / prior_radius^2`."""
     prior_radius: float | None = None

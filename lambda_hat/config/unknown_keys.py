@@ -67,4 +67,6 @@ def nested(key: str, value: Any) -> str:
     """The hint for a dotted key in a place where keys are nested."""
     for part in reversed(key.split(".")):
         value = {part: value}
-    return f"write it nested, {plain_yaml.dump_line(value)[1:-1]}; dotted keys stand under sweep and on the command line"
+    return (
+        f"write it nested, {plain_yaml.dump_line(value)[1:-1]}; dotted keys stand under sweep and on the command line"
+    )

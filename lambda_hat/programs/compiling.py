@@ -15,6 +15,7 @@ import numpy as np
 
 from lambda_hat.errors import TooLarge
 from lambda_hat.programs import threefry
+from lambda_hat.programs.broken_builds import refuse_broken_build
 from lambda_hat.programs.compile_cache import build
 
 MOST_PROGRAMS = 100
@@ -65,6 +66,8 @@ def compiled(
         _programs.move_to_end(key)
         return Compiled(*_programs[key], 0.0, "process")
     start = time.perf_counter()
+    if jax.default_backend() == "cpu":
+        refuse_broken_build()
     threefry.install()
     with jax.numpy_dtype_promotion("strict" if strict else "standard"):
         lowered = jax.jit(make(), donate_argnums=donate).lower(*args)

@@ -1,12 +1,16 @@
 """That the installed XLA computes what it is asked to. jaxlib 0.10.2 does not on CPUs, where a reduction follows matrix
 products in one program (jax issue 39103)."""
 
+import importlib.metadata
 from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from lambda_hat.errors import ConfigError
+from lambda_hat.programs.broken_builds import refuse_broken_build
 
 WIDTHS = [379, 184, 411, 252, 312, 64, 288, 375, 180, 449, 250]
 
@@ -44,3 +48,12 @@ def test_a_sum_after_a_product_per_row(precision, rows):
     with jax.enable_x64(precision == "float64"):
         squares = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3, dtype=precision) @ row) ** 2)))(x)
     np.testing.assert_allclose(squares, x[:, 0] ** 2, rtol=1e-6)
+
+
+def test_a_build_that_computes_wrong_sums_is_refused(monkeypatch):
+    refuse_broken_build.__wrapped__()
+    monkeypatch.setattr(importlib.metadata, "version", {"jaxlib": "0.10.2"}.__getitem__)
+    with pytest.raises(
+        ConfigError, match="jaxlib 0.10.2 computes wrong numbers on CPUs: sums after matrix products .*!="
+    ):
+        refuse_broken_build.__wrapped__()
