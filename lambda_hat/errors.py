@@ -156,8 +156,8 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     """Run the body of a command, and exit with its status.
 
     The package's own errors become one message and an exit status. Other exceptions keep their traceback: they are
-    defects of the package, not of the input. Where nobody reads what the command prints, as after `| head`, it ends with
-    `EXIT_PIPE` and without a word.
+    defects of the package, not of the input. Where nobody reads what the command prints, as after `| head`, it ends
+    with `EXIT_PIPE` and without a word.
 
     Args:
         main: Returns the exit status.

@@ -71,8 +71,8 @@ def refuse_interpolation(content: Any, source: str, shell_keys: Sequence[str] = 
         word = f': {key}="{content}"' if key.isidentifier() else ""
         raise ConfigError(
             f"{source}: got {content!r}, but nothing is filled in for {found[1] or '${...}'}, because an id must not "
-            "depend on the environment; write the value itself, or give it on the command line, where the shell fills it "
-            f"in{word}"
+            "depend on the environment; write the value itself, or give it on the command line, where the shell fills "
+            f"it in{word}"
         )
 
 

@@ -38,7 +38,8 @@ STUDY = """
 targets:
   - {target: {factory: "NAME:planar"}}
 samplers:
-  - {name: sgld, overrides: {num_draws: 60, num_burnin: 20, step_size: 1.0e-3, observe: {norm: {function: "NAME:norm"}}}}
+  - name: sgld
+    overrides: {num_draws: 60, num_burnin: 20, step_size: 1.0e-3, observe: {norm: {function: "NAME:norm"}}}
 """
 
 
@@ -140,7 +141,7 @@ def test_a_folder_of_data_takes_no_name(here):
     user_folder.refuse_taken("target.factory", "json:loads")
     assert imported("target.factory", "json:loads") is json.loads
     (here / "json" / "mine.py").write_text(MODULE)
-    with pytest.raises(ConfigError, match="json.mine:planar: the name json is taken by Python's standard library"):
+    with pytest.raises(ConfigError, match=r"json\.mine:planar: the name json is taken by Python's standard library"):
         imported("target.factory", "json.mine:planar")
 
 

@@ -40,7 +40,8 @@ class SingleProcesses:
     ) -> Future:
         """Submit `python -P -m MODULE --config-yaml DIRECTORY/config.yaml WORDS`.
 
-        Returns the future of its exit status. Its output goes to `log`.log and `log`.err in `directory`. It starts once `inputs` are done.
+        Returns the future of its exit status. Its output goes to `log`.log and `log`.err in `directory`. It starts once
+        `inputs` are done.
         """
         from flows.apps import run_task
 

@@ -67,6 +67,5 @@ def nested(key: str, value: Any) -> str:
     """The hint for a dotted key in a place where keys are nested."""
     for part in reversed(key.split(".")):
         value = {part: value}
-    return (
-        f"write it nested, {plain_yaml.dump_line(value)[1:-1]}; dotted keys stand under sweep and on the command line"
-    )
+    written = plain_yaml.dump_line(value)[1:-1]
+    return f"write it nested, {written}; dotted keys stand under sweep and on the command line"

@@ -27,8 +27,9 @@ class Posterior(NamedTuple):
 def posterior_for(cfg: SampleConfig, n: int, dim: int) -> Posterior:
     """The posterior that `cfg` asks for on a target with `n` data points and `dim` parameters.
 
-    `n_beta` is n times `beta`, which defaults to `1 / log n` (Watanabe 2013), and `gamma` to 1 (arbitrary). `prior_radius` sets
-    `gamma = dim / prior_radius^2`, so that draws from the localisation alone lie at about this distance from `w_star`.
+    `n_beta` is n times `beta`, which defaults to `1 / log n` (Watanabe 2013), and `gamma` defaults to 1 (arbitrary).
+    `prior_radius` sets `gamma = dim / prior_radius^2`, so that draws from the localisation alone lie at about this
+    distance from `w_star`.
     """
     n_beta = cfg.n_beta
     if n_beta is None:

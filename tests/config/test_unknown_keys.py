@@ -80,9 +80,8 @@ def test_a_key_of_a_sampler_beside_its_name(tmp_path):
 )
 def test_a_dotted_key_is_answered_with_its_nested_form(tmp_path, target, sampler, where, key, nested):
     said = refusal(tmp_path, [{"name": "sgld", **sampler}], targets=[{"target": "quadratic", **target}])
-    assert said == (
-        f"{where}: unknown key '{key}'; write it nested, {nested}; dotted keys stand under sweep and on the command line"
-    )
+    rest = "dotted keys stand under sweep and on the command line"
+    assert said == f"{where}: unknown key '{key}'; write it nested, {nested}; {rest}"
 
 
 def test_a_dotted_key_of_a_single_value_has_no_nested_form(tmp_path):

@@ -53,7 +53,5 @@ def test_a_sum_after_a_product_per_row(precision, rows):
 def test_a_build_that_computes_wrong_sums_is_refused(monkeypatch):
     refuse_broken_build.__wrapped__()
     monkeypatch.setattr(importlib.metadata, "version", {"jaxlib": "0.10.2"}.__getitem__)
-    with pytest.raises(
-        ConfigError, match="jaxlib 0.10.2 computes wrong numbers on CPUs: sums after matrix products .*!="
-    ):
+    with pytest.raises(ConfigError, match=r"jaxlib 0\.10\.2 computes wrong numbers on CPUs: .*; write pip"):
         refuse_broken_build.__wrapped__()
