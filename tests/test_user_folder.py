@@ -100,22 +100,31 @@ def test_the_suites_run_beside_them(tmp_path):
     assert json.loads(done.stdout)
 
 
+OWNERS = {
+    "random": "Python's standard library",
+    "yaml": "an installed package",
+    "mpi": "lambda_hat",
+    "flows": "lambda_hat",
+}
+SCRIPTS = ("flows/packed.py", "flows/tune.py", "flows/parsl_llc.py")
+
+
 @pytest.mark.parametrize(
-    ("name", "owner"),
+    ("script", "name"),
     [
-        ("random", "Python's standard library"),
-        ("yaml", "an installed package"),
-        ("flows", "lambda_hat"),
-        ("mpi", "lambda_hat"),
+        *((script, name) for script in SCRIPTS for name in OWNERS),
+        ("mpi/run_pack.py", "random"),
+        ("mpi/run_pack.py", "mpi"),
     ],
 )
-@pytest.mark.parametrize("script", ["flows/packed.py", "flows/tune.py", "flows/parsl_llc.py", "mpi/run_pack.py"])
-def test_a_module_whose_name_is_taken_is_refused_before_anything_starts(tmp_path, name, owner, script):
+def test_a_module_whose_name_is_taken_is_refused_before_anything_starts(tmp_path, script, name):
     write_study(tmp_path, name)
     done = run(tmp_path, str(ROOT / script), "--experiments", "study.yaml", python=sys.executable)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: study.yaml: target.factory: {name}:planar: the name {name} is taken by {owner} (")
+    assert line.startswith(
+        f"error: study.yaml: target.factory: {name}:planar: the name {name} is taken by {OWNERS[name]} ("
+    )
     assert line.endswith(f"), so that {tmp_path}/{name}.py would not be imported; give it another name")
     assert not (tmp_path / "runs").exists()
 
