@@ -43,7 +43,7 @@ def test_target_id_is_sha256_of_the_canonical_json(schema):
 def test_run_id_is_sha1_of_the_canonical_json(schema):
     cfg = schema(target_id="tgt_0123456789ab")
     # These are younger than the ids, and in them only where they are given.
-    younger = ("chains_at_once", "accumulate", "compute_dtype", "observe")
+    younger = ("chains_at_once", "accumulate", "compute_dtype", "observe", "n_beta")
     payload = {key: value for key, value in asdict(cfg).items() if key not in ("runtime", *younger)}
     text = json.dumps(payload, sort_keys=True, separators=(",", ":"))
     assert Run.of(cfg).run_id == f"run_{cfg.name}_{hashlib.sha1(text.encode()).hexdigest()[:8]}"
@@ -63,7 +63,8 @@ def test_every_number_of_a_run_is_in_its_id(schema):
     base = schema(target_id="tgt_1")
     changes = {
         "target_id": "tgt_2", "precision": "float64", "thin": 3, "num_burnin": 100,
-        "beta": 0.5, "gamma": 2.0, "prior_radius": 2.0, "step_size": 1e-3, "batch_size": 8, "precond": "none",
+        "beta": 0.5, "n_beta": 99.0, "gamma": 2.0, "prior_radius": 2.0, "step_size": 1e-3, "batch_size": 8,
+        "precond": "none",
         "metric": "low_rank", "gradient": "plain", "chains_at_once": 1, "accumulate": 2, "compute_dtype": "bfloat16",
         "adapt": "always", "loss_estimate": "paired", "decay": 0.5, "momentum_decay": 0.5, "target_acceptance": 0.5,
         "restrict": ["layers/0/*"], "friction": 0.5, "observe": {"rows": ObserveConfig(per="row")},
@@ -92,7 +93,7 @@ def test_targets_of_different_content_differ():
 
 def test_random_numbers_are_set_apart_by_the_whole_configuration():
     one, two = SgldConfig(target_id="tgt_1"), SgldConfig(target_id="tgt_2")
-    identities = {Run.of(cfg).identity for cfg in (one, two, replace(one, thin=2), HmcConfig(target_id="tgt_1"))}
+    identities = {Run.of(cfg).identity for cfg in (one, two, replace(one, n_beta=9.0), HmcConfig(target_id="tgt_1"))}
     assert len(identities) == 4
     assert all(0 <= i < 2**31 for i in identities)
 

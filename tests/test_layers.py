@@ -170,7 +170,7 @@ def test_within_flows_imports_run_one_way():
 
 GUARDS = {
     ("lambda_hat/errors.py", "guarded"),
-    ("lambda_hat/errors.py", "run_command"),
+    ("lambda_hat/errors.py", "_status_of"),
     ("lambda_hat/execute/failure_record.py", "recording_failure"),
 }
 """Functions that may catch every exception: the guards of a part, of a command, and of a run or build in a process."""
