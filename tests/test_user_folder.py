@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows.sites.shell_lines import REPO_ROOT, with_checkout
+from flows.sites.shell_lines import with_checkout
 from lambda_hat import user_folder
 from lambda_hat.errors import ConfigError
 from lambda_hat.targets.imports import imported
@@ -158,13 +158,13 @@ def test_a_module_in_a_folder_that_python_path_names_is_meant(here, monkeypatch)
     (here / "yaml.py").write_text(MODULE)
     monkeypatch.setenv("PYTHONPATH", str(here))
     user_folder.refuse_taken("target.factory", "yaml:planar")
-    assert with_checkout(os.environ) == f"{REPO_ROOT}{os.pathsep}{here}"
+    assert with_checkout(os.environ) == f"{ROOT}{os.pathsep}{here}"
 
 
 def test_the_folder_itself_is_no_entry_of_what_processes_inherit():
     entries = ["", "/mine", ".", "lib", ""]
-    assert with_checkout({"PYTHONPATH": os.pathsep.join(entries)}) == os.pathsep.join([str(REPO_ROOT), "/mine", "lib"])
-    assert with_checkout({}) == str(REPO_ROOT)
+    assert with_checkout({"PYTHONPATH": os.pathsep.join(entries)}) == os.pathsep.join([str(ROOT), "/mine", "lib"])
+    assert with_checkout({}) == str(ROOT)
 
 
 def test_a_file_in_the_checkout_that_hides_a_module_is_refused(tmp_path):

@@ -16,8 +16,8 @@ from flows.sites.batch_jobs import SCRIPT_VARIABLE, enclosing_job
 from flows.sites.deadlines import MARGIN, margin, parse_deadline, scheduler_deadline
 from flows.sites.scheduler import require_scheduler
 from flows.sites.several import load_sites, site_word
-from flows.sites.shell_lines import REPO_ROOT
 from flows.sites.site_schemas import AllocationSite, BatchSite, SiteConfig, known_nodes, load_site
+from lambda_hat.checkout import ROOT
 from lambda_hat.config.study_settings import check_lanes
 from lambda_hat.errors import ConfigError
 from lambda_hat.planning.calibration import read_costs
@@ -81,7 +81,7 @@ class Request:
                 raise ConfigError(f"--{option}: got {given[option]}, expected an integer of at least {least}")
         study = compose_study(args.experiments, args.words, given)
         refuse_taken_names(study.source, study.targets.values(), (run.cfg for run in study.runs))
-        refuse_hiding(REPO_ROOT)
+        refuse_hiding(ROOT)
         refuse_broken_build()
         site = load_site(
             study.settings.site,
