@@ -34,6 +34,8 @@ RUN_BY_CI = {f"make {goal}" for goal in ("run", "test", "docs", "lint", ".venv/.
 RUN_BY_CI |= {"bash .ci/run", "lambda-hat validate"}
 GALLERY = ROOT / "docs" / "gallery.md"
 """Its commands are those of tests/test_gallery.py, which runs them at small size."""
+INSTALL = ROOT / "docs" / "install.md"
+"""Its commands are those of tests/test_installation.py, in an environment of their own."""
 RUN_ON_SLURM = ROOT / "docs" / "clusters.md"
 """Its commands are those of tests/cluster/test_documents.py."""
 TUTORIAL = ROOT / "docs" / "tutorial.md"
@@ -102,7 +104,7 @@ def checkout(tmp_path_factory) -> Path:
 @pytest.mark.parsl
 @pytest.mark.parametrize(
     "page",
-    [p for p in (ROOT / "README.md", *PAGES) if p not in (RUN_ON_SLURM, GALLERY) and (commands(p) or snippets(p))],
+    [p for p in (ROOT / "README.md", *PAGES) if p not in (RUN_ON_SLURM, GALLERY, INSTALL) and (commands(p) or snippets(p))],
     ids=lambda p: p.stem,
 )  # fmt: skip
 def test_every_command_and_snippet_of_a_page_runs_in_its_order(page, checkout):

@@ -8,6 +8,7 @@ import subprocess
 import pandas as pd
 import pytest
 
+from lambda_hat import load_trace
 from tests.users import USERS_PYTHON
 
 TARGET = "target: {kind: quadratic, dim: 3}\n"
@@ -67,14 +68,15 @@ def test_build_sample_and_collect_each_alone(files, repo_env):
 
 @pytest.mark.slow
 def test_a_trace_opens_in_arviz(tmp_path, repo_env):
-    import arviz
+    import arviz_stats
 
     (tmp_path / "target.yaml").write_text(TARGET)
     (tmp_path / "run.yaml").write_text(RUN)
     command("build_target", "--config-yaml", "target.yaml", "--target-dir", "t", env=repo_env, cwd=tmp_path)
     done = command("sample", "--config-yaml", "run.yaml", "--run-dir", "t/run", env=repo_env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    trace = arviz.from_netcdf(tmp_path / "t" / "run" / "trace.nc")
+    trace = load_trace(tmp_path / "t" / "run")
+    assert arviz_stats.summary(trace).loc["loss", "r_hat"] == pytest.approx(1, abs=0.05)
     assert dict(trace.posterior.sizes) == {"chain": 2, "draw": 200}
     analysis = json.loads((tmp_path / "t" / "run" / "analysis.json").read_text())
     losses = trace.posterior["loss"].values
