@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+from lambda_hat.checkout import SCRIPTS
 from lambda_hat.errors import MissingExtra, require
 
 _script = getattr(sys.modules["__main__"], "__file__", None)
@@ -15,7 +16,8 @@ if _script is not None and Path(_script).resolve().parent == Path(__file__).reso
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        require(Path(_script).name, ("parsl", "mpi4py", "rich"))
+        _names = {path.name: f"lambda-hat {name}" for name, path in SCRIPTS.items()}
+        require(_names.get(Path(_script).name, Path(_script).name), ("parsl", "mpi4py", "rich"))
     except MissingExtra as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -38,6 +38,7 @@ INSTALL = ROOT / "docs" / "install.md"
 """Its commands are those of tests/test_installation.py, in an environment of their own."""
 RUN_ON_SLURM = ROOT / "docs" / "clusters.md"
 """Its commands are those of tests/cluster/test_documents.py."""
+ELSEWHERE = (GALLERY, INSTALL, RUN_ON_SLURM)
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 NEEDED = {"pytorch": ("torch", "torchax", "transformers"), "frameworks": ("flax", "haiku")}
 """Packages that pages need beside those that every installation has. The environment of the tests runs these pages,
@@ -104,7 +105,7 @@ def checkout(tmp_path_factory) -> Path:
 @pytest.mark.parsl
 @pytest.mark.parametrize(
     "page",
-    [p for p in (ROOT / "README.md", *PAGES) if p not in (RUN_ON_SLURM, GALLERY, INSTALL) and (commands(p) or snippets(p))],
+    [p for p in (ROOT / "README.md", *PAGES) if p not in ELSEWHERE and (commands(p) or snippets(p))],
     ids=lambda p: p.stem,
 )  # fmt: skip
 def test_every_command_and_snippet_of_a_page_runs_in_its_order(page, checkout):

@@ -1,4 +1,4 @@
-"""The wheel in an empty environment and an empty folder, with the commands of docs/install.md; and what it is made by."""
+"""The wheel in an empty environment and an empty folder, by the commands of docs/install.md; and how it is made."""
 
 from __future__ import annotations
 
@@ -164,7 +164,10 @@ def test_a_release_has_one_tag(tags, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("# Changelog\n\n## 1.2.3 (unreleased)\n\n### Numbers\n", "begins with '1.2.3 (unreleased)', expected '1.2.3 ("),
+        (
+            "# Changelog\n\n## 1.2.3 (unreleased)\n\n### Numbers\n",
+            "'1.2.3 (unreleased)', expected '1.2.3 (",
+        ),
         ("# Changelog\n\n## 1.2.2 (2026-01-02)\n\n### Numbers\n", "begins with '1.2.2 (2026-01-02)'"),
         ("# Changelog\n\n## 1.2.3 (2026-01-02)\n\n- x\n", "no section '### Numbers'"),
         ("# Changelog\n\n## 1.2.3 (2026-01-02)\n\n- x\n## 1.2.2 (2026-01-01)\n### Numbers\n", "no section"),

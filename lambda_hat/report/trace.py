@@ -28,7 +28,7 @@ def load_trace(run: str | os.PathLike[str] | Mapping[str, Any] | Any) -> DataTre
         run: the run's folder, or a row of the table that `load_results` returns.
 
     Returns:
-        The group `posterior` has the variable `loss`, shape (chain, draw): the mean loss L_n(w) at the recorded draws, in the
+        Its `posterior` has the variable `loss`, shape (chain, draw): the mean loss L_n(w) at the recorded draws, in the
         units of the loss (nats for `nll`). It is NaN from the draw at which a chain became non-finite. `attrs` has
         `loss_at_w_star`, in the same units, and `n_beta`. Observables of one number per draw are variables beside
         `loss`; `load_observed` has them all.

@@ -442,9 +442,7 @@ def test_rerun_without_a_recorded_command(command, tmp_path):
     (tmp_path / "targets").mkdir()
     status, _, complaints = command("rerun", "--failed", "--store", tmp_path)
     assert status == 2
-    assert (
-        f"write it yourself: lambda-hat run --experiments FILE --store {tmp_path} --rerun failed" in complaints
-    )
+    assert f"write it yourself: lambda-hat run --experiments FILE --store {tmp_path} --rerun failed" in complaints
 
 
 def test_status_of_a_driver_elsewhere_that_is_silent(tmp_path, command):
