@@ -53,7 +53,7 @@ def check_sdist(path: Path) -> None:
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {f"{folder}/{name}" for folder in ("lambda_hat", "tests", *SHIPPED) for name in tracked(folder)}
-    if missing := sorted((wanted | {"LICENSE", "CHANGELOG.md", "CITATION.cff"}) - names):
+    if missing := sorted((wanted | {"LICENSE", "CHANGELOG.md", "CITATION.cff", ".ci/release.py"}) - names):
         raise SystemExit(f"error: {path.name}: it lacks {', '.join(missing[:10])}")
 
 

@@ -37,6 +37,7 @@ def wheel(tmp_path_factory) -> Path:
         return Path(WHEEL)
     found, sdist = release().build(tmp_path_factory.mktemp("dist"))
     release().check_sdist(sdist)
+    release().check_wheel(found, found.name.split("-")[1])
     return found
 
 
