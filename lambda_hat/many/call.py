@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lambda_hat.checkout import SCRIPTS
 from lambda_hat.config import plain_yaml
 from lambda_hat.errors import ConfigError, require
-from lambda_hat.many.bars import showing
 from lambda_hat.many.grid import grid_of
-from lambda_hat.many.process import drive
 from lambda_hat.store.layout import Store, check_folder, write_bytes_atomic
 from lambda_hat.store.study_records import STUDIES
 from lambda_hat.workflow_config import compose_grid
@@ -71,6 +69,9 @@ def estimate_llcs(
     content = grid_of(targets, samplers, NAME)
     study = compose_grid(content, Path(NAME))
     require(NAME, NEEDS)
+    from lambda_hat.many.bars import showing
+    from lambda_hat.many.process import drive
+
     folder = Store(Path(store))
     check_folder(folder.root, "store", "give another one with store=")
     check_folder(Path(results).expanduser().absolute(), "results folder", "give another one with results=")
