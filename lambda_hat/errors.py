@@ -15,8 +15,8 @@ Result = TypeVar("Result")
 
 EXTRAS = {
     "study": (
-        "equinox", "h5netcdf", "itables", "jinja2", "markupsafe", "matplotlib", "pandas", "plotille", "pyarrow", "rich",
-        "safetensors", "xarray",
+        "equinox", "h5netcdf", "h5py", "itables", "jinja2", "markupsafe", "matplotlib", "pandas", "plotille", "pyarrow",
+        "rich", "safetensors", "xarray",
     ),
     "mpi": ("mpi4py", "optuna", "parsl"),
 }  # fmt: skip

@@ -153,7 +153,8 @@ def test_ci_runs_what_the_documents_promise():
 
 def test_the_environment_of_users_has_what_a_check_asks_ranks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    installed = [*project["dependencies"], *project["optional-dependencies"]["mpi"]]
+    extras = project["optional-dependencies"]
+    installed = [*project["dependencies"], *extras["study"], *extras["mpi"]]
     assert set(NEEDS) <= {re.split(r"[^\w-]", line)[0] for line in installed}
     targets = re.findall(r"^([\w$()/.-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert {"run", "test", "test-all", "lint", "docs", "notebooks", "$(VENV)/.run"} <= set(targets)
