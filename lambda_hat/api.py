@@ -11,7 +11,7 @@ import numpy as np
 
 from lambda_hat.config import SAMPLE_SCHEMAS, SampleConfig
 from lambda_hat.config.unknown_keys import hint
-from lambda_hat.errors import ConfigError
+from lambda_hat.errors import ConfigError, missing_extra
 from lambda_hat.estimate.draws import Observation
 from lambda_hat.estimate.llc import llc_from_losses
 from lambda_hat.execute.progress import telling
@@ -100,8 +100,10 @@ class LLCEstimate:
 
         An observable `name` has the axes (chain, draw, name_0, ...), and `name_at_w_star` the last of them.
         """
-        import xarray
-
+        try:
+            import xarray
+        except ModuleNotFoundError as error:
+            raise missing_extra("to_xarray", error) or error from None
         llc = llc_from_losses(self.losses, self.loss_at_w_star, self.n_beta)
         dims = ("chain", "draw")
         attributes = (

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from lambda_hat.checkout import ROOT
 from lambda_hat.user_folder import other_entries
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
 PYTHON_M = [sys.executable, "-P", "-m"]
 """Words that start a module. Without -P Python would look for all modules in the user's folder first."""
 PLAIN_PATH = re.compile(r"[\w./+@:-]+")
@@ -79,10 +79,10 @@ def watcher_lines(lease: Path) -> str:
 
 
 def with_checkout(environ: Mapping[str, str]) -> str:
-    """The `PYTHONPATH` of an environment, with this checkout first."""
-    return os.pathsep.join([str(REPO_ROOT), *other_entries(environ.get("PYTHONPATH", ""))])
+    """The `PYTHONPATH` of an environment, with `flows/` and `mpi/` first."""
+    return os.pathsep.join([str(ROOT), *other_entries(environ.get("PYTHONPATH", ""))])
 
 
 def python_path_line() -> str:
-    """The line that puts this checkout first on the path of Python."""
+    """The line that puts `flows/` and `mpi/` first on the path of Python."""
     return f"export PYTHONPATH={shlex.quote(with_checkout(os.environ))}"
