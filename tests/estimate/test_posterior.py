@@ -32,3 +32,8 @@ def test_potential_is_the_negative_log_density():
 def test_needs_no_jax():
     code = "import sys, lambda_hat.estimate.posterior; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_n_beta_is_taken_as_it_is_written():
+    assert posterior_for(HmcConfig(n_beta=30.0), n=1000, dim=3).n_beta == 30.0
+    assert posterior_for(HmcConfig(beta=0.03), n=1000, dim=3).n_beta == 30.0
