@@ -3,6 +3,7 @@
 # make test-all   the rest: a real SLURM, kills, every command of the documentation, long chains; takes root
 # make docs   set up .venv with the docs extras and write the documentation into site/
 # make notebooks   run the notebooks in docs/notebooks again, in place
+# make dist   build the tagged release into dist/, and check it
 # make bench  measure everything again, which takes long; writes benchmarks/RESULTS.md
 # make soak   fuzz with many more inputs, kill at many more points; SEED=N for others
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 IN_PARALLEL := -n 2 --dist worksteal --durations=30
 
-.PHONY: run test test-all docs notebooks bench soak lint clean
+.PHONY: run test test-all docs notebooks dist bench soak lint clean
 
 run: $(VENV)/.run
 	$(BIN)/python flows/packed.py --pack 64
@@ -32,6 +33,9 @@ notebooks: $(VENV)/.test
 	  folder=$$(mktemp -d) && cp $$notebook $$folder && \
 	  $(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 	  $$folder/*.ipynb && cp $$folder/*.ipynb docs/notebooks/ && rm -r $$folder || exit 1; done
+
+dist: $(VENV)/.test
+	$(BIN)/python .ci/release.py
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/bench.py
@@ -59,7 +63,7 @@ $(VENV)/.run: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[mpi,test]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]'
 	@touch $(VENV)/.run $(VENV)/.docs $@
 
 $(VENV)/.docs: pyproject.toml | $(BIN)/python
@@ -67,4 +71,4 @@ $(VENV)/.docs: pyproject.toml | $(BIN)/python
 	@touch $(VENV)/.run $@
 
 clean:
-	rm -rf $(VENV) build site *.egg-info
+	rm -rf $(VENV) dist site

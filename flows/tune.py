@@ -65,7 +65,7 @@ def options_parser() -> argparse.ArgumentParser:
     parser.add_argument("--site", metavar="S", help="a name in conf/site, or a .yaml or .py file (default local)")
     parser.add_argument("--store", metavar="DIR", help="targets, runs, packs and what was tried (default runs)")
     parser.add_argument("--results", metavar="DIR", help="the experiments file and the picture (default results)")
-    parser.add_argument("--deadline", metavar="WHEN", help="stop in time for WHEN, as flows/packed.py does")
+    parser.add_argument("--deadline", metavar="WHEN", help="stop in time for WHEN, as lambda-hat run does")
     parser.add_argument("--rerun", choices=("failed",), help="try runs of the searches that failed earlier again")
     parser.add_argument("--dry-run", action="store_true", help="show what would run and its cost, start nothing")
     parser.add_argument("--quiet", action="store_true", help="only trouble and the summary")

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from lambda_hat.report.results import load_results
     from lambda_hat.report.trace import load_observed, load_trace
 
-__version__ = "0.1.0"
 __all__ = [
     "LLCEstimate",
     "estimate_llc",
@@ -42,9 +41,18 @@ _WHERE = {
 def __getattr__(name: str):
     # On first use, since the driver of a study imports this package and must not wait for jax or pandas.
     if name in _WHERE:
-        return getattr(import_module(f"lambda_hat.{_WHERE[name]}"), name)
+        try:
+            return getattr(import_module(f"lambda_hat.{_WHERE[name]}"), name)
+        except ModuleNotFoundError as error:
+            from lambda_hat.errors import missing_extra
+
+            raise missing_extra(f"lambda_hat.{name}", error) or error from None
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("lambda_hat")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, "__version__"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lambda_hat.config import SAMPLE_SCHEMAS, SampleConfig
-from lambda_hat.errors import ConfigError, nearest
+from lambda_hat.errors import ConfigError, missing_extra, nearest
 from lambda_hat.estimate.draws import Observation
 from lambda_hat.estimate.llc import llc_from_losses
 from lambda_hat.execute.progress import telling
@@ -99,8 +99,10 @@ class LLCEstimate:
 
         An observable `name` has the axes (chain, draw, name_0, ...), and `name_at_w_star` the last of them.
         """
-        import xarray
-
+        try:
+            import xarray
+        except ModuleNotFoundError as error:
+            raise missing_extra("to_xarray", error) or error from None
         llc = llc_from_losses(self.losses, self.loss_at_w_star, self.n_beta)
         dims = ("chain", "draw")
         attributes = (

@@ -8,9 +8,19 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from typing import NoReturn, TypeVar
 
 Result = TypeVar("Result")
+
+EXTRAS = {
+    "study": (
+        "equinox", "h5netcdf", "h5py", "itables", "jinja2", "markupsafe", "matplotlib", "pandas", "plotille", "pyarrow",
+        "rich", "safetensors", "xarray",
+    ),
+    "mpi": ("mpi4py", "optuna", "parsl"),
+}  # fmt: skip
+"""The modules that each extra of the package brings."""
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -87,6 +97,12 @@ class LaunchError(LambdaHatError):
     exit_code = EXIT_USAGE
 
 
+class MissingExtra(LambdaHatError, ImportError):
+    """A package is missing that an extra installs."""
+
+    exit_code = EXIT_USAGE
+
+
 class SchedulerError(LambdaHatError):
     """The cluster's scheduler refused a job or a question. The message has the scheduler's words."""
 
@@ -108,6 +124,36 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(word), options, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
     return f"{hint}valid: {', '.join(options)}"
+
+
+def missing_extra(what: str, error: ModuleNotFoundError) -> MissingExtra | None:
+    """The error of a package that is not installed; None where no extra installs it.
+
+    Args:
+        what: What needs it.
+        error: What its import has raised.
+    """
+    package = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+    if extra is None:
+        return None
+    return MissingExtra(
+        f"{what}: needs {package}, which is not installed; write pip install 'lambda-hat[{extra}]'", name=error.name
+    )
+
+
+def require(what: str, packages: Iterable[str]) -> None:
+    """Raise MissingExtra if one of these packages of `EXTRAS` is not installed. Nothing is imported.
+
+    Args:
+        what: What needs them.
+        packages: Their names.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            error = missing_extra(what, ModuleNotFoundError(name=package))
+            assert error is not None
+            raise error
 
 
 def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
@@ -172,6 +218,9 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         elif isinstance(error, LambdaHatError):
             print(f"error: {error}", file=sys.stderr)
             code = error.exit_code
+        elif isinstance(error, ModuleNotFoundError) and (missing := missing_extra("this command", error)):
+            print(f"error: {missing}", file=sys.stderr)
+            code = missing.exit_code
         elif isinstance(error, BrokenPipeError):
             sys.stderr.close()
             code = EXIT_FAILED

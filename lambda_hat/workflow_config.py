@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lambda_hat.checkout import ROOT
 from lambda_hat.config import (
     SAMPLE_SCHEMAS,
     BuildConfig,
@@ -56,7 +57,7 @@ from lambda_hat.planning.observed_size import check_observed, size_of_observed
 from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.planning.program_names import ProgramNames, of_target
 
-CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
+CONF_DIR = ROOT / "conf"
 
 MLP_GROUPS = ("model", "data", "teacher")
 NULL_GROUP = "_null"

@@ -61,7 +61,7 @@ def read_pack(path: Path) -> Pack:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
     if not isinstance(pack, dict) or pack.get("format") != PACK_FORMAT:
-        raise ConfigError(f"{path}: not a pack file of format {PACK_FORMAT}; start flows/packed.py again to write one")
+        raise ConfigError(f"{path}: not a pack file of format {PACK_FORMAT}; start lambda-hat run again to write one")
     missing = [key for key in PACK_KEYS if key not in pack]
     if missing:
         raise ConfigError(f"{path}: {missing[0]}: missing; a pack file has the keys {', '.join(PACK_KEYS)}")

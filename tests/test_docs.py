@@ -34,8 +34,11 @@ RUN_BY_CI = {f"make {goal}" for goal in ("run", "test", "docs", "lint", ".venv/.
 RUN_BY_CI |= {"bash .ci/run", "lambda-hat validate"}
 GALLERY = ROOT / "docs" / "gallery.md"
 """Its commands are those of tests/test_gallery.py, which runs them at small size."""
+INSTALL = ROOT / "docs" / "install.md"
+"""Its commands are those of tests/test_installation.py, in an environment of their own."""
 RUN_ON_SLURM = ROOT / "docs" / "clusters.md"
 """Its commands are those of tests/cluster/test_documents.py."""
+ELSEWHERE = (GALLERY, INSTALL, RUN_ON_SLURM)
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 NEEDED = {"pytorch": ("torch", "torchax", "transformers"), "frameworks": ("flax", "haiku")}
 """Packages that pages need beside those that every installation has. The environment of the tests runs these pages,
@@ -102,7 +105,7 @@ def checkout(tmp_path_factory) -> Path:
 @pytest.mark.parsl
 @pytest.mark.parametrize(
     "page",
-    [p for p in (ROOT / "README.md", *PAGES) if p not in (RUN_ON_SLURM, GALLERY) and (commands(p) or snippets(p))],
+    [p for p in (ROOT / "README.md", *PAGES) if p not in ELSEWHERE and (commands(p) or snippets(p))],
     ids=lambda p: p.stem,
 )  # fmt: skip
 def test_every_command_and_snippet_of_a_page_runs_in_its_order(page, checkout):
@@ -150,7 +153,8 @@ def test_ci_runs_what_the_documents_promise():
 
 def test_the_environment_of_users_has_what_a_check_asks_ranks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    installed = [*project["dependencies"], *project["optional-dependencies"]["mpi"]]
+    extras = project["optional-dependencies"]
+    installed = [*project["dependencies"], *extras["study"], *extras["mpi"]]
     assert set(NEEDS) <= {re.split(r"[^\w-]", line)[0] for line in installed}
     targets = re.findall(r"^([\w$()/.-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert {"run", "test", "test-all", "lint", "docs", "notebooks", "$(VENV)/.run"} <= set(targets)

@@ -15,7 +15,7 @@ from flows.driver.check import NEEDS
 
 ROOT = Path(__file__).resolve().parents[1]
 THIRD_PARTY = {
-    "arviz", "arviz_stats", "blackjax", "equinox", "h5netcdf", "itables", "jax", "jaxtyping", "jinja2", "markupsafe",
+    "arviz_stats", "blackjax", "equinox", "h5netcdf", "itables", "jax", "jaxtyping", "jinja2", "markupsafe",
     "matplotlib", "mpi4py", "numpy", "omegaconf", "optax", "optuna", "orbax", "pandas", "parsl", "plotille", "pyarrow",
     "rich", "safetensors", "scipy", "selenium", "torch", "torchax", "xarray", "yaml",
 }  # fmt: skip
@@ -110,7 +110,7 @@ def test_every_room_of_the_table_exists_and_no_file_has_the_name_of_one_in_anoth
     assert {stem: found for stem, found in rooms.items() if len(found) > 1} == {}
 
 
-NOT_IN_DRIVERS = ("arviz", "itables", "jax", "jinja2", "matplotlib", "mpi4py")
+NOT_IN_DRIVERS = ("itables", "jax", "jinja2", "matplotlib", "mpi4py")
 
 
 def test_driver_reaches_neither_jax_nor_mpi4py():
@@ -124,7 +124,7 @@ def test_driver_reaches_neither_jax_nor_mpi4py():
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
-NOT_IN_RANKS = ("arviz", "arviz_stats", "matplotlib", "pandas", "pyarrow", "xarray")
+NOT_IN_RANKS = ("arviz_stats", "matplotlib", "pandas", "pyarrow", "xarray")
 ONE_RUN = """
 import pathlib, sys
 from lambda_hat.execute import build, sampling

@@ -32,8 +32,8 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
             for name, parser in action.choices.items():
                 parser.description = parser.description or about[name]
                 found[f"lambda-hat {name}"] = parser
-    # It hands its words over to the script.
-    del found["lambda-hat tune"]
+    # They hand their words over to the scripts.
+    del found["lambda-hat run"], found["lambda-hat tune"]
     return found
 
 

@@ -23,6 +23,7 @@ from flows.driver.screen import Screen, StudyProgress
 from flows.driver.stopping import Stop, Stopped
 from flows.driver.workers import start_workers
 from flows.sites.site_schemas import BatchSite
+from lambda_hat.checkout import ROOT
 from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from lambda_hat.planning.packing import PlannedRun
 from lambda_hat.planning.preflight import COLUMNS, judge, read_reports, table
@@ -30,7 +31,7 @@ from lambda_hat.store.heartbeat import Heartbeat
 from lambda_hat.store.layout import write_json_atomic
 from lambda_hat.store.study_records import StudyLog
 
-PROGRAM = Path(__file__).resolve().parents[2] / "mpi" / "check_pack.py"
+PROGRAM = ROOT / "mpi" / "check_pack.py"
 LIMIT_SECONDS = 120
 NEEDS = ("blackjax", "equinox", "h5netcdf", "jax", "mpi4py", "numpy", "omegaconf", "optax")
 """Packages that a rank imports."""

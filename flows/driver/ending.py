@@ -19,6 +19,7 @@ from flows.driver.screen import Screen
 from lambda_hat.errors import EXIT_FAILED, EXIT_OK, EXIT_UNFINISHED, StoreError, guarded
 from lambda_hat.planning.calibration import update_costs
 from lambda_hat.store.process_logs import log_of
+from lambda_hat.store.study_records import shown
 
 if TYPE_CHECKING:
     from lambda_hat.report.study_report import FiguresOfRuns
@@ -90,7 +91,7 @@ def _report_command(request: Request) -> str:
 
 def _say_failures(request: Request, screen: Screen, rows: Sequence[dict]) -> None:
     trouble = [row for row in rows if row["status"] in ("failed", "blocked")]
-    shown: set[str] = set()
+    told: set[str] = set()
     for row in trouble[:MOST_FAILURES]:
         blocked = row["status"] == "blocked"
         directory = request.store.target_dir(row["target_id"]) if blocked else Path(row["run_dir"])
@@ -99,12 +100,12 @@ def _say_failures(request: Request, screen: Screen, rows: Sequence[dict]) -> Non
         log = log_of(request.store, directory)
         tail = log_tail(log)
         # Logs of one defect end alike but for their path.
-        if tail and (end := tail.replace(str(log), "")) not in shown:
-            shown.add(end)
+        if tail and (end := tail.replace(str(log), "")) not in told:
+            told.add(end)
             screen.say(tail.lstrip("\n"))
     if len(trouble) > MOST_FAILURES:
         screen.say(f"... and {len(trouble) - MOST_FAILURES} more; the table has every reason")
     if trouble:
         words = [word for word in sys.argv[1:] if word != "--dry-run"]
-        command = ["python", shlex.quote(os.path.relpath(sys.argv[0])), *map(shlex.quote, words), "--rerun", "failed"]
-        screen.say(f"to run just these again: {' '.join(command)}")
+        command = shown([sys.executable, sys.argv[0], *words, "--rerun", "failed"])
+        screen.say(f"to run just these again: {command}")

@@ -10,7 +10,8 @@ from lambda_hat.workflow_config import CONF_DIR
 
 def options_parser(description: str, *, packed: bool) -> argparse.ArgumentParser:
     """The options that both commands take. packed: those of packs as well."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    prog = "lambda-hat run" if packed else None
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument(
         "--experiments", type=Path, default=CONF_DIR / "experiments.yaml", metavar="FILE", help="the study"
     )

@@ -17,6 +17,7 @@ from flows.driver.sharing import LOOK_SECONDS as SHARING_SECONDS
 from flows.driver.sharing import Sharing
 from flows.sites.several import packs_label
 from flows.sites.site_schemas import BatchSite
+from lambda_hat.checkout import ROOT
 from lambda_hat.errors import EXIT_OK, EXIT_UNFINISHED, EXIT_USAGE
 from lambda_hat.planning.packing import PACK_FORMAT, PlannedRun
 from lambda_hat.store.drain import OUT_OF_TIME
@@ -25,7 +26,7 @@ from lambda_hat.store.layout import CHECKPOINT, write_json_atomic
 from lambda_hat.store.process_logs import text_of
 from mpi.launchers import unreached_nodes
 
-PROGRAM = [sys.executable, str(Path(__file__).resolve().parents[2] / "mpi" / "run_pack.py")]
+PROGRAM = [sys.executable, str(ROOT / "mpi" / "run_pack.py")]
 LOOK_SECONDS = {"local": 0.2, "shared": 2.0}
 """Seconds between two readings of a pack's logs: more on a parallel file system, and ten times more while it waits."""
 UNRESOLVED_SECONDS = 30.0

@@ -87,7 +87,7 @@ class Request:
             },
         )
         if one_site and study.sites:
-            note = f"all of it runs on the site {study.settings.site}: only flows/packed.py sends entries to their own"
+            note = f"all of it runs on the site {study.settings.site}: only lambda-hat run sends entries to their own"
             runs = [replace(run, site="") for run in study.runs]
             study = replace(study, runs=runs, sites={}, notes=[*study.notes, note])
         used = {run.site for run in study.runs}

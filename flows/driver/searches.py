@@ -241,7 +241,7 @@ class Tuning:
             say(f"picture   {drawn}")
         if written is not None:
             say(f"settings  {written}")
-            say(f"to sample with them: python flows/packed.py --experiments {shlex.quote(str(written))}")
+            say(f"to sample with them: lambda-hat run --experiments {shlex.quote(str(written))}")
         if not self._ended:
             say("the search is unfinished: run the same command again to continue")
             return EXIT_UNFINISHED
@@ -259,7 +259,7 @@ class Tuning:
         taken = [(search.found, comment_of(search)) for search in self.searches if search.winner is not None]
         if not taken:
             return None
-        how = f"{len(taken)} of {len(self.searches)} searches, by flows/tune.py"
+        how = f"{len(taken)} of {len(self.searches)} searches, by lambda-hat tune"
         if not self._at_once:
             how += f"; the cheapest settings with an error of at most {percent(self.searches[0].tolerance)}"
         write_experiments(path, self._base, taken, how)

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from flows.sites.providers import pbs_place, pbs_select
 from flows.sites.scheduler import SCHEDULERS
-from flows.sites.shell_lines import PLAIN_PATH, REPO_ROOT
+from flows.sites.shell_lines import PLAIN_PATH
 from flows.sites.site_schemas import AllocationSite, BatchSite, PbsSite, SlurmSite, format_walltime
+from lambda_hat.checkout import ROOT, SCRIPTS
 from lambda_hat.errors import ConfigError
 from lambda_hat.store.layout import Store, write_bytes_atomic
 
-TEMPLATES = REPO_ROOT / "slurm_templates"
+TEMPLATES = ROOT / "slurm_templates"
 SCRIPT_VARIABLE = "LAMBDA_HAT_JOB_SCRIPT"
 OWN_KEYS = ("kind", "address", "interface", "worker_init")
 """Keys of a site that the script sets, or that mean nothing inside the job."""
@@ -38,7 +39,7 @@ class BatchJob:
     site: BatchSite
     store: Store
     words: Sequence[str]
-    """Options and `key=value` words of `flows/packed.py` inside the job, without --site and --rerun."""
+    """Options and `key=value` words of `lambda-hat run` inside the job, without --site and --rerun."""
     rerun: str | None
     chain: int
 
@@ -56,7 +57,7 @@ class BatchJob:
             )
         site = self.site
         template = _Template((TEMPLATES / f"packed{path.suffix}").read_text())
-        command = [sys.executable, str(REPO_ROOT / "flows" / "packed.py"), *self.words, *inner_site_words(site)]
+        command = [sys.executable, str(SCRIPTS["run"]), *self.words, *inner_site_words(site)]
         return template.substitute(
             nodes=site.nodes_per_block,
             walltime=format_walltime(site.walltime_seconds),

@@ -8,7 +8,8 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
+from lambda_hat.checkout import ROOT
+
 PLAIN_PATH = re.compile(r"[\w./+@:-]+")
 """A path that needs no quotes in a shell."""
 OWN_TMPDIR = """\
@@ -74,11 +75,11 @@ def watcher_lines(lease: Path) -> str:
 
 
 def with_checkout(environ: Mapping[str, str]) -> str:
-    """The `PYTHONPATH` of an environment, with this checkout first."""
+    """The `PYTHONPATH` of an environment, with `flows/` and `mpi/` first."""
     inherited = environ.get("PYTHONPATH", "")
-    return os.pathsep.join([str(REPO_ROOT), *([inherited] if inherited else [])])
+    return os.pathsep.join([str(ROOT), *([inherited] if inherited else [])])
 
 
 def python_path_line() -> str:
-    """The line that puts this checkout first on the path of Python."""
+    """The line that puts `flows/` and `mpi/` first on the path of Python."""
     return f"export PYTHONPATH={shlex.quote(with_checkout(os.environ))}"

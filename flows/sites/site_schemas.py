@@ -480,7 +480,7 @@ def allocated_nodes(environment: Mapping[str, str]) -> list[str]:
     else:
         raise ConfigError(
             "site allocation: this is not inside a SLURM or PBS job (neither SLURM_NODELIST nor PBS_NODEFILE is set); "
-            "python flows/packed.py --submit slurm|pbs --nodes N --walltime HH:MM:SS submits one, and --site slurm|pbs "
+            "lambda-hat run --submit slurm|pbs --nodes N --walltime HH:MM:SS submits one, and --site slurm|pbs "
             "runs from a login node"
         )
     return list(dict.fromkeys(names))

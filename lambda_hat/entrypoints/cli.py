@@ -1,4 +1,4 @@
-"""`lambda-hat`: look at a study and its runs, make its report, verify the store, tune, validate, and more."""
+"""`lambda-hat`: run a study, look at it and its runs, make its report, verify the store, tune, validate, and more."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import lambda_hat
 from lambda_hat.entrypoints import (
     build_target,
     compact,
+    init,
     logs,
     report,
     rerun,
     sample,
+    scripts,
     show,
     status,
-    tune,
     validate,
     verify,
 )
@@ -30,6 +31,16 @@ def options_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lambda-hat", description=lambda_hat.__doc__)
     parser.add_argument("--version", action="version", version=lambda_hat.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    start = commands.add_parser("init", help="write a small study with a model of its own, to begin with")
+    init.add_arguments(start)
+    start.set_defaults(run=init.run)
+
+    # These hand their words over, and show their options themselves.
+    commands.add_parser("run", help="run a study in packs, as python flows/packed.py does", add_help=False)
+    commands.add_parser(
+        "tune", help="find sampler settings, target by target, as python flows/tune.py does", add_help=False
+    )
 
     build = commands.add_parser("build-target", help="build one target from its configuration")
     build_target.add_arguments(build)
@@ -79,17 +90,14 @@ def options_parser() -> argparse.ArgumentParser:
     validate.add_arguments(truth)
     truth.set_defaults(run=validate.run)
 
-    commands.add_parser(
-        "tune", help="find sampler settings, target by target: python flows/tune.py of the checkout", add_help=False
-    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command with the words `argv`. Default: those of this process."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["tune"]:
-        run_command(lambda: tune.hand_over(words[1:]))
+    if words and words[0] in scripts.SCRIPTS:
+        run_command(lambda: scripts.hand_over(words[0], words[1:]))
     args = options_parser().parse_args(words)
     run_command(lambda: args.run(args))
 

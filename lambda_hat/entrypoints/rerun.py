@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if record is None:
         raise StoreError(
             f"{store.root}: no driver has recorded its command here; write it yourself: "
-            f"python flows/packed.py --experiments FILE --store {shlex.quote(str(store.root))} --rerun failed"
+            f"lambda-hat run --experiments FILE --store {shlex.quote(str(store.root))} --rerun failed"
         )
     for status in Studies(store).look():
         if status.driver.state in ("alive", "silent"):

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{store.root}: {found.summary()}")
     if not found.damages:
         return EXIT_OK
-    again = f"python flows/packed.py --experiments FILE --store={shlex.quote(os.path.relpath(store.root))}"
+    again = f"lambda-hat run --experiments FILE --store={shlex.quote(os.path.relpath(store.root))}"
     print(f"damaged or foreign: {found.damages}; what was set aside lies in {store.root / 'damaged'}")
     print(f"to build and sample again what is missing now, run your study: {again}")
     return EXIT_FAILED

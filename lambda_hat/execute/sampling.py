@@ -250,7 +250,7 @@ def _rel_error(llc: float, exact: float | None) -> float | None:
 
 
 def _trace_bytes(draws: Draws, loss_at_w_star: float, n_beta: float) -> bytes:
-    """The losses as netCDF-4, in the groups that `arviz.from_netcdf` reads."""
+    """The losses as netCDF-4, in the groups that ArviZ reads."""
     import h5netcdf
 
     buffer = io.BytesIO()

@@ -7,16 +7,13 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lambda_hat.checkout import flow_script
+from lambda_hat.checkout import SCRIPTS
 from lambda_hat.config import plain_yaml
-from lambda_hat.errors import ConfigError
-from lambda_hat.many.bars import showing
+from lambda_hat.errors import ConfigError, require
 from lambda_hat.many.grid import grid_of
-from lambda_hat.many.process import drive
 from lambda_hat.store.layout import Store, check_folder, write_bytes_atomic
 from lambda_hat.store.study_records import STUDIES
 from lambda_hat.workflow_config import compose_grid
@@ -42,7 +39,7 @@ def estimate_llcs(
     rerun: Literal["failed", "all"] | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """Estimate the LLC of every target with every sampler, as `python flows/packed.py` does on this machine.
+    """Estimate the LLC of every target with every sampler, as `lambda-hat run` does on this machine.
 
     The study runs in packs, in processes of its own. Interrupt the call, and all runs are checkpointed. The same call
     goes on from there. What the store holds is not computed again.
@@ -63,38 +60,31 @@ def estimate_llcs(
         if some have failed or are unfinished.
 
     Raises:
-        ConfigError: a ValueError, raised before anything starts, if an entry or option is not one that could run, or if
-            the scripts in `flows/` or the packages of the extra [mpi] are missing.
+        ConfigError: a ValueError, raised before anything starts, if an entry or option is not one that could run.
+        MissingExtra: an ImportError, likewise, if the packages of the extra [mpi] are missing.
         StoreError: the store or the results folder cannot be written.
         LambdaHatError: the study could not go on; what is finished is kept.
         KeyboardInterrupt: the call was interrupted; what is finished is kept, the rest is checkpointed.
     """
     content = grid_of(targets, samplers, NAME)
     study = compose_grid(content, Path(NAME))
-    script = flow_script("packed.py", NAME)
-    _require_packages()
+    require(NAME, NEEDS)
+    from lambda_hat.many.bars import showing
+    from lambda_hat.many.process import drive
+
     folder = Store(Path(store))
     check_folder(folder.root, "store", "give another one with store=")
     check_folder(Path(results).expanduser().absolute(), "results folder", "give another one with results=")
     options = {"store": folder.root, "results": results, "ranks": ranks, "pack": pack, "rerun": rerun}
     words = [f"--{option}={value}" for option, value in options.items() if value is not None]
     with _experiments_file(folder, content) as experiments, showing(progress) as show:
-        drive(script, [f"--experiments={experiments}", *words, "--quiet"], folder, show)
+        drive(SCRIPTS["run"], [f"--experiments={experiments}", *words, "--quiet"], folder, show)
     # pandas and pyarrow take longer to import than a mistyped key to find.
     from lambda_hat.report.results import collect, to_frame
 
     table = collect(folder, study.runs, study.targets)
     _warn_of_gaps(*(table.column(name).to_pylist() for name in ("status", "reason")))
     return to_frame(table)
-
-
-def _require_packages() -> None:
-    missing = [name for name in NEEDS if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"{NAME}: needs {' and '.join(missing)}, which {'are' if len(missing) > 1 else 'is'} not installed; in the "
-            "checkout write pip install -e '.[mpi]'"
-        )
 
 
 @contextlib.contextmanager

@@ -94,7 +94,7 @@ def _refusal(status: int, said: str) -> LambdaHatError:
     """The error of a driver that ended with `status` before its end was recorded."""
     if status == EXIT_USAGE:
         # argparse puts the name of the script before it.
-        return ConfigError(re.split(r"^(?:\S+: )?error: ", said, maxsplit=1, flags=re.MULTILINE)[-1])
+        return ConfigError(re.split(r"^(?:[^:\n]+: )?error: ", said, maxsplit=1, flags=re.MULTILINE)[-1])
     return LambdaHatError(
         f"the driver of the study ended with status {status}; what is finished is kept, the same call goes on from "
         f"there; its last words: {said[-MOST_SAID:]}"

@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -19,22 +18,6 @@ def matplotlib_without_trace() -> Iterator[None]:
         return
     with tempfile.TemporaryDirectory(prefix="lh.") as folder, _variable("MPLCONFIGDIR", folder):
         yield
-
-
-def import_arviz() -> ModuleType:
-    """Import ArviZ without its daily warning, and without the folder in the user's home that it keeps for that."""
-    if "arviz" not in sys.modules:
-        # Matplotlib first, by itself: its cache of fonts does belong in the user's folder.
-        import matplotlib.pyplot  # noqa: F401
-
-        with (
-            tempfile.TemporaryDirectory(prefix="lh.") as folder,
-            _variable("XDG_CACHE_HOME", folder),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore", FutureWarning)
-            import arviz  # noqa: F401
-    return sys.modules["arviz"]
 
 
 def import_itables() -> ModuleType:

@@ -21,7 +21,7 @@ MOST_TARGETS = 100
 """Most targets whose configuration is shown."""
 MOST_LOOKED_AT = 100
 """Most runs whose record is opened for its versions. They are evenly spaced."""
-PACKAGES = ("lambda_hat", "matplotlib", "arviz", "itables")
+PACKAGES = ("lambda_hat", "matplotlib", "itables")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The recorded losses of a run, as ArviZ reads them."""
+"""The recorded losses of a run."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from lambda_hat.errors import ConfigError, CorruptArtifact, StoreError
-from lambda_hat.report.foreign import import_arviz
 from lambda_hat.store import run_files
 from lambda_hat.store.checksums import OBSERVED
 from lambda_hat.store.layout import error_line, file_entry, read_record
 
 if TYPE_CHECKING:
-    from arviz import InferenceData
+    from xarray import Dataset, DataTree
 
 
-def load_trace(run: str | os.PathLike[str] | Mapping[str, Any] | Any) -> InferenceData:
-    """Load the draws of a finished run as an ArviZ `InferenceData`.
+def load_trace(run: str | os.PathLike[str] | Mapping[str, Any] | Any) -> DataTree:
+    """Load the draws of a finished run as an xarray `DataTree`, which ArviZ from version 1 on takes.
 
     The mean of `n_beta * (loss - loss_at_w_star)` over its draws is the estimate λ̂.
 
@@ -29,7 +28,7 @@ def load_trace(run: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Inferen
         run: the run's folder, or a row of the table that `load_results` returns.
 
     Returns:
-        `posterior` has the variable `loss`, shape (chain, draw): the mean loss L_n(w) at the recorded draws, in the
+        Its `posterior` has the variable `loss`, shape (chain, draw): the mean loss L_n(w) at the recorded draws, in the
         units of the loss (nats for `nll`). It is NaN from the draw at which a chain became non-finite. `attrs` has
         `loss_at_w_star`, in the same units, and `n_beta`. Observables of one number per draw are variables beside
         `loss`; `load_observed` has them all.
@@ -43,7 +42,7 @@ def load_trace(run: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Inferen
     return _read(folder, "trace.nc", _files(folder))
 
 
-def load_observed(run: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Any:
+def load_observed(run: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Dataset:
     """Load what a finished run watched (`observe`), as an xarray `Dataset`.
 
     Args:
@@ -59,12 +58,12 @@ def load_observed(run: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Any:
     folder = _folder_of("load_observed", run)
     files = _files(folder)
     trace = _read(folder, "trace.nc", files)
-    found: Any = trace["posterior"]
+    found = trace["posterior"].to_dataset()
     for name, values in found.data_vars.items():
         if "at_w_star" in values.attrs:
             found = found.assign({f"{name}_at_w_star": values.attrs["at_w_star"]})
     if OBSERVED in files:
-        found = found.merge(_read(folder, OBSERVED, files)["posterior"])
+        found = found.merge(_read(folder, OBSERVED, files)["posterior"].to_dataset())
     return found.assign_attrs({key: trace.attrs[key] for key in ("loss_at_w_star", "n_beta")})
 
 
@@ -78,7 +77,7 @@ def _files(folder: Path) -> dict[str, Any]:
 
 
 def load_losses(row: Mapping[str, Any]) -> tuple[np.ndarray, float, float]:
-    """The losses of a finished run, their value at `w_star`, and `n_beta`, without the import of ArviZ.
+    """The losses of a finished run, their value at `w_star`, and `n_beta`, without the import of xarray.
 
     Args:
         row: a row of the table.
@@ -116,12 +115,13 @@ def _sound(folder: Path, name: str, files: Mapping[str, Any]) -> bytes:
     return content
 
 
-def _read(folder: Path, name: str, files: Mapping[str, Any]) -> InferenceData:
+def _read(folder: Path, name: str, files: Mapping[str, Any]) -> DataTree:
     content = _sound(folder, name, files)
-    arviz = import_arviz()
+    import xarray
+
     try:
-        with arviz.rc_context({"data.load": "eager"}):
-            return arviz.from_netcdf(io.BytesIO(content))
+        with xarray.open_datatree(io.BytesIO(content), engine="h5netcdf") as tree:
+            return tree.load()
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise CorruptArtifact(f"{folder / name}: not a netCDF file with draws ({error}); {_remedy(folder)}") from None
 

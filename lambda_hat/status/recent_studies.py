@@ -35,7 +35,7 @@ class Studies:
         if not followers:
             raise StoreError(
                 f"{self.store.root}: no study was started here; start one with "
-                "python flows/packed.py --experiments FILE --store DIR, or look with lambda-hat ls --store DIR"
+                "lambda-hat run --experiments FILE --store DIR, or look with lambda-hat ls --store DIR"
             )
         return [follower.look() for follower in followers]
 

@@ -339,7 +339,7 @@ def existing_store(root: Path) -> Store:
     """The store at `root`; raises StoreError where there is none."""
     store = Store(root)
     if not store.targets_dir.is_dir():
-        raise StoreError(f"{store.root}: no store there; name one with --store DIR, or run python flows/packed.py")
+        raise StoreError(f"{store.root}: no store there; name one with --store DIR, or run lambda-hat run")
     return store
 
 

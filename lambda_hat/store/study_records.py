@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from lambda_hat.checkout import SCRIPTS
 from lambda_hat.errors import EXIT_FAILED, EXIT_INTERRUPTED, LambdaHatError, StoreError, is_interruption
 from lambda_hat.store.events import Key
 from lambda_hat.store.files import EventLog, json_object, write_bytes_atomic
@@ -117,7 +118,9 @@ class StudyRecord:
 
 def shown(command: Sequence[str]) -> str:
     """A command as a person types it."""
-    return shlex.join(["python", *command[1:]])
+    script, *words = command[1:]
+    names = [name for name, path in SCRIPTS.items() if script == str(path)]
+    return shlex.join([*(["lambda-hat", *names] if names else ["python", script]), *words])
 
 
 def new_name() -> str:

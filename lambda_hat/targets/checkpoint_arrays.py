@@ -11,8 +11,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from lambda_hat.config.checkpoint_file import INDEX, shards_of
 from lambda_hat.errors import BuildFailed, ConfigError
@@ -51,11 +49,11 @@ def read_arrays(path: Path, said: list[str] | None = None) -> dict[str, np.ndarr
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: _from_bits(array) for name, array in arrays.items()}
         if path.suffix == ".safetensors":
-            return dict(load_file(path))
+            return _of_safetensors(path)
         return read_state_dict(path, said)
     except ConfigError as error:
         raise BuildFailed(f"target.checkpoint: {error}") from error
-    except (*DAMAGED_NPZ, SafetensorError) as error:
+    except DAMAGED_NPZ as error:
         kind = "a checkpoint of Orbax" if path.is_dir() else path.suffix[1:]
         reason = _first_line(error)
         if "allow_pickle" in reason:
@@ -67,6 +65,17 @@ def read_arrays(path: Path, said: list[str] | None = None) -> dict[str, np.ndarr
 def _from_bits(array: np.ndarray) -> np.ndarray:
     """NumPy writes bfloat16 as two bytes without a type, and no other type of numbers that way."""
     return array.view(jnp.bfloat16) if array.dtype == np.dtype("V2") else array
+
+
+def _of_safetensors(path: Path) -> dict[str, np.ndarray]:
+    # A package of the extra [study].
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
 
 
 def _of_index(path: Path, said: list[str]) -> dict[str, np.ndarray]:

@@ -44,7 +44,7 @@ def comment_of(search: Search | RungSearch | SharedSearch) -> str:
 
 
 def write_experiments(path: Path, study: Study, taken: Iterable[tuple[dict[str, Any], str]], how: str) -> None:
-    """Write an experiments file that `flows/packed.py` takes.
+    """Write an experiments file that `lambda-hat run` takes.
 
     Args:
         path: Of the file.

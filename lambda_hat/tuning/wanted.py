@@ -51,7 +51,7 @@ def blocked(start: Start, rows: Iterable[Row]) -> str | None:
     reason = next((row["reason"] for row in rows if row["status"] == "blocked"), None)
     if reason is None:
         return None
-    again = f"python flows/packed.py --experiments {shlex.quote(start.source)} --rerun failed"
+    again = f"lambda-hat run --experiments {shlex.quote(start.source)} --rerun failed"
     return f"{reason}; {again} tries to build it again"
 
 

@@ -8,6 +8,8 @@ import subprocess
 import pandas as pd
 import pytest
 
+from lambda_hat import load_trace
+from lambda_hat.workflow_config import compose_study
 from tests.users import USERS_PYTHON
 
 TARGET = "target: {kind: quadratic, dim: 3}\n"
@@ -67,14 +69,15 @@ def test_build_sample_and_collect_each_alone(files, repo_env):
 
 @pytest.mark.slow
 def test_a_trace_opens_in_arviz(tmp_path, repo_env):
-    import arviz
+    import arviz_stats
 
     (tmp_path / "target.yaml").write_text(TARGET)
     (tmp_path / "run.yaml").write_text(RUN)
     command("build_target", "--config-yaml", "target.yaml", "--target-dir", "t", env=repo_env, cwd=tmp_path)
     done = command("sample", "--config-yaml", "run.yaml", "--run-dir", "t/run", env=repo_env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    trace = arviz.from_netcdf(tmp_path / "t" / "run" / "trace.nc")
+    trace = load_trace(tmp_path / "t" / "run")
+    assert arviz_stats.summary(trace).loc["loss", "r_hat"] == pytest.approx(1, abs=0.05)
     assert dict(trace.posterior.sizes) == {"chain": 2, "draw": 200}
     analysis = json.loads((tmp_path / "t" / "run" / "analysis.json").read_text())
     losses = trace.posterior["loss"].values
@@ -132,3 +135,56 @@ def test_a_build_that_fails_is_recorded(tmp_path, repo_env):
     assert error["message"] in done.stderr
     assert "Traceback" in error["traceback"]
     assert not (tmp_path / "t" / "meta.json").exists()
+
+
+def test_init_writes_a_study_once_and_says_how_to_run_it(awkward_dir, repo_env):
+    said = command("cli", "init", "--", "my study", env=repo_env, cwd=awkward_dir)
+    assert (said.returncode, said.stderr) == (0, "")
+    folder = awkward_dir / "my study"
+    assert sorted(path.name for path in folder.iterdir()) == ["model.py", "study.yaml"]
+    last = said.stdout.splitlines()[-1]
+    assert last == "to run it: cd 'my study' && lambda-hat run --experiments study.yaml --pack 32"
+    study = compose_study(folder / "study.yaml")
+    assert (len(study.targets), len(study.runs)) == (2, 6)
+
+    (folder / "study.yaml").write_text("mine")
+    (folder / "model.py").unlink()
+    said = command("cli", "init", env=repo_env, cwd=folder)
+    assert said.returncode == 2
+    assert said.stderr.startswith("error: study.yaml: is there already, and nothing was written; give another folder")
+    assert [path.read_text() for path in folder.iterdir()] == ["mine"]
+    said = command("cli", "init", "study.yaml", env=repo_env, cwd=folder)
+    assert said.returncode == 2
+    assert said.stderr.startswith("error: study.yaml: cannot be made: File exists; give another folder")
+
+
+WITHOUT = "import sys; sys.modules[sys.argv.pop(1)] = None; from lambda_hat.entrypoints.cli import main; main()"
+"""A command in an installation that lacks a package."""
+
+
+@pytest.mark.parametrize(
+    ("package", "words", "message"),
+    [
+        ("rich", ["ls"], "this command: needs rich, which is not installed; write pip install 'lambda-hat[study]'"),
+        (
+            "pyarrow",
+            ["report"],
+            "this command: needs pyarrow, which is not installed; write pip install 'lambda-hat[st",
+        ),
+    ],
+)
+def test_a_command_says_which_extra_it_lacks(package, words, message, tmp_path, repo_env):
+    (tmp_path / "runs" / "targets").mkdir(parents=True)
+    done = subprocess.run(
+        [USERS_PYTHON, "-c", WITHOUT, package, *words], capture_output=True, text=True, env=repo_env, cwd=tmp_path,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message}") and len(done.stderr.splitlines()) == 1
+
+
+def test_a_missing_package_of_nobodys_extra_keeps_its_traceback(tmp_path, repo_env):
+    code = "from lambda_hat.errors import run_command; run_command(lambda: __import__('no_such_package'))"
+    done = subprocess.run([USERS_PYTHON, "-c", code], capture_output=True, text=True, env=repo_env, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'no_such_package'"

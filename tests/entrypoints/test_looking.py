@@ -176,7 +176,7 @@ def test_ctrl_c_ends_watching_and_says_nothing(made):
     [
         (
             ["status", "--store", "absent"],
-            "absent: no store there; name one with --store DIR, or run python flows/packed.py",
+            "absent: no store there; name one with --store DIR, or run lambda-hat run",
         ),
         (["status", "--watch", "0"], "--watch: got 0, expected a number of seconds above 0"),
         (["status", "--watch", "nan"], "--watch: got nan, expected a number of seconds above 0"),
@@ -442,9 +442,7 @@ def test_rerun_without_a_recorded_command(command, tmp_path):
     (tmp_path / "targets").mkdir()
     status, _, complaints = command("rerun", "--failed", "--store", tmp_path)
     assert status == 2
-    assert (
-        f"write it yourself: python flows/packed.py --experiments FILE --store {tmp_path} --rerun failed" in complaints
-    )
+    assert f"write it yourself: lambda-hat run --experiments FILE --store {tmp_path} --rerun failed" in complaints
 
 
 def test_status_of_a_driver_elsewhere_that_is_silent(tmp_path, command):

@@ -96,7 +96,7 @@ def test_what_is_said_of_damage(awkward_dir, repo_env):
     assert lines[3:] == [
         f"{store.root}: 2 built targets and 1 finished runs are whole; 2 runs are unfinished",
         f"damaged or foreign: 3; what was set aside lies in {aside}",
-        "to build and sample again what is missing now, run your study: python flows/packed.py --experiments FILE "
+        "to build and sample again what is missing now, run your study: lambda-hat run --experiments FILE "
         f"--store={shlex.quote(store.root.name)}",
     ]
     assert (aside / where / "trace.nc.1").read_bytes() == b"TRACE"

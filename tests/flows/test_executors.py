@@ -19,8 +19,9 @@ from flows.driver.workers import Workers
 from flows.sites.beside import Place, environment_beside
 from flows.sites.executors import PACKS, TASKS, parsl_config
 from flows.sites.providers import builds_provider, packs_provider
-from flows.sites.shell_lines import OWN_TMPDIR, REPO_ROOT, WATCHER
+from flows.sites.shell_lines import OWN_TMPDIR, WATCHER
 from flows.sites.site_schemas import LocalSite, PbsSite, SlurmSite, load_site
+from lambda_hat.checkout import ROOT
 from lambda_hat.errors import ConfigError
 from lambda_hat.store.heartbeat import Heartbeat
 
@@ -78,7 +79,7 @@ def test_processes_beside_the_driver_get_what_worker_init_sets(tmp_path, monkeyp
     lines = "echo loading\nexport GREETING='hello\nworld'\nunset HOME"
     environ = environment_beside(LocalSite(worker_init=lines))
     assert environ["GREETING"] == "hello\nworld"
-    assert environ["PYTHONPATH"] == f"{REPO_ROOT}{os.pathsep}/mine"
+    assert environ["PYTHONPATH"] == f"{ROOT}{os.pathsep}/mine"
     assert not {"HOME", "SLURM_NODELIST"} & set(environ)
     with pytest.raises(ConfigError, match="worker_init: its lines ended with status 3: no such module"):
         environment_beside(LocalSite(worker_init="echo no such module >&2; exit 3"))

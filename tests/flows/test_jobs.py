@@ -34,7 +34,7 @@ GOLDEN = {
     "slurm": """\
 #!/bin/bash
 # One allocation that runs a whole study inside itself.
-# Rendered, shown and submitted by: python flows/packed.py --submit slurm --nodes N --walltime HH:MM:SS
+# Rendered, shown and submitted by: lambda-hat run --submit slurm --nodes N --walltime HH:MM:SS
 #SBATCH --job-name=lambda_hat
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -67,7 +67,7 @@ site.task_workers=3 --site allocation --deadline "$deadline" --chain "$chain" $r
     "pbs": """\
 #!/bin/bash
 # One allocation that runs a whole study inside itself.
-# Rendered, shown and submitted by: python flows/packed.py --submit pbs --nodes N --walltime HH:MM:SS
+# Rendered, shown and submitted by: lambda-hat run --submit pbs --nodes N --walltime HH:MM:SS
 #PBS -S /bin/bash
 #PBS -N lambda_hat
 #PBS -l select=4:ncpus=32:mem=64gb:system=polaris

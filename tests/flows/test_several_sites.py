@@ -102,7 +102,7 @@ def test_other_commands_keep_to_one_site(folder):
     asked = Request.from_options(args, packed=True, one_site=True)
     assert list(asked.sites) == [""]
     assert {run.site for run in asked.study.runs} == {""}
-    assert "all of it runs on the site local: only flows/packed.py sends entries to their own" in asked.study.notes
+    assert "all of it runs on the site local: only lambda-hat run sends entries to their own" in asked.study.notes
 
 
 REFUSED = [

@@ -144,16 +144,6 @@ def test_bad_input_is_one_sentence_exit_2_and_nothing_left_behind(make, words, m
     assert [path.name for path in study.folder.iterdir()] == ["study.yaml"]
 
 
-def test_without_a_checkout_the_command_says_so(tmp_path):
-    code = (
-        "import pathlib, sys; from lambda_hat.entrypoints import tune; from lambda_hat.errors import run_command; "
-        "run_command(lambda: tune.hand_over([], pathlib.Path(sys.argv[1])))"
-    )
-    done = command("-c", code, tmp_path, cwd=ROOT)
-    assert done.returncode == 2
-    assert "this package was installed without its checkout" in done.stderr
-
-
 def test_every_option_has_a_help_text():
     done = command(TUNE, "--help", cwd=ROOT)
     assert done.returncode == 0

@@ -1,4 +1,4 @@
-"""A study's results in Python: the table as pandas, a run's draws as ArviZ."""
+"""A study's results in Python: the table as pandas, a run's draws as xarray."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def test_a_table_that_is_not_there(tmp_path):
 
 def test_neither_takes_jax():
     code = (
-        "import lambda_hat, sys; early = {'pandas', 'pyarrow', 'arviz', 'jax'} & set(sys.modules); "
-        "lambda_hat.load_results, lambda_hat.load_trace; print(early, 'jax' in sys.modules, 'arviz' in sys.modules)"
+        "import lambda_hat, sys; early = {'pandas', 'pyarrow', 'xarray', 'jax'} & set(sys.modules); "
+        "lambda_hat.load_results, lambda_hat.load_trace; print(early, 'jax' in sys.modules, 'xarray' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "set() False False"), done.stderr

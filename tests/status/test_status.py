@@ -315,7 +315,7 @@ def test_the_studies_that_run_are_shown_else_the_newest(tmp_path):
 def test_a_store_in_which_no_driver_was_started(tmp_path):
     (tmp_path / "targets").mkdir()
     (tmp_path / "packs").mkdir()
-    with pytest.raises(StoreError, match=r"no study was started here; start one with python flows/packed\.py"):
+    with pytest.raises(StoreError, match=r"no study was started here; start one with lambda-hat run"):
         Studies(Store(tmp_path)).look()
 
 

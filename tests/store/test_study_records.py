@@ -8,6 +8,7 @@ import os
 
 import pytest
 
+from lambda_hat.checkout import SCRIPTS
 from lambda_hat.errors import StoreError
 from lambda_hat.store.files import read_events
 from lambda_hat.store.process_identity import whoami
@@ -176,3 +177,4 @@ def test_a_command_is_given_again_with_another_rerun(words, kept):
     assert made.again() == ["/opt/python", "my flows/packed.py", *kept]
     assert made.again("failed") == ["/opt/python", "my flows/packed.py", "--rerun", "failed", *kept]
     assert shown(made.again()) == " ".join(["python 'my flows/packed.py'", *kept])
+    assert shown(["/opt/python", str(SCRIPTS["tune"]), *kept]) == " ".join(["lambda-hat tune", *kept])

@@ -130,7 +130,7 @@ def test_a_target_that_cannot_be_built_and_runs_that_fail(tmp_path, world):
     search = search_at(GOOD, tmp_path / "blocked")
     run_to_its_end(search, world)
     assert search.lost == (
-        "its target could not be built: BuildFailed; python flows/packed.py --experiments study.yaml --rerun failed "
+        "its target could not be built: BuildFailed; lambda-hat run --experiments study.yaml --rerun failed "
         "tries to build it again"
     )
 
