@@ -26,11 +26,12 @@ def main() -> None:
     }
     figure = Figure(figsize=(11, 4), layout="constrained")
     for axis, (title, values) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        shown = axis.imshow(np.log10(values), cmap="coolwarm", vmin=-1, vmax=1, aspect="auto")
+        shown = axis.imshow(np.log10(values), cmap="coolwarm", vmin=-1.5, vmax=1.5, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
             right = sgld["verdict"].iloc[row, column] == "ok"
-            text = f"{value:.3g}" if right else f"({value:.2g})"
-            axis.text(column, row, text, ha="center", va="center", fontsize=9, weight="bold" if right else "normal")
+            text = "–" if np.isnan(value) else f"{value:.2f}" if value < 10 else f"{value:,.0f}"
+            style = {"weight": "bold"} if right else {}
+            axis.text(column, row, text if right else f"({text})", ha="center", va="center", fontsize=9, **style)
         axis.set_xticks(range(len(values.columns)), [f"{step:g}" for step in values.columns])
         axis.set_yticks(
             range(len(values)), [f"{gamma:g} (HMC {judge.get(gamma, np.nan):.2g})" for gamma in values.index]
@@ -40,6 +41,7 @@ def main() -> None:
     axis.set_yticklabels([])
     figure.axes[0].set_ylabel("localisation γ")
     figure.colorbar(shown, ax=figure.axes, ticks=[-1, 0, 1]).ax.set_yticklabels([".1", "1", "10"])
+    figure.supxlabel("bold: the verdict is ok; (in brackets): it is not", fontsize=8)
     figure.savefig(folder / "step_and_gamma.png", dpi=120)
     print(folder / "step_and_gamma.png")
 
