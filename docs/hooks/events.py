@@ -1,5 +1,5 @@
-"""What MkDocs is told beyond `mkdocs.yml`: the README is the first page, a stale reference is refused, notebooks are pages,
-equations are MathML."""
+"""What MkDocs is told beyond `mkdocs.yml`: the README is the first page, a stale reference is refused, notebooks are
+pages, equations are MathML."""
 
 from __future__ import annotations
 

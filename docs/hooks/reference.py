@@ -1,6 +1,6 @@
 """The reference of options and of configuration keys, which comes from the code and lies in the repository.
 
-    python -m docs.hooks.reference     # make reference: writes what is stale anew
+python -m docs.hooks.reference     # make reference: writes what is stale anew
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from docs.hooks.options import options_in_markdown
 FOLDER = Path(__file__).resolve().parents[1]
 MADE: dict[str, Callable[[], str]] = {"options.md": options_in_markdown, "configuration.md": keys_in_markdown}
 """Pages, and what makes the part of them between the two lines of `PART`."""
-PART = re.compile(r"(?<=<!-- made by make reference -->\n)\n.*?(?=<!-- until here -->$)", flags=re.DOTALL | re.MULTILINE)
+PART = re.compile(
+    r"(?<=<!-- made by make reference -->\n)\n.*?(?=<!-- until here -->$)", flags=re.DOTALL | re.MULTILINE
+)
 COMMAND = "make reference"
 
 
