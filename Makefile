@@ -2,6 +2,7 @@
 # make test   set up .venv with the test extras and run the tests that take minutes together
 # make test-all   the rest: a real SLURM, kills, every command of the documentation, long chains; takes root
 # make docs   set up .venv with the docs extras and write the documentation into site/
+# make reference   write docs/options.md and docs/configuration.md anew from the code
 # make notebooks   run the notebooks in docs/notebooks again, in place
 # make dist   build the tagged release into dist/, and check it
 # make bench  measure everything again, which takes long; writes benchmarks/RESULTS.md
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 IN_PARALLEL := -n 2 --dist worksteal --durations=30
 
-.PHONY: run test test-all docs notebooks dist bench soak lint clean
+.PHONY: run test test-all docs reference notebooks dist bench soak lint clean
 
 run: $(VENV)/.run
 	$(BIN)/python flows/packed.py --pack 64
@@ -26,6 +27,9 @@ test-all: $(VENV)/.test
 docs: $(VENV)/.docs
 	$(BIN)/python -m mkdocs build --strict --quiet
 	@echo "site/index.html (its search needs a server: $(BIN)/python -m http.server -d site)"
+
+reference: $(VENV)/.run
+	$(BIN)/python -m docs.hooks.reference
 
 notebooks: $(VENV)/.test
 	@# A notebook writes into the folder where it lies.

@@ -182,7 +182,8 @@ def estimate_llc(
         n: number of data points. Default: the length of the arrays of `data`; required if `data` is None.
         seed: seed of all random numbers of the chains, an integer from 0 to 2^32 - 1. Default: 0.
         restrict: a glob pattern, or several, over parameter paths ("layers/0/*"), or with a part of an array
-            ("layers/0/weight[:, 0:64]"). Only what matches moves. Default: all parameters move.
+            ("layers/0/weight[:, 0:64]"). Only what matches moves, for the weight-refined LLC. Default: all parameters
+            move.
         observables: by name, functions `params -> array` that are recorded at every draw and at `params`: other losses,
             or the losses of single rows. They change neither the chains nor the estimate. Default: none.
         progress: whether to print the expected cost and the progress to stderr. Default: if stderr is a terminal and

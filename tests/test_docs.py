@@ -19,6 +19,7 @@ import pytest
 
 from docs.hooks.keys import keys_in_markdown
 from docs.hooks.options import options_in_markdown, parsers
+from docs.hooks.reference import COMMAND, MADE, stale_pages
 from flows.driver.check import NEEDS
 from lambda_hat.config import BUILD_SCHEMAS, SAMPLE_SCHEMAS
 from lambda_hat.estimate.verdict import WORST_FIRST
@@ -40,7 +41,11 @@ RUN_ON_SLURM = ROOT / "docs" / "clusters.md"
 """Its commands are those of tests/cluster/test_documents.py."""
 ELSEWHERE = (GALLERY, INSTALL, RUN_ON_SLURM)
 TUTORIAL = ROOT / "docs" / "tutorial.md"
-NEEDED = {"pytorch": ("torch", "torchax", "transformers"), "frameworks": ("flax", "haiku")}
+NEEDED = {
+    "pytorch": ("torch", "torchax", "transformers"),
+    "from-devinterp": ("torch", "torchax"),
+    "frameworks": ("flax", "haiku"),
+}
 """Packages that pages need beside those that every installation has. The environment of the tests runs these pages,
 and that of users all others."""
 FILE_NAME = re.compile(r"# (\S+\.(?:yaml|py))\n")
@@ -165,9 +170,8 @@ def test_the_environment_of_users_has_what_a_check_asks_ranks_for():
 
 def headings(document: Path) -> set[str]:
     """The anchors of a document, as its readers' programs make them."""
-    text = document.read_text().replace("<!-- keys -->", keys_in_markdown())
-    text = text.replace("<!-- options -->", options_in_markdown())
-    lines = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", line.lower()).strip().replace(" ", "-") for line in lines}
 
 
@@ -215,6 +219,28 @@ def test_every_message_that_is_explained_is_one_that_the_code_has():
     for message in messages:
         pattern = re.compile(".*?".join(map(re.escape, message.split("…"))), flags=re.DOTALL)
         assert any(pattern.search(text) for text in texts), message
+
+
+def test_the_reference_is_what_the_code_says(tmp_path, monkeypatch):
+    assert not stale_pages(), COMMAND
+    assert f"{COMMAND.removeprefix('make ')}:" in (ROOT / "Makefile").read_text()
+    for name in MADE:
+        (tmp_path / name).write_text((ROOT / "docs" / name).read_text().replace("seed", "seeds"))
+    monkeypatch.setattr("docs.hooks.reference.FOLDER", tmp_path)
+    for page, anew in stale_pages().items():
+        assert anew == (ROOT / "docs" / page.name).read_text()
+        page.write_text(anew)
+    assert not stale_pages()
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_rows_of_the_reference_have_as_many_cells_as_their_heads(name):
+    # A bar ends a cell in code as well, where a page is read without having been built.
+    cells = 0
+    for line in (ROOT / "docs" / name).read_text().splitlines():
+        found = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        assert not cells or not found or found == cells, line
+        cells = found
 
 
 def test_every_key_has_a_meaning():

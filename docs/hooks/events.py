@@ -1,4 +1,4 @@
-"""What MkDocs is told beyond `mkdocs.yml`: the README is the first page, references come from the code, notebooks are
+"""What MkDocs is told beyond `mkdocs.yml`: the README is the first page, a stale reference is refused, notebooks are
 pages, equations are MathML."""
 
 from __future__ import annotations
@@ -11,19 +11,24 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from mkdocs.config.defaults import MkDocsConfig  # noqa: E402
+from mkdocs.exceptions import PluginError  # noqa: E402
 from mkdocs.structure.files import File, Files  # noqa: E402
 from mkdocs.structure.pages import Page  # noqa: E402
 
 from docs.hooks.equations import equations_to_mathml  # noqa: E402
-from docs.hooks.keys import keys_in_markdown  # noqa: E402
 from docs.hooks.links import FOLDER, HOME, for_site  # noqa: E402
 from docs.hooks.notebooks import notebook_in_markdown  # noqa: E402
-from docs.hooks.options import options_in_markdown  # noqa: E402
+from docs.hooks.reference import COMMAND, stale_pages  # noqa: E402
 
-FILLED_IN = {"<!-- options -->": options_in_markdown, "<!-- keys -->": keys_in_markdown}
-"""Lines of a page that are replaced by what a function says."""
 PICTURES = "pictures"
 """Folder of the site for pictures that lie outside of `docs/`."""
+
+
+def on_pre_build(config: MkDocsConfig) -> None:
+    """Refuse pages that say something else than the code."""
+    if stale := stale_pages():
+        names = ", ".join(str(page.relative_to(ROOT)) for page in stale)
+        raise PluginError(f"{names}: not what the code says; {COMMAND}")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -39,10 +44,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fill in what is generated, and mend the links."""
-    for line, fill in FILLED_IN.items():
-        if line in markdown:
-            markdown = markdown.replace(line, fill())
+    """Mend the links."""
 
     def add_picture(path: str) -> str:
         place = f"{PICTURES}/{path.replace('/', '-')}"

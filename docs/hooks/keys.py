@@ -64,17 +64,20 @@ def field_meanings(schema: type) -> dict[str, str]:
 def rows_of(schema: type, without: type | None = None, prefix: str = "") -> list[Row]:
     """A row per key; sections become dotted keys.
 
-    without: the schema whose keys stand elsewhere; what has another default here is listed all the same.
+    without: the schema whose keys stand elsewhere; what has another default or text here is listed all the same.
     """
     return list(_rows(schema, without, prefix))
 
 
 def _rows(schema: type, without: type | None, prefix: str) -> Iterator[Row]:
     hints, meanings = get_type_hints(schema), field_meanings(schema)
-    elsewhere = {} if without is None else {field.name: _default(field) for field in dataclasses.fields(without)}
+    elsewhere = {}
+    if without is not None:
+        known = field_meanings(without)
+        elsewhere = {field.name: (_default(field), known.get(field.name)) for field in dataclasses.fields(without)}
     shown: set[type] = set()
     for field in dataclasses.fields(schema):
-        if field.name in NAMES or elsewhere.get(field.name, ...) == _default(field):
+        if field.name in NAMES or elsewhere.get(field.name) == (_default(field), meanings.get(field.name)):
             continue
         section = _section_of(hints[field.name])
         name = prefix + field.name

@@ -58,7 +58,8 @@ def _rows(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
 def _name(action: argparse.Action) -> str:
     value = action.metavar if isinstance(action.metavar, str) else None
     if action.choices is not None:
-        value = "|".join(map(str, action.choices))
+        # No bar: in some readers one ends a cell, in code as well.
+        value = f"{{{','.join(map(str, action.choices))}}}"
     if not action.option_strings:
         return f"`{value or action.dest}`"
     takes = "" if action.nargs == 0 else f" {value or action.dest.upper()}"

@@ -67,7 +67,8 @@ class SampleConfig:
     burn-in starts inside the basin, and not 0, because derivatives of singular losses vanish at `w_star`."""
     restrict: list[str] | None = None
     """Glob patterns over parameter paths, such as `layers/0/*`, or with a part of an array, `layers/0/weight[:, 0:64]`.
-    Only what matches is sampled; the others stay at `w_star` and do not count in `dim`. Null: all are sampled."""
+    Only what matches is sampled, for the weight-refined LLC; the others stay at `w_star` and do not count in `dim`.
+    Null: all are sampled."""
     singular_fluctuation: bool = False
     """Also estimate the singular fluctuation (Watanabe's functional variance) and WAIC; one more pass over the data per
     recorded draw."""

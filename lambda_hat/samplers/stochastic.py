@@ -334,7 +334,7 @@ def notes(cfg: StochasticGradientConfig, target: Target) -> tuple[str, ...]:
     if cfg.loss_estimate == "paired" and not _paired(cfg, target.population):
         found.append("loss_estimate: paired needs batches, and this run has none; the loss is the full one")
     elif cfg.loss_estimate == "paired":
-        found.append("the losses are paired estimates from batches; their noise is in the standard error")
+        found.append("the losses are paired, differences from w_star on batches; their noise is in the standard error")
     if cfg.compute_dtype is not None and not target.population:
         found.append(
             f"gradients, and with them growth and temperature, are computed in {cfg.compute_dtype}; "
