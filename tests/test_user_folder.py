@@ -171,6 +171,7 @@ def test_a_file_in_the_checkout_that_hides_a_module_is_refused(tmp_path):
     """The checkout comes first on the path, and so would the file."""
     for folder in ("flows", "mpi", "lambda_hat", "conf"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     write_study(tmp_path, "mine", ("yaml",))
     done = run(tmp_path, "flows/packed.py", "--experiments", "study.yaml", python=sys.executable)
     assert (done.returncode, done.stdout) == (2, "")
