@@ -1,6 +1,7 @@
 # make run    set up .venv and run the default study in packs
 # make test   set up .venv with the test extras and run the tests that take minutes together
-# make test-all   the rest: a real SLURM, kills, every command of the documentation, long chains; takes root
+# make test-all   the rest: a real SLURM, kills, every command of the documentation, long chains; takes root;
+#                 WITHOUT='tests/samplers tests/benchmarks' leaves these out
 # make docs   set up .venv with the docs extras and write the documentation into site/
 # make reference   write docs/options.md and docs/configuration.md anew from the code
 # make notebooks   run the notebooks in docs/notebooks again, in place
@@ -22,7 +23,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'not slow'
 
 test-all: $(VENV)/.test
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow $(addprefix --ignore=,$(WITHOUT))
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m mkdocs build --strict --quiet
