@@ -58,7 +58,7 @@ def looked_at(command, study: Study) -> dict[str, object]:
     for row in table[table["status"] == "finished"].to_dict("records"):
         trace = lambda_hat.load_trace(row)
         found[row["run_dir"]] = trace["posterior"]["loss"].values.tobytes(), dict(trace.attrs)
-        assert lambda_hat.load_observed(row).equals(trace["posterior"])
+        assert lambda_hat.load_observed(row).equals(trace["posterior"].to_dataset())
         assert lambda_hat.load_trace(row["run_dir"])["posterior"].equals(trace["posterior"])
     return found
 
