@@ -1,7 +1,7 @@
 # make run    set up .venv and run the default study in packs
 # make test   set up .venv with the test extras and run the tests that take minutes together
 # make test-all   the rest: a real SLURM, kills, every command of the documentation, long chains; takes root;
-#                 WITHOUT='tests/samplers tests/benchmarks' leaves these out
+#                 PART=0/3 runs a third of them
 # make docs   set up .venv with the docs extras and write the documentation into site/
 # make reference   write docs/options.md and docs/configuration.md anew from the code
 # make notebooks   run the notebooks in docs/notebooks again, in place
@@ -12,6 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SEED ?= 0
+PART ?= 0/1
 IN_PARALLEL := -n 2 --dist worksteal --durations=30
 
 .PHONY: run test test-all docs reference notebooks dist bench soak lint clean
@@ -23,7 +24,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m 'not slow'
 
 test-all: $(VENV)/.test
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow $(addprefix --ignore=,$(WITHOUT))
+	LAMBDA_HAT_PART=$(PART) $(BIN)/python -m pytest $(IN_PARALLEL) -m slow
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m mkdocs build --strict --quiet

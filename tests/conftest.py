@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Generator
 from pathlib import Path
 
@@ -53,6 +54,19 @@ def pytest_configure(config: pytest.Config) -> None:
         shared = tempfile.mkdtemp(prefix="lambda_hat-tests-")
         os.environ["LAMBDA_HAT_CACHE"] = shared
         config.add_cleanup(lambda: shutil.rmtree(shared, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the part of the slow tests that `LAMBDA_HAT_PART` names: 0/3, 1/3 or 2/3 of them, or 0/1 for all."""
+    number, parts = map(int, os.environ.get("LAMBDA_HAT_PART", "0/1").split("/"))
+
+    def is_kept(item: pytest.Item) -> bool:
+        # The cases of one test share what is set up for them.
+        name = item.nodeid.partition("[")[0]
+        return item.get_closest_marker("slow") is None or zlib.crc32(name.encode()) % parts == number
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_kept(item)])
+    items[:] = filter(is_kept, items)
 
 
 @pytest.hookimpl(wrapper=True)
