@@ -44,7 +44,7 @@ def test_a_study_is_seen_from_its_store_alone(make):
     said = lambda_hat(study, "status", "--watch")
     assert re.search(rf"^driver   died on \S+ \(process {driver.pid}\)", said, re.M)
     words = shlex.split(re.search(r"run the same command again to continue:\n    (.+)\n", said)[1])
-    assert words[0] == "python" and words[-4:] == ["--experiments", "study.yaml", "--pack=3", "--ranks=1"]
+    assert words[:2] == ["lambda-hat", "run"] and words[-4:] == ["--experiments", "study.yaml", "--pack=3", "--ranks=1"]
     assert study.run(*words[2:], status=1)
 
     said = lambda_hat(study, "status")
@@ -64,7 +64,7 @@ def test_a_study_is_seen_from_its_store_alone(make):
 
     said = lambda_hat(study, "rerun", "--failed", status=1)
     folder = re.escape(str(study.folder))
-    assert re.match(rf"in {folder}: python \S+/packed.py --rerun failed --experiments study.yaml", said)
+    assert re.match(rf"in {folder}: lambda-hat run --rerun failed --experiments study.yaml", said)
     assert "0 to sample" not in said and "1 to build" in said
     newest = study_names(study.store)[0]
     assert len(study_names(study.store)) == 3
