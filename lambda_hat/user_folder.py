@@ -32,12 +32,14 @@ def is_script_of(folder: Path) -> bool:
 
 
 def tidy_path(folder: Path) -> None:
-    """Take what scripts need no more off the path of this process: their `folder`, and the one in which it lies.
+    """Take the `folder` of a script off the path of this process.
 
-    The packages of the project must have been imported. The current folder becomes last.
+    The current folder, and then the one in which `folder` lies, become last. The packages of the project must have been
+    imported.
     """
-    taken_off = [str(folder), str(folder.parent), os.getcwd()]
-    sys.path[:] = [*(entry for entry in sys.path if os.path.realpath(entry) not in taken_off), os.getcwd()]
+    last = [os.getcwd(), str(folder.parent)]
+    taken_off = [str(folder), *last]
+    sys.path[:] = [*(entry for entry in sys.path if os.path.realpath(entry) not in taken_off), *last]
 
 
 def refuse_taken(where: str, name: str) -> None:
