@@ -1,7 +1,7 @@
 # make run    set up .venv and run the default study in packs
 # make test   set up .venv with the test extras and run the tests that take minutes together
 # make test-all   the rest: a real SLURM, kills, every command of the documentation, long chains; takes root;
-#                 PART=0/3 runs a third of them
+#                 PART=0/4 runs a quarter of them
 # make docs   set up .venv with the docs extras and write the documentation into site/
 # make reference   write docs/options.md and docs/configuration.md anew from the code
 # make notebooks   run the notebooks in docs/notebooks again, in place

@@ -57,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the part of the slow tests that `LAMBDA_HAT_PART` names: 0/3, 1/3 or 2/3 of them, or 0/1 for all."""
+    """Keep the part of the slow tests that `LAMBDA_HAT_PART` names: 0/4 to 3/4 of them, or 0/1 for all."""
     number, parts = map(int, os.environ.get("LAMBDA_HAT_PART", "0/1").split("/"))
 
     def is_kept(item: pytest.Item) -> bool:
