@@ -61,8 +61,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     number, parts = map(int, os.environ.get("LAMBDA_HAT_PART", "0/1").split("/"))
 
     def is_kept(item: pytest.Item) -> bool:
-        # The cases of one test share what is set up for them.
-        name = item.nodeid.partition("[")[0]
+        # The tests of a file share what is set up for them.
+        name = item.nodeid.partition("::")[0]
         return item.get_closest_marker("slow") is None or zlib.crc32(name.encode()) % parts == number
 
     config.hook.pytest_deselected(items=[item for item in items if not is_kept(item)])

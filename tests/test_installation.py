@@ -71,6 +71,15 @@ def reader(wheel, tmp_path_factory) -> Reader:
     return found
 
 
+@pytest.fixture(scope="module")
+def studied(reader) -> Reader:
+    """After the next two blocks: `lambda-hat[mpi]` is installed, and the first study was run."""
+    _, install, start, _ = blocks(PAGE, "sh")
+    reader.types(install)
+    reader.types(start)
+    return reader
+
+
 COMMANDS = {
     "study": [["ls"], ["status"], ["results"], ["report"], ["validate"]],
     "mpi": [["run"], ["tune"]],
@@ -104,10 +113,8 @@ def test_alone_it_estimates_and_every_other_command_says_what_it_lacks(reader):
 @pytest.mark.slow
 @pytest.mark.mpi
 @pytest.mark.parsl
-def test_the_commands_of_the_page_make_a_report_and_all_that_looks_at_a_study_works(reader):
-    _, install, start, look = blocks(PAGE, "sh")
-    reader.types(install)
-    reader.types(start)
+def test_the_commands_of_the_page_make_a_report_and_all_that_looks_at_a_study_works(studied):
+    reader, look = studied, blocks(PAGE, "sh")[-1]
     table = pd.read_parquet(reader.folder / "first" / "results" / "llc_runs.parquet")
     assert table["status"].tolist() == ["finished"] * 6
     assert (table["verdict"] == "ok").sum() >= 5, table[["target", "sampler", "verdict"]].to_string()
@@ -126,7 +133,8 @@ def test_the_commands_of_the_page_make_a_report_and_all_that_looks_at_a_study_wo
 @pytest.mark.slow
 @pytest.mark.mpi
 @pytest.mark.parsl
-def test_presets_sites_and_searches_are_those_of_a_checkout(reader):
+def test_presets_sites_and_searches_are_those_of_a_checkout(studied):
+    reader = studied
     (reader.folder / "wrong.yaml").write_text("targets: [{target: quadratik}]\nsamplers: [{name: hmc}]\n")
     said = reader.types("lambda-hat run --experiments wrong.yaml", status=2)
     assert "did you mean 'quadratic'?" in said and all(name in said for name in ("dln", "monomial", "mlp"))
