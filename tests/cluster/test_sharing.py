@@ -67,7 +67,7 @@ def test_a_block_that_starts_late_takes_runs_of_the_pack_under_way(slurm_lab, tm
 
 
 def test_nodes_of_an_allocation_that_have_no_pack_take_runs(slurm_lab, tmp_path):
-    path = write_study(tmp_path / "study.yaml", seeds=12, thin=16000, targets=[QUADRATIC])
+    path = write_study(tmp_path / "study.yaml", seeds=12, thin=50000, targets=[QUADRATIC])
     words = ["--submit=slurm", "--nodes=2", "--walltime=00:10:00", "site.ranks_per_node=1", "site.nodes_per_pack=1"]
     assert packed(slurm_lab, "--experiments", path, "--pack=12", *words, cwd=tmp_path).returncode == 0
     slurm_lab.wait_for(lambda: not slurm_lab.jobs(), PATIENCE)
