@@ -132,7 +132,7 @@ def test_every_command_of_the_benchmarks_but_the_long_ones_runs(tmp_path):
     for name in ("benchmarks", "flows", "mpi", "conf"):
         (tmp_path / name).symlink_to(ROOT / name)
     names = "busy checkpoints costs dln handout memory packing report scale startup step tune".split()
-    names += "calibration compiling defaults equilibrium large late_block metrics promise sharing size".split()
+    names += "calibration compiling defaults equilibrium first large late_block metrics promise sharing size".split()
     names += "temperature wells".split()
     long = {"make bench", *(f"python benchmarks/{name}.py" for name in names)}
     ran = [command for command in commands(ROOT / "benchmarks" / "README.md") if command not in long]
