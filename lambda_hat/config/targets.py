@@ -34,6 +34,8 @@ MOST_CHECKPOINTS = 1000
 MOST_PARAMETERS = 2**40
 """Bounds far above any use: a mistyped number is refused at once, before it fills the memory."""
 DLN_DATA = ("population", "empirical")
+KEPT_NUMBERS = 2**20
+"""Most random numbers of all its rows that a deep linear network keeps. Arbitrary: 4 MiB of memory and of file."""
 CHECKPOINT_SUFFIXES = (".npz", ".safetensors", ".json", ".pt", ".pth", ".bin")
 
 
@@ -263,7 +265,7 @@ class DlnTarget:
     """Number of data points; with the population loss it only sets `n_beta`."""
     data: str = "population"
     """`population`: the closed-form expected loss. `empirical`: `n` drawn data points. The target keeps their second
-    moments, and draws the rows of a minibatch again from their random keys."""
+    moments; a minibatch draws its rows again from their random keys, where the target is too large to keep them."""
     noise_std: float = 0.0
     """Standard deviation of the noise on the outputs of empirical data."""
 
@@ -279,6 +281,12 @@ class DlnTarget:
         non_negative("target.noise_std", self.noise_std)
         if self.data == "population" and self.noise_std > 0:
             raise ConfigError("target.noise_std: the population loss has no noise; write target.data: empirical")
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether the target keeps the random numbers of its rows, beside their moments."""
+        numbers = self.widths[0] + self.widths[-1] * (self.noise_std > 0)
+        return self.data == "empirical" and self.n * numbers <= KEPT_NUMBERS
 
 
 @dataclass(frozen=True)

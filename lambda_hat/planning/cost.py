@@ -72,9 +72,10 @@ def shape_of(build: BuildConfig, target_dir: Path | None = None) -> Shape:
         row, rows = UNIT * units + PRODUCT * dim, build.data.n
         return Shape(build.kind, dim, rows, rows, row, RANDOM, len(build.widths) + 1)
     if isinstance(build, DlnBuild):
-        # The loss is that of the product of the factors, whatever the number of rows; those of a batch are drawn anew.
+        # The loss is that of the product of the factors, whatever the number of rows.
         widths, row = build.target.widths, PRODUCT * dim
-        return Shape(build.kind, dim, widths[0], build.num_data, row, RANDOM * widths[0], len(widths) - 1)
+        draw = RANDOM * (1 if build.target.keeps_rows else widths[0])
+        return Shape(build.kind, dim, widths[0], build.num_data, row, draw, len(widths) - 1)
     return Shape(build.kind, dim, 1, 0, PRODUCT * dim)
 
 

@@ -53,10 +53,11 @@ class DlnEmpiricalLoss(Loss):
 
     With `D = W_L ... W_1 - W_star` it is `scale * (tr(D Sxx D^T) - 2 tr(D Sxe) + See)`, where `Sxx = mean x x^T`,
     `Sxe = mean x e^T` and `See = mean |e|^2`. No row is stored, and a full gradient costs no more than that of a batch
-    of H_0 rows. A minibatch draws each of its rows again, from the key of that row.
+    of H_0 rows. A minibatch draws each of its rows again, from the key of that row, where there are too many to keep.
 
-    `data` holds "W_star" (outputs, inputs), "Sxx" (inputs, inputs), "Sxe" (inputs, outputs), "See" (), "noise_std" ()
-    and "rows_key" (2,) uint32.
+    `data` holds "W_star" (outputs, inputs), "Sxx" (inputs, inputs), "Sxe" (inputs, outputs), "See" (), "noise_std" (),
+    "rows_key" (2,) uint32, and where they are kept, "normals" (rows, inputs + outputs) float32: the random numbers of
+    the rows, those of the noise last and only where there is noise.
     """
 
     depth: int
@@ -109,16 +110,23 @@ class DlnEmpiricalLoss(Loss):
 
 
 def draw_row(data: Arrays, index: Array | np.ndarray, noisy: bool) -> dict[str, Any]:
-    """Draw row `index` of the data: "x" (inputs,) and its noise "e" (outputs,), the same in every precision."""
+    """Row `index` of the data: "x" (inputs,) and its noise "e" (outputs,), the same in every precision."""
     outputs, inputs = data["W_star"].shape
     dtype = data["W_star"].dtype
-    key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(data["rows_key"])), index)
-    normal = jax.random.normal(key, (inputs + outputs * noisy,), jnp.float32).astype(dtype)
+    kept = data.get("normals")
+    normal = (draw_normals(data, index, noisy) if kept is None else jnp.asarray(kept)[index]).astype(dtype)
     return {"x": normal[:inputs], "e": data["noise_std"] * normal[inputs:] if noisy else jnp.zeros(outputs, dtype)}
 
 
+def draw_normals(data: Arrays, index: Array | np.ndarray, noisy: bool) -> Float[Array, " numbers"]:
+    """Draw the random numbers of row `index`."""
+    outputs, inputs = data["W_star"].shape
+    key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(data["rows_key"])), index)
+    return jax.random.normal(key, (inputs + outputs * noisy,), jnp.float32)
+
+
 def draw_rows(data: Arrays, indices: Int[Array | np.ndarray, " rows"], noisy: bool) -> dict[str, Array]:
-    """Draw several rows of the data: "x" (rows, inputs) and "e" (rows, outputs)."""
+    """Several rows of the data: "x" (rows, inputs) and "e" (rows, outputs)."""
     return jax.vmap(partial(draw_row, data, noisy=noisy))(indices)
 
 
@@ -224,6 +232,9 @@ def make(cfg: DlnBuild, programs: Path | None = None) -> Made:
         "rows_key": jax.random.key_data(jax.random.fold_in(key, ROW_STREAM)),
     }
     data |= second_moments(data, jnp.asarray(cfg.target.n, jnp.int32), noisy)
+    if cfg.target.keeps_rows:
+        every = jnp.arange(cfg.target.n, dtype=jnp.int32)
+        data["normals"] = jax.jit(jax.vmap(partial(draw_normals, data, noisy=noisy)))(every)
     arrays = {name: np.asarray(array) for name, array in data.items()}
     if not noisy:
         return Made(to_numpy(teacher), arrays, {})

@@ -1,5 +1,7 @@
 """Deep linear networks: teachers, the closed-form loss, and minima of noisy data."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -103,6 +105,30 @@ def test_minibatches_are_rows_of_the_data_in_every_precision(precision):
     assert drawn.dtype == precision and drawn.shape == (1000, 3)
     # With replacement, every one of the 40 rows comes up in 1,000 draws.
     np.testing.assert_array_equal(np.unique(drawn, axis=0), np.unique(x.astype(precision), axis=0))
+
+
+@pytest.mark.parametrize("noise_std", [0.0, 0.4])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_rows_that_are_kept_are_those_that_are_drawn_again(precision, noise_std):
+    target, _ = build_target(dln([3, 2, 4], data="empirical", n=40, noise_std=noise_std))
+    kept = cast(target.data, precision)
+    again = {name: array for name, array in kept.items() if name != "normals"}
+    assert len(again) == len(kept) - 1
+    with jax.enable_x64(precision == "float64"):
+        batches = [target.loss.batch(jax.random.key(5), data, 1000) for data in (kept, again)]
+        rows = [target.loss.per_row(cast(target.w_star, precision), data, 16) for data in (kept, again)]
+    for name, array in batches[0].items():
+        assert array.dtype == precision
+        np.testing.assert_array_equal(array, batches[1][name])
+    np.testing.assert_array_equal(*rows)
+
+
+def test_rows_are_kept_up_to_four_mebibytes():
+    cfg = dln([8, 2, 8], data="empirical", n=2**16, noise_std=0.4)
+    assert cfg.target.keeps_rows and not replace(cfg.target, n=2**16 + 1).keeps_rows
+    assert replace(cfg.target, n=2**17, noise_std=0.0).keeps_rows
+    too_many, _ = build_target(replace(cfg, target=replace(cfg.target, n=2**16 + 1)))
+    assert "normals" not in too_many.data
 
 
 @pytest.mark.parametrize(("widths", "rank"), [([4, 3, 5], None), ([4, 3, 5], 1)])
