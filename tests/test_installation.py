@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "install.md"
 WHEEL = os.environ.get("LAMBDA_HAT_WHEEL")
 """The wheel that is tried; without it the tests build one."""
+INTERPRETER = os.environ.get("LAMBDA_HAT_PYTHON", sys.executable)
+"""The python3 of the environment's reader; the present one by default."""
 
 
 def release():
@@ -49,7 +51,7 @@ class Reader:
         self.bin = folder / ".venv" / "bin"
         hidden = ("PYTHONPATH", "VIRTUAL_ENV", "LAMBDA_HAT_CACHE")
         self.env = {key: value for key, value in os.environ.items() if key not in hidden}
-        self.env |= {"HOME": str(folder), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        self.env |= {"HOME": str(folder), "PATH": f"{Path(INTERPRETER).parent}{os.pathsep}{os.environ['PATH']}"}
 
     def types(self, script: str, status: int = 0, where: str = ".") -> str:
         """Run lines of a shell with the environment on. Returns what they print on both streams."""
