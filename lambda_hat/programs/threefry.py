@@ -4,6 +4,9 @@ On CPUs JAX compiles a block of Threefry-2x32 as a loop of five passes. A loop i
 with nothing. A transition takes some ten blocks, most of them to derive a few keys, and they were half of its program.
 Here a small block is written out: it becomes one kernel with what takes its bits. The bits are the same.
 
+From JAX 0.11 on programs have JAX's own blocks. There LLVM's vectoriser visits the uses of every word again for each use of
+the word before, and took more than ten minutes over some blocks (NUTS on two parameters, JAX 0.11.2 and 0.12.0.1).
+
 Reference: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", SC11.
 """
 
@@ -27,6 +30,8 @@ ROTATIONS = (np.array([13, 15, 26, 6], np.uint32), np.array([17, 29, 16, 24], np
 PARITY = np.uint32(0x1BD11BDA)
 """The third word of a key is this, xor the other two."""
 PASSES = 5
+WRITTEN_OUT_BEFORE = (0, 11)
+"""The first version of JAX whose own blocks stay."""
 
 Words: TypeAlias = tuple[Any, Any]
 """Two arrays of uint32, of JAX or NumPy."""
@@ -84,7 +89,9 @@ def fold_in(key: tuple[np.ndarray, np.ndarray], number: int | np.ndarray) -> tup
 
 @functools.cache
 def install() -> None:
-    """Compile the blocks of this process's programs for CPUs in this way from now on."""
+    """Compile the blocks of this process's programs for CPUs in this way from now on, where JAX is old enough."""
+    if jax.__version_info__ >= WRITTEN_OUT_BEFORE:
+        return
 
     def lowered(repeat: Callable) -> Callable:
         return mlir.lower_fun(lambda *words: block(words[:2], words[2:], repeat), multiple_results=True)
