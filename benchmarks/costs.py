@@ -222,7 +222,7 @@ PROBES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "PRODUCT": (network([128, 128], 1000, 4), "hmc", {"num_burnin": 20, "precision": "float32"}),
     "FLOAT64": (network([128, 128], 1000, 4), "hmc", {"num_burnin": 20, "precision": "float64"}),
     "RANDOM": (
-        {"target": "dln", "overrides": {"target": {"widths": [32, 2, 2], "rank": 1, "data": "empirical"}}},
+        {"target": "dln", "overrides": {"target": {"widths": [32, 2, 2], "rank": 1, "data": "empirical", "n": 40000}}},
         "sgld",
         {"num_burnin": 100, "step_size": 1e-7, "gradient": "plain", "batch_size": 256},
     ),

@@ -17,8 +17,8 @@ from lambda_hat.targets.base import Loss, Observable
 Tree = TypeVar("Tree")
 """A pytree of arrays."""
 SIDE_BY_SIDE = 1024
-"""Most parameters of a network whose gradients at `w` and at `w_star` are one array operation. Below it a step is mostly
-the starts of operations, above it memory traffic: measured with networks of 16 to 1.3 million parameters on a CPU."""
+"""Most parameters of a network whose gradients at `w` and at `w_star` are one array operation. Below it a step mostly
+starts operations, above it it mostly moves memory: measured with networks of 16 to 1.3 million parameters on a CPU."""
 
 
 class Anchor(NamedTuple):

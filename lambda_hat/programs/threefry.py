@@ -4,8 +4,8 @@ On CPUs JAX compiles a block of Threefry-2x32 as a loop of five passes. A loop i
 with nothing. A transition takes some ten blocks, most of them to derive a few keys, and they were half of its program.
 Here a small block is written out: it becomes one kernel with what takes its bits. The bits are the same.
 
-From JAX 0.11 on programs have JAX's own blocks. There LLVM's vectoriser visits the uses of every word again for each use of
-the word before, and took more than ten minutes over some blocks (NUTS on two parameters, JAX 0.11.2 and 0.12.0.1).
+From JAX 0.11 on programs have JAX's own blocks. There LLVM visits the uses of every word again for each use
+of the word before, and took more than ten minutes over some blocks (NUTS on two parameters, JAX 0.12.0.1).
 
 Reference: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", SC11.
 """
