@@ -60,7 +60,7 @@ def blocks(document: Path, language: str) -> list[str]:
 def commands(document: Path) -> list[str]:
     """The shell commands of a document, without their comments."""
     lines = "".join(blocks(document, "sh")).splitlines()
-    return [command for line in lines if (command := line.partition("  #")[0].strip())]
+    return [command for line in lines if (command := line.partition(" #")[0].strip())]
 
 
 def files_in(document: Path) -> dict[str, str]:

@@ -35,7 +35,7 @@ MOST_PARAMETERS = 2**40
 """Bounds far above any use: a mistyped number is refused at once, before it fills the memory."""
 DLN_DATA = ("population", "empirical")
 KEPT_NUMBERS = 2**20
-"""Most random numbers of all its rows that a deep linear network keeps. Arbitrary: 4 MiB of memory and of file."""
+"""Most random numbers of all its rows that a deep linear network keeps. Arbitrary: a file of 4 MiB."""
 CHECKPOINT_SUFFIXES = (".npz", ".safetensors", ".json", ".pt", ".pth", ".bin")
 
 
@@ -265,7 +265,7 @@ class DlnTarget:
     """Number of data points; with the population loss it only sets `n_beta`."""
     data: str = "population"
     """`population`: the closed-form expected loss. `empirical`: `n` drawn data points. The target keeps their second
-    moments; a minibatch draws its rows again from their random keys, where the target is too large to keep them."""
+    moments, and the points themselves where they are few. Else a minibatch draws its rows again from their keys."""
     noise_std: float = 0.0
     """Standard deviation of the noise on the outputs of empirical data."""
 

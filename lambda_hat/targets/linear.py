@@ -52,8 +52,8 @@ class DlnEmpiricalLoss(Loss):
     """The exact mean loss over rows `x`, `y = W_star x + e`, from the second moments of the data.
 
     With `D = W_L ... W_1 - W_star` it is `scale * (tr(D Sxx D^T) - 2 tr(D Sxe) + See)`, where `Sxx = mean x x^T`,
-    `Sxe = mean x e^T` and `See = mean |e|^2`. No row is stored, and a full gradient costs no more than that of a batch
-    of H_0 rows. A minibatch draws each of its rows again, from the key of that row, where there are too many to keep.
+    `Sxe = mean x e^T` and `See = mean |e|^2`. A full gradient costs no more than that of a batch of H_0 rows.
+    Where there are too many rows to keep, a minibatch draws each of its own again, from the key of that row.
 
     `data` holds "W_star" (outputs, inputs), "Sxx" (inputs, inputs), "Sxe" (inputs, outputs), "See" (), "noise_std" (),
     "rows_key" (2,) uint32, and where they are kept, "normals" (rows, inputs + outputs) float32: the random numbers of
