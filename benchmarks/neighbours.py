@@ -267,8 +267,8 @@ def main() -> None:
     section = f"""## Beside what people do today
 
 `python benchmarks/neighbours.py --environment DIR --runs {runs}{" --lost" if args.lost else ""}`:
-{runs} SGLD runs of {NUM_TARGETS} targets that are built, on {NODES} nodes of a real SLURM, a process at a time on each; one study
-each. Busy: the share of both cores' time in which runs were sampled, compiling and starting apart.
+{runs} SGLD runs of {NUM_TARGETS} targets that are built, on {NODES} nodes of a real SLURM, a process at a time on each;
+one study each. Busy: the share of both cores' time in which runs were sampled, compiling and starting apart.
 
 {table(head, rows)}"""
     publish("neighbours", section, args.out)
